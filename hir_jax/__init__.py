@@ -1,0 +1,1 @@
+"""Hindsight instruction Replay in JAX: reinforcement learning that replays failed responses under easier instructions."""

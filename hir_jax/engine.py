@@ -1,0 +1,208 @@
+"""The compiled functions of one config over one mesh, and the host side of each: arrays in, NumPy out.
+
+Programs talk to the device through an Engine; the functions it compiles are the pure ones of rollout, replay and learner.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from functools import cached_property, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from transformers import AutoTokenizer
+
+from hir_jax.instructions import lexicon
+from hir_jax.instructions.roles import Encoded, PartShapes, chat_frame, prompt_batch
+from hir_jax.learner.update import LearnerSettings, init_state, score_responses, update
+from hir_jax.models import decoder
+from hir_jax.models.checkpoint import open_checkpoint
+from hir_jax.models.config import ModelConfig
+from hir_jax.parallel import mesh as meshes
+from hir_jax.replay.relabel import relabel
+from hir_jax.rollout.sample import Sampling, sample
+from hir_jax.types import PromptBatch, Replays, Rollout, TrainBatch, TrainState, Verdicts
+
+INIT, SAMPLE, SELECT, EVALUATE = range(4)  # purposes of random keys
+
+
+def bucket(length: int, buckets: Sequence[int], longest: int) -> int:
+    """The smallest of `buckets` (and `longest`) that holds `length` columns."""
+    return min(b for b in (*buckets, longest) if b >= length)
+
+
+def learner_settings(config) -> LearnerSettings:
+    """The `learner` group and what else the update depends on."""
+    group = {k: v for k, v in config.learner.items() if k != "mask_truncated"}
+    sft = config.method == "sft"
+    return LearnerSettings(
+        loss="sft" if sft else "policy",
+        temperature=1.0 if sft else config.rollout.temperature,
+        decay_steps=0 if config.learner.schedule == "constant" else config.total_steps * config.learner.mini_batches,
+        **group,
+    )
+
+
+class Engine:
+    """Model, tokenizer and compiled functions. `samples` is the number of slots a prompt has: m, or m + k."""
+
+    def __init__(self, config, devices=None):
+        self.config = config
+        self.mesh = meshes.make_mesh(**config.mesh, devices=devices)
+        self.shard = meshes.ActivationShard(self.mesh)
+        self._checkpoint = open_checkpoint(config.model.checkpoint) if config.model.checkpoint else None
+        if self._checkpoint:
+            self.tokenizer = self._checkpoint.tokenizer
+            self.stop_ids = tuple(self._checkpoint.stop_ids)
+            model = self._checkpoint.config
+        else:
+            name = config.model.tokenizer
+            self.tokenizer = lexicon.build_tokenizer() if name == "lexicon" else AutoTokenizer.from_pretrained(name)
+            self.stop_ids = (self.tokenizer.eos_token_id,)
+            model = self._random_model()
+        self.model = dataclasses.replace(model, compute_dtype=config.model.compute_dtype, remat=config.model.remat)
+        pad = self.tokenizer.pad_token_id
+        self.pad_id = pad if pad is not None else self.stop_ids[0]
+        self.frame = chat_frame(self.tokenizer)
+        self.samples = config.rollout.m + config.replay.k
+        self.settings = learner_settings(config)
+
+    def _random_model(self) -> ModelConfig:
+        m = self.config.model
+        return ModelConfig(
+            family="llama", vocab_size=len(self.tokenizer), hidden_size=m.hidden_size,
+            intermediate_size=m.intermediate_size, num_layers=m.num_layers, num_heads=m.num_heads,
+            num_kv_heads=m.num_heads, head_dim=m.hidden_size // m.num_heads,
+            max_position=self.config.data.max_prompt + self.config.rollout.max_response,
+        )  # fmt: skip
+
+    # ---- keys, parameters, state
+
+    def key(self, purpose: int, step: int = 0) -> jax.Array:
+        """The random key of a purpose at a step; nothing else is random."""
+        return jax.random.fold_in(jax.random.fold_in(jax.random.key(self.config.seed), purpose), step)
+
+    @cached_property
+    def param_shardings(self):
+        shapes = decoder.abstract_params(self.model, self.config.model.param_dtype)
+        return meshes.parameter_shardings(self.mesh, decoder.param_axes(self.model), shapes)
+
+    def load_params(self) -> decoder.Params:
+        """The checkpoint's parameters, straight to their shards; random ones if the config names none."""
+        dtype = jnp.dtype(self.config.model.param_dtype)
+        if self._checkpoint:
+            return self._checkpoint.load_params(dtype, self.param_shardings)
+        make = jax.jit(decoder.init, static_argnums=(0, 2), out_shardings=self.param_shardings)
+        return make(self.model, self.key(INIT), dtype)
+
+    @cached_property
+    def abstract_state(self) -> TrainState:
+        """Shapes and shardings of the TrainState, for restoring one."""
+        params = decoder.abstract_params(self.model, self.config.model.param_dtype)
+        shapes = jax.eval_shape(partial(init_state, settings=self.settings), params)
+        shardings = meshes.state_shardings(self.mesh, shapes, self.param_shardings)
+        return jax.tree.map(lambda s, sh: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sh), shapes, shardings)
+
+    def init_state(self, params: decoder.Params) -> TrainState:
+        """Step 0 from given parameters, which are copied: the state will be donated."""
+        shardings = jax.tree.map(lambda s: s.sharding, self.abstract_state)
+        make = jax.jit(lambda p: init_state(jax.tree.map(jnp.copy, p), self.settings), out_shardings=shardings)
+        return make(params)
+
+    # ---- compiled functions
+
+    def _rows(self, tree):
+        return meshes.put_rows(self.mesh, tree)
+
+    @cached_property
+    def _sample(self):
+        return jax.jit(
+            partial(sample, model=self.model, shard=self.shard),
+            static_argnames="settings",
+            out_shardings=meshes.rows(self.mesh),
+        )
+
+    @cached_property
+    def _score(self):
+        fixed = {"model": self.model, "settings": self.settings, "shard": self.shard}
+        return jax.jit(
+            partial(score_responses, **fixed, multiple=meshes.row_devices(self.mesh)),
+            out_shardings=meshes.rows(self.mesh),
+        )
+
+    @cached_property
+    def _relabel(self):
+        return jax.jit(
+            partial(relabel, samples=self.samples, pad_id=self.pad_id), out_shardings=meshes.rows(self.mesh)
+        )
+
+    @cached_property
+    def _update(self):
+        fixed = {"model": self.model, "settings": self.settings, "shard": self.shard}
+        state = jax.tree.map(lambda s: s.sharding, self.abstract_state)
+        return jax.jit(
+            partial(update, **fixed, multiple=meshes.row_devices(self.mesh)),
+            donate_argnums=0,
+            out_shardings=(state, meshes.replicated(self.mesh)),
+        )
+
+    def sampling(self, temperature: float, *, top_k: int = 0, top_p: float = 1.0) -> Sampling:
+        return Sampling(
+            self.config.rollout.max_response, self.stop_ids, self.pad_id, temperature, top_k, top_p,
+            policy_temperature=self.config.rollout.temperature,
+        )  # fmt: skip
+
+    def prompts(self, rows: Sequence[Encoded], shapes: PartShapes) -> PromptBatch:
+        """NumPy PromptBatch in the smallest prompt bucket that holds every rewriting of the rows."""
+        data = self.config.data
+        columns = bucket(max(r.longest for r in rows), data.prompt_buckets, data.max_prompt)
+        return prompt_batch(rows, shapes, columns, self.pad_id)
+
+    def sample(self, params, prompts: PromptBatch, rows: np.ndarray, key, settings: Sampling) -> Rollout:
+        """NumPy Rollout of rows.size responses; rows: i32[N, S], ids that choose each row's noise."""
+        tokens, length, rows = self._rows((prompts.tokens, prompts.length, rows.astype(np.int32)))
+        with jax.set_mesh(self.mesh):
+            return jax.device_get(self._sample(params, tokens, length, rows, key, settings=settings))
+
+    def score(self, params, tokens, prompt_length, response_mask) -> np.ndarray:
+        """Log-probs f32[B, R] of responses under `params`."""
+        arrays = self._rows((tokens, prompt_length, response_mask))
+        with jax.set_mesh(self.mesh):
+            return jax.device_get(self._score(params, *arrays))
+
+    def relabel(
+        self, prompts: PromptBatch, rollout: Rollout, ref_logp, reward, weight, verdicts: Verdicts, replays: Replays
+    ) -> TrainBatch:
+        """The TrainBatch, on device, of B = N * samples slots."""
+        arrays = self._rows((prompts.tokens, prompts.length, prompts.parts, rollout, ref_logp, reward, weight, verdicts))
+        with jax.set_mesh(self.mesh):
+            return self._relabel(*arrays, replays)
+
+    def update(self, state: TrainState, batch: TrainBatch) -> tuple[TrainState, dict[str, float]]:
+        """One training step; `state` is donated."""
+        batch = self._rows(batch)
+        with jax.set_mesh(self.mesh):
+            state, metrics = self._update(state, batch)
+        return state, {name: float(value) for name, value in jax.device_get(metrics).items()}
+
+    # ---- text
+
+    def texts(self, rollout: Rollout) -> list[str]:
+        """Responses as text, special tokens stripped; "" for empty slots."""
+        ids = [row[mask] for row, mask in zip(rollout.tokens, rollout.mask, strict=True)]
+        return self.tokenizer.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def respond(self, params, rows: Sequence[Encoded], temperature: float, progress=lambda done: None) -> list[str]:
+        """One response to each row, greedy at temperature 0, `config.data.eval_batch` prompts at a time."""
+        size, texts = self.config.data.eval_batch, []
+        settings = self.sampling(temperature)
+        for start in range(0, len(rows), size):
+            part = list(rows[start : start + size])
+            padded = part + [part[0]] * (size - len(part))  # one shape for all
+            ids = np.arange(start, start + size)[:, None]
+            prompts = self.prompts(padded, PartShapes.of(padded, max(len(r.segments) for r in padded)))
+            texts += self.texts(self.sample(params, prompts, ids, self.key(EVALUATE), settings))[: len(part)]
+            progress(len(texts))
+        return texts

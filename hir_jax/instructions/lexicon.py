@@ -1,0 +1,222 @@
+"""The lexicon of the tiny environment: its words, and a word-level tokenizer over them as an ordinary Hugging Face one.
+
+A token is a word, a number or a mark together with the space before it, if there is one (" river", "The", "."), so that
+joining the tokens gives the text back to the letter. Content words stand in one form only, lower-case behind a space
+(or, for adverbs, in capitals): what a prompt names and what a response holds is then the same token, which a very small
+model can copy. No content word occurs inside another entry, since IFEval's keyword checks search inside words too.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+NOUNS = tuple(
+    [
+        "river",
+        "garden",
+        "storm",
+        "lamp",
+        "stone",
+        "bridge",
+        "window",
+        "forest",
+        "candle",
+        "mirror",
+        "harbor",
+        "market",
+        "island",
+        "valley",
+        "engine",
+        "basket",
+        "hammer",
+        "ladder",
+        "pillow",
+        "rocket",
+        "doctor",
+        "farmer",
+        "sailor",
+        "painter",
+        "tiger",
+        "rabbit",
+        "falcon",
+        "dragon",
+        "monkey",
+        "planet",
+        "desert",
+        "castle",
+        "temple",
+        "village",
+        "orchard",
+        "meadow",
+        "kitchen",
+        "museum",
+        "wolf",
+        "piano",
+    ]
+)
+ADJECTIVES = tuple(
+    [
+        "ancient",
+        "quiet",
+        "golden",
+        "tiny",
+        "brave",
+        "gentle",
+        "hungry",
+        "purple",
+        "silver",
+        "distant",
+        "frozen",
+        "broken",
+        "clever",
+        "lonely",
+        "rusty",
+        "sunny",
+    ]
+)
+VERBS = tuple(
+    [
+        "sings",
+        "waits",
+        "sleeps",
+        "dances",
+        "grows",
+        "shines",
+        "falls",
+        "glows",
+        "drifts",
+        "whispers",
+        "trembles",
+        "wanders",
+        "hides",
+        "listens",
+        "smiles",
+        "runs",
+    ]
+)
+ADVERBS = tuple(["softly", "slowly", "today", "again", "forever", "tonight", "brightly", "proudly", "calmly", "gladly"])
+DETERMINERS = tuple(["the", "my", "our", "this", "every", "that"])
+PREPOSITIONS = tuple(["near", "under", "with", "beside", "behind", "above"])
+LINKS = ("and",)
+PLACEHOLDERS = tuple(["[name]", "[date]", "[place]", "[time]", "[city]", "[color]"])
+SPLITTERS = tuple(["Part", "Section", "Day"])
+POSTSCRIPTS = ("P.S.", "P.P.S")
+CLOSINGS = (
+    "Good night.",
+    "Thank you.",
+    "See you soon.",
+    "All is well.",
+    "Stay safe.",
+    "Take care.",
+    "Be kind.",
+    "Keep going.",
+)
+GENRES = tuple(["note", "poem", "story", "letter", "tale", "report", "diary", "speech"])
+LARGEST_NUMBER = 40
+
+_CONSTRAINT_WORDS = tuple(
+    [
+        "a",
+        "about",
+        "least",
+        "less",
+        "than",
+        "words",
+        "word",
+        "sentences",
+        "times",
+        "text",
+        "parts",
+        "paragraph",
+        "capital",
+        "bullets",
+        "title",
+        "line",
+        "quotes",
+        "around",
+        "no",
+        "commas",
+        "sections",
+        "placeholders",
+        "at",
+        "in",
+        "into",
+        "by",
+        "of",
+        "to",
+        "exactly",
+        "named",
+        "with",
+    ]
+)
+_FIRST_WORDS = tuple(["Write", "Use", "Avoid", "Split", "List", "Highlight", "Put", "Add", "End", "Start", "Mark"])
+# The fixed words of template type3 ("The output must follow the following rules:").
+_TEMPLATE_WORDS = tuple(["output", "must", "follow", "following", "rules"])
+_TIGHT_MARKS = tuple([".", ",", "!", "?", ":", ";", "-", "*", '"', "<<", ">>", "***"]) + ("\n", "\n\n", "\n***\n", " ")
+_SPACED_MARKS = tuple(["", "*", "-", '"', "<<", "***"][1:])
+
+USER, ASSISTANT, END = "<|user|>", "<|assistant|>", "<|end|>"
+PAD, UNKNOWN = "<pad>", "<unk>"
+SPECIAL = (PAD, UNKNOWN, USER, ASSISTANT, END)
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+
+# One token of text. Longer marks stand before their parts; the last choice makes any other character a token (<unk>).
+PATTERN = r"\n\*\*\*\n|\n\n|\n| ?(?:P\.P\.S|P\.S\.|\[[a-z]+\]|[A-Za-z]+|[0-9]+|\*\*\*|<<|>>|[.,!?:;\-*\x22])| |[^\n]"
+_TOKEN = re.compile(PATTERN)
+
+
+def pieces(text: str) -> list[str]:
+    """The tokens of `text` (their concatenation is `text`), in pure Python: what the tokenizer's splitting does."""
+    return _TOKEN.findall(text)
+
+
+def vocabulary() -> list[str]:
+    """All entries, special tokens first; the place in the list is the token id."""
+    spaced = (*NOUNS, *ADJECTIVES, *VERBS, *ADVERBS, *(w.upper() for w in ADVERBS), *PREPOSITIONS, *LINKS)
+    spaced += (*GENRES, *PLACEHOLDERS, *_CONSTRAINT_WORDS, *_TEMPLATE_WORDS, *POSTSCRIPTS, *_SPACED_MARKS, *SPLITTERS)
+    spaced += tuple(word for closing in CLOSINGS for word in closing.removesuffix(".").split())
+    spaced += tuple(str(n) for n in range(LARGEST_NUMBER + 1))
+    both = [form for word in DETERMINERS for form in (word, word.capitalize())] + list(_FIRST_WORDS)
+    tight = (*_TIGHT_MARKS, *POSTSCRIPTS, *SPLITTERS, *(str(n) for n in range(1, 10)))
+    entries = [*SPECIAL, *tight, *(" " + word for word in spaced)]
+    for word in both:
+        entries += [word, " " + word]
+    return list(dict.fromkeys(entries))
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """The word-level tokenizer: lossless on the texts of this environment, `<unk>` for any other word.
+
+    `<|end|>` ends a turn and is the stop token; the chat template is `<|user|>` text `<|end|>` `<|assistant|>`.
+    Saves and loads like any other tokenizer (`save_pretrained`, `AutoTokenizer.from_pretrained`).
+    """
+    # Loaded here because it takes seconds, and whoever only generates texts needs no more than the words above.
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    entries = vocabulary()
+    tokenizer = Tokenizer(models.WordLevel({entry: i for i, entry in enumerate(entries)}, unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(PATTERN), behavior="isolated")
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token=UNKNOWN,
+        pad_token=PAD,
+        eos_token=END,
+        additional_special_tokens=[USER, ASSISTANT],
+        chat_template=CHAT_TEMPLATE,
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+        model_max_length=1024,
+    )

@@ -1,0 +1,100 @@
+"""Reading instructions from JSON Lines: rows with their place, and the published IFEval prompts.
+
+A row that cannot be read is a `RowError` that says where it stands; nothing is guessed or skipped in silence.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from hir_jax.constraints import registry
+from hir_jax.types import Constraint, InputError, Instruction
+
+
+class RowError(InputError):
+    """A file, or one row of it, that cannot be read: "path:line: what is wrong"."""
+
+
+def read_jsonl(
+    path: str | Path, on_error: Callable[[RowError], None] | None = None
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number from 1, object) for each line of a UTF-8 JSON Lines file; blank lines are passed over.
+
+    A line that is not a JSON object goes to `on_error` as a RowError and reading goes on; without `on_error` it is
+    raised, as is a file that cannot be opened in both cases.
+    """
+    for number, line in _lines(path):
+        try:
+            row = _object(line, f"{path}:{number}")
+        except RowError as error:
+            if on_error is None:
+                raise
+            on_error(error)
+        else:
+            yield number, row
+
+
+def _lines(path: str | Path) -> Iterator[tuple[int, bytes]]:
+    try:
+        # Bytes, so that only a newline ends a line: text may hold other separators that Python's lines would end at.
+        with open(path, "rb") as file:
+            yield from ((number, line) for number, line in enumerate(file, start=1) if line.strip())
+    except OSError as error:
+        raise RowError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _object(line: bytes, place: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise RowError(f"{place}: not JSON: {error}") from error
+    if not isinstance(row, dict):
+        raise RowError(f"{place}: a JSON object is wanted, not {type(row).__name__}")
+    return row
+
+
+def _ifeval_instruction(row: dict[str, Any], source: str) -> Instruction:
+    key, prompt = row.get("key"), row.get("prompt")
+    ids, arguments = row.get("instruction_id_list"), row.get("kwargs")
+    if isinstance(key, bool) or not isinstance(key, int | str):
+        raise RowError(f"{source}: 'key' must be an integer or a string, not {key!r}")
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise RowError(f"{source}: 'prompt' must be a non-blank string")
+    if not isinstance(ids, list) or not ids or not all(isinstance(id, str) for id in ids):
+        raise RowError(f"{source}: 'instruction_id_list' must be a non-empty list of strings")
+    if not isinstance(arguments, list) or not all(isinstance(one, dict) for one in arguments):
+        raise RowError(f"{source}: 'kwargs' must be a list of objects")
+    if len(ids) != len(arguments):
+        raise RowError(f"{source}: {len(ids)} instruction ids, but {len(arguments)} kwargs")
+    for id in ids:
+        try:
+            registry.require_id(id)
+        except registry.UnknownConstraintError as error:
+            raise RowError(f"{source}: {error}") from error
+    constraints = tuple(
+        Constraint(id, {name: value for name, value in one.items() if value is not None})
+        for id, one in zip(ids, arguments, strict=True)
+    )
+    return Instruction(task=prompt, constraints=constraints, template="verbatim", key=key, source=source)
+
+
+def read_ifeval(path: str | Path) -> list[Instruction]:
+    """IFEval's prompts (rows of key, prompt, instruction_id_list, kwargs) in the form they are published in.
+
+    The prompt's own wording holds the constraints, so the template is "verbatim" and constraint texts are empty; null
+    arguments are dropped. Raises RowError for an unreadable or empty file, a broken row, an unknown constraint id and a
+    repeated key. Arguments that cannot be used do not raise: two published rows have such (keys 1122 and 1129, where
+    the published scorer draws a random letter); a verifier's verdict on them is unknown.
+    """
+    instructions: dict[str, Instruction] = {}
+    for number, row in read_jsonl(path):
+        instruction = _ifeval_instruction(row, f"{path}:{number}")
+        first = instructions.setdefault(str(instruction.key), instruction)
+        if first is not instruction:
+            raise RowError(f"{path}:{number}: key {instruction.key!r} was used before, in {first.source}")
+    if not instructions:
+        raise RowError(f"{path}: holds no rows")
+    return list(instructions.values())

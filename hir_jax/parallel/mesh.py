@@ -1,0 +1,133 @@
+"""The mesh and the rules from logical axes to it. Nobody else builds a mesh or a sharding.
+
+Axes: `data` (rows, parameters replicated), `fsdp` (rows, parameters split), `tensor` (heads, MLP, vocabulary split).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from hir_jax.types import InputError
+
+AXES = ("data", "fsdp", "tensor")
+ROWS = ("data", "fsdp")
+
+# logical axis -> mesh axes, for parameters (and their optimiser state) ...
+PARAMETER_RULES: Mapping[str, Any] = {
+    "vocab": "tensor",
+    "embed": "fsdp",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "mlp": "tensor",
+    "layers": None,
+    "head_dim": None,
+}
+# ... and for activations
+ACTIVATION_RULES: Mapping[str, Any] = {
+    "batch": ROWS,
+    "length": None,
+    "embed": None,
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "mlp": "tensor",
+    "vocab": "tensor",
+}
+
+
+class MeshError(InputError):
+    """A mesh that the devices or the batch cannot fill; the message says what to change."""
+
+
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None) -> Mesh:
+    """A (data, fsdp, tensor) mesh; at most one size may be -1, which takes the devices that are left."""
+    devices = jax.devices() if devices is None else devices
+    sizes = [data, fsdp, tensor]
+    if sizes.count(-1) > 1 or any(s == 0 or s < -1 for s in sizes):
+        raise MeshError(f"mesh (data, fsdp, tensor) = {tuple(sizes)}: sizes are positive, and at most one is -1")
+    if -1 in sizes:
+        others = int(np.prod([s for s in sizes if s != -1]))
+        sizes[sizes.index(-1)] = max(1, len(devices) // others)
+    if int(np.prod(sizes)) != len(devices):
+        raise MeshError(
+            f"mesh (data, fsdp, tensor) = {tuple(sizes)} wants {int(np.prod(sizes))} devices, there are {len(devices)}: "
+            "change config.mesh, or give one of its sizes as -1"
+        )
+    return Mesh(np.asarray(devices).reshape(sizes), AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def row_devices(mesh: Mesh) -> int:
+    """How many ways the rows of a batch are split."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def _spec(mesh: Mesh, rules: Mapping[str, Any], names: tuple[str | None, ...], shape: tuple[int, ...]) -> PartitionSpec:
+    """Axes whose size the mesh does not divide stay whole: three key/value heads on two devices, say."""
+    chosen = []
+    for name, size in zip(names, shape, strict=True):
+        axes = rules[name] if name is not None else None
+        ways = int(np.prod([mesh.shape[a] for a in ([axes] if isinstance(axes, str) else axes or ())]))
+        chosen.append(axes if ways > 1 and size % ways == 0 else None)
+    return PartitionSpec(*chosen)
+
+
+@dataclass(frozen=True)
+class ActivationShard:
+    """The `shard(x, logical axes)` that models take; hashable, hence a static argument."""
+
+    mesh: Mesh
+
+    def __call__(self, x: jax.Array, names: tuple[str | None, ...]) -> jax.Array:
+        spec = _spec(self.mesh, ACTIVATION_RULES, names, x.shape)
+        return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
+
+
+def parameter_shardings(mesh: Mesh, axes, shapes):
+    """A tree of NamedShardings from a tree of logical axis names and the matching tree of shapes."""
+    return jax.tree.map(
+        lambda shape, names: NamedSharding(mesh, _spec(mesh, PARAMETER_RULES, names, shape.shape)), shapes, axes
+    )
+
+
+def state_shardings(mesh: Mesh, shapes, parameters):
+    """Shardings of any state that holds copies of the parameters (moments): leaves follow the parameter whose path they
+    end in and whose shape they have; everything else is replicated."""
+    known = {
+        jax.tree_util.keystr(path): sharding
+        for path, sharding in jax.tree_util.tree_flatten_with_path(parameters)[0]
+    }
+
+    def find(path, _):
+        for start in range(len(path)):
+            found = known.get(jax.tree_util.keystr(path[start:]))
+            if found is not None:
+                return found
+        return replicated(mesh)
+
+    return jax.tree_util.tree_map_with_path(find, shapes)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def rows(mesh: Mesh) -> NamedSharding:
+    """Leading axis split over data and fsdp."""
+    return NamedSharding(mesh, PartitionSpec(ROWS))
+
+
+def put_rows(mesh: Mesh, tree):
+    """Host arrays to the devices, rows split. Raises MeshError if they do not split evenly."""
+    ways = row_devices(mesh)
+    for leaf in jax.tree.leaves(tree):
+        if leaf.shape[0] % ways:
+            raise MeshError(
+                f"{leaf.shape[0]} rows do not split over {ways} devices (data x fsdp): make config.data.batch_prompts "
+                "(for evaluation, eval_batch) a multiple of it, or change config.mesh"
+            )
+    return jax.device_put(tree, rows(mesh))

@@ -1,0 +1,87 @@
+"""Rewriting prompts on device: the hindsight instruction q' as a gather over tokens tokenised by roles."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from hir_jax.types import Array, PromptParts, Replays, Rollout, TrainBatch, Verdicts
+
+
+def assemble(parts: PromptParts, keep: Array, columns: int, pad_id: int) -> tuple[Array, Array]:
+    """Prompts that hold the kept constraints, right-aligned: tokens i32[B, columns] and lengths i32[B].
+
+    parts: of the B rows' prompts (leading axis B); keep: bool[B, C]. Equals tokenising the rewritten instruction rendered
+    with the row's template, provided it fits (`Encoded.longest <= columns`, checked when data is loaded).
+    """
+    rows, constraints, roles, width = parts.segments.shape
+    keep = keep & parts.present
+    ordinal = jnp.cumsum(keep, -1) - 1
+    is_last = ordinal == keep.sum(-1, keepdims=True) - 1
+    role = 2 * jnp.clip(ordinal, 0, parts.ordinals[:, None] - 1) + is_last
+    pick = role[:, :, None, None]
+    segment = jnp.take_along_axis(parts.segments, pick, axis=2)[:, :, 0]  # i32[B, C, S]
+    length = jnp.take_along_axis(parts.segment_length, pick[..., 0], axis=2)[:, :, 0] * keep
+    used = jnp.concatenate(
+        [
+            jnp.arange(parts.head.shape[1]) < parts.head_length[:, None],
+            (jnp.arange(width) < length[..., None]).reshape(rows, constraints * width),
+            jnp.arange(parts.tail.shape[1]) < parts.tail_length[:, None],
+        ],
+        axis=1,
+    )
+    source = jnp.concatenate([parts.head, segment.reshape(rows, constraints * width), parts.tail], axis=1)
+    total = used.sum(-1)
+    target = jnp.where(used, jnp.cumsum(used, -1) - 1 + columns - total[:, None], columns)  # unused: dropped
+    empty = jnp.full((rows, columns), pad_id, source.dtype)
+    tokens = jax.vmap(lambda out, at, values: out.at[at].set(values, mode="drop"))(empty, target, source)
+    return tokens, total.astype(jnp.int32)
+
+
+def relabel(
+    prompts: Array,
+    prompt_length: Array,
+    parts: PromptParts,
+    rollout: Rollout,
+    ref_logp: Array,
+    reward: Array,
+    weight: Array,
+    verdicts: Verdicts,
+    replays: Replays,
+    *,
+    samples: int,
+    pad_id: int,
+) -> TrainBatch:
+    """Originals and replays as one TrainBatch of B rows, each replay (q', y) behind its source row.
+
+    prompts: i32[N, P]; rollout, verdicts and ref_logp, reward, weight: of B = N * samples slots, slot b of prompt
+    b // samples; replays: K places. Slots without a sample and replays that are not valid leave places at weight 0,
+    which come last. A replay has reward 1 and keeps the response tokens and the log-probs of its source.
+    """
+    slots = rollout.mask.shape[0]
+    group = jnp.arange(slots) // samples
+    row = replays.row
+    rewritten, rewritten_length = assemble(
+        jax.tree.map(lambda x: x[group[row]], parts), verdicts.satisfied[row], prompts.shape[1], pad_id
+    )
+    source = jnp.concatenate([jnp.arange(slots), row])
+    is_replay = jnp.arange(slots + row.shape[0]) >= slots
+    present = jnp.concatenate([rollout.filled, replays.valid])
+    order = jnp.lexsort((is_replay, source, ~present))[:slots]
+    source, is_replay, present = source[order], is_replay[order], present[order]
+
+    def both(original, replay):
+        return jnp.concatenate([original, replay])[order]
+
+    mask = rollout.mask[source] & present[:, None]
+    return TrainBatch(
+        tokens=jnp.concatenate([both(prompts[group], rewritten), rollout.tokens[source]], axis=1),
+        prompt_length=both(prompt_length[group], rewritten_length),
+        response_mask=mask,
+        behaviour_logp=jnp.where(mask, rollout.sampler_logp[source], 0.0),
+        ref_logp=jnp.where(mask, ref_logp[source], 0.0),
+        reward=jnp.where(is_replay, 1.0, reward[source]),
+        weight=jnp.where(present, jnp.where(is_replay, 1.0, weight[source]), 0.0),
+        group=group[source],
+        is_replay=is_replay,
+    )

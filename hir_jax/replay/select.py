@@ -1,0 +1,101 @@
+"""Which failures are replayed: the score F(y) = F_div(y) + lambda_s * F_int(y) and its selection (method.md, step 3).
+
+Pure functions of arrays. B rows, N prompts, C constraints, K = k * N places for replays.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from hir_jax.types import Array, Replays, Rollout, Verdicts
+
+STRATEGIES = ("curriculum", "entropy", "integrity", "random", "none")
+SCOPES = ("batch", "group", "even")
+# lambda_s stops growing here: integrity then outweighs any entropy (at most ln V, about 12 nats a token) in float32
+# without swallowing it, so that entropy still breaks ties between equal integrities.
+LAMBDA_CAP = 1e4
+
+
+def ila(verdicts: Verdicts) -> tuple[Array, Array]:
+    """Instruction-level accuracy prod_c I and whether it is decided: f32[B], bool[B].
+
+    One known failure decides for 0; an unknown verdict leaves open only what hangs on it.
+    """
+    failed = (verdicts.present & verdicts.known & ~verdicts.satisfied).any(-1)
+    unknown = (verdicts.present & ~verdicts.known).any(-1)
+    return (~failed & ~unknown).astype(jnp.float32), failed | ~unknown
+
+
+def cla(verdicts: Verdicts) -> Array:
+    """Constraint-level accuracy (integrity, F_int): the mean over known constraints, f32[B]; 0 where none is known."""
+    counted = verdicts.present & verdicts.known
+    met = (counted & verdicts.satisfied).sum(-1).astype(jnp.float32)
+    return met / jnp.maximum(counted.sum(-1), 1)
+
+
+def replayable(verdicts: Verdicts, filled: Array) -> Array:
+    """bool[B]: 0 < CLA < 1 and every verdict known."""
+    known = (verdicts.known | ~verdicts.present).all(-1)
+    integrity = cla(verdicts)
+    return filled & known & (integrity > 0) & (integrity < 1)
+
+
+def response_entropy(rollout: Rollout, reduce: str = "mean") -> Array:
+    """F_div, nats, f32[B]: mean over the response's tokens (released code) or their sum (paper)."""
+    total = jnp.where(rollout.mask, rollout.entropy, 0.0).sum(-1)
+    return total / jnp.maximum(rollout.mask.sum(-1), 1) if reduce == "mean" else total
+
+
+def schedule(step: Array, lambda_0: float, eta: float) -> Array:
+    """lambda_s = lambda_0 * (1 + eta)^s, capped at LAMBDA_CAP (computed through logs: 1.05^s leaves float32 near 1,800)."""
+    if lambda_0 == 0:
+        return jnp.float32(0.0)
+    exponent = jnp.log(jnp.float32(lambda_0)) + jnp.asarray(step, jnp.float32) * jnp.log1p(jnp.float32(eta))
+    return jnp.exp(jnp.minimum(exponent, jnp.log(jnp.float32(LAMBDA_CAP))))
+
+
+def select_score(rollout: Rollout, verdicts: Verdicts, step: Array, key: Array, config) -> Array:
+    """F(y), f32[B], by `config.strategy`: curriculum, entropy alone, integrity alone, or random.
+
+    `config` is the `replay` group: strategy, entropy ("mean"|"sum"), lambda_0, eta. `step` is s, 1 at the first update.
+    """
+    if config.strategy == "random":
+        return jax.random.uniform(key, (rollout.mask.shape[0],))
+    diversity = response_entropy(rollout, config.entropy)
+    if config.strategy == "entropy":
+        return diversity
+    if config.strategy == "integrity":
+        return cla(verdicts)
+    return diversity + schedule(step, config.lambda_0, config.eta) * cla(verdicts)
+
+
+@partial(jax.jit, static_argnames=("scope", "places", "prompts"))
+def choose(
+    scores: Array, candidate: Array, group: Array, budget: Array, *, scope: str, places: int, prompts: int
+) -> Replays:
+    """The `budget` candidates to replay, best first; ties go to the lower row.
+
+    scores: f32[B]; candidate: bool[B]; group: i32[B], the prompt of each row; budget: i32[], at most `places`.
+    Scopes: "batch", the best of the whole batch; "group", the best budget // prompts of each prompt; "even",
+    water-filling: every prompt's best, then every prompt's second best, ... (lower prompts first) until it is spent.
+    """
+    rows = scores.shape[0]
+    ranked = jnp.lexsort((-scores, ~candidate))  # stable: candidates first, best first
+    eligible, owner = candidate[ranked], group[ranked]
+    better = jnp.tril((owner[:, None] == owner[None, :]) & eligible[None, :], -1).sum(-1)  # in the same prompt
+    if scope == "group":
+        eligible &= better < budget // prompts
+    elif scope == "even":
+        turns = jnp.lexsort((owner, better, ~eligible))
+        eligible &= jnp.zeros(rows, jnp.int32).at[turns].set(jnp.arange(rows, dtype=jnp.int32)) < budget
+    taken = jnp.argsort(~eligible, stable=True)[:places]
+    row = ranked[taken].astype(jnp.int32)
+    return Replays(row, scores[row], eligible[taken] & (jnp.arange(taken.shape[0]) < budget))
+
+
+def missing_rounds(candidates: int, prompts: int, k: int) -> int:
+    """e = ceil((k*N - R) / N): further samples per prompt that `fill="resample"` draws when only R failures can be replayed."""
+    return max(0, -((candidates - k * prompts) // prompts))

@@ -1,0 +1,217 @@
+"""The stages of one training step on the host: roll out, verify, select, relabel. `train.py` strings them together."""
+
+from __future__ import annotations
+
+import time
+
+import jax
+import numpy as np
+
+from hir_jax.constraints.verifier import Row, Verifier
+from hir_jax.engine import SAMPLE, SELECT, Engine, bucket
+from hir_jax.instructions.dataset import Dataset
+from hir_jax.instructions.roles import Encoded
+from hir_jax.instructions.templates import render
+from hir_jax.replay import select
+from hir_jax.types import PromptBatch, Replays, Rollout, TrainBatch, Verdicts
+
+
+class Clock:
+    """Seconds per phase of a step, under metric keys that contain `seconds`."""
+
+    def __init__(self):
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, phase: str) -> None:
+        now = time.perf_counter()
+        self.seconds[f"seconds/{phase}"] = self.seconds.get(f"seconds/{phase}", 0.0) + now - self._last
+        self._last = now
+
+
+def empty_rollout(rows: int, columns: int, pad_id: int) -> Rollout:
+    """Slots without a sample."""
+    zeros = np.zeros((rows, columns), np.float32)
+    return Rollout(
+        np.full((rows, columns), pad_id, np.int32), zeros.astype(bool), zeros, zeros,
+        ended=np.zeros(rows, bool), filled=np.zeros(rows, bool),
+    )  # fmt: skip
+
+
+def put_slots(whole, part, prompts: int, first: int):
+    """A copy of `whole` (trees of [prompts * slots, ...] arrays) with `part` in the slots from `first` of every prompt."""
+
+    def one(a, b):
+        a = a.reshape(prompts, -1, *a.shape[1:]).copy()
+        b = b.reshape(prompts, -1, *b.shape[1:])
+        a[:, first : first + b.shape[1]] = b
+        return a.reshape(-1, *a.shape[2:])
+
+    return jax.tree.map(one, whole, part)
+
+
+def verify(engine: Engine, verifier: Verifier, rows: list[Encoded], rollout: Rollout, width: int, step: int) -> Verdicts:
+    """Every constraint of every sample; row b belongs to prompt b // (B / N)."""
+    per_prompt = len(rollout.filled) // len(rows)
+    checks = []
+    for b, text in enumerate(engine.texts(rollout)):
+        instruction = rows[b // per_prompt].instruction
+        label = f"step {step}, row {b} ({instruction.source})"
+        checks.append(Row(instruction.constraints, text, render(instruction), label))
+    return verifier.verify(checks, width)
+
+
+def roll_out(engine: Engine, verifier: Verifier, params, rows, prompts: PromptBatch, step: int, clock: Clock):
+    """Samples m responses a prompt (m + k without replay), verifies them, and samples more where failures to replay lack.
+
+    Returns (Rollout, Verdicts) of N * (m + k) slots and the number e of further rounds.
+    """
+    config, n, slots = engine.config, len(rows), engine.samples
+    first = config.rollout.m if config.method == "hir" else slots
+    settings = engine.sampling(config.rollout.temperature, top_k=config.rollout.top_k, top_p=config.rollout.top_p)
+    ids = np.arange(n * slots).reshape(n, slots)  # a row's noise follows its slot, in whichever round it is drawn
+    width = prompts.parts.present.shape[1]
+    rollout = empty_rollout(n * slots, config.rollout.max_response, engine.pad_id)
+    verdicts = Verdicts(*(np.zeros((n * slots, width), bool) for _ in Verdicts._fields))
+    begin, end, rounds = 0, first, 0
+    while begin < end:
+        count = first if begin == 0 else 1
+        part = engine.sample(params, prompts, ids[:, begin : begin + count], engine.key(SAMPLE, step), settings)
+        clock.lap("sample")
+        found = verify(engine, verifier, rows, part, width, step)
+        clock.lap("verify")
+        rollout, verdicts = put_slots((rollout, verdicts), (part, found), n, begin)
+        begin += count
+        if begin == first and config.method == "hir" and config.replay.fill == "resample":
+            rounds = select.missing_rounds(int(candidates(engine, rollout, verdicts).sum()), n, config.replay.k)
+            end = first + rounds
+    return rollout, verdicts, rounds
+
+
+def candidates(engine: Engine, rollout: Rollout, verdicts: Verdicts) -> np.ndarray:
+    """bool[B]: the failures that may be replayed."""
+    usable = rollout.filled & rollout.ended if engine.config.learner.mask_truncated else rollout.filled
+    return np.asarray(select.replayable(verdicts, usable))
+
+
+def select_replays(engine: Engine, rollout: Rollout, verdicts: Verdicts, rounds: int, step: int) -> Replays:
+    """(k - e) * N failures with the largest F(y); no place at all without replay."""
+    config, slots = engine.config.replay, engine.samples
+    prompts = len(rollout.filled) // slots
+    if engine.config.method != "hir" or config.k == 0:
+        return Replays(np.zeros(0, np.int32), np.zeros(0, np.float32), np.zeros(0, bool))
+    scores = select.select_score(rollout, verdicts, step + 1, engine.key(SELECT, step), config)
+    return jax.device_get(
+        select.choose(
+            scores, candidates(engine, rollout, verdicts), np.arange(len(rollout.filled)) // slots,
+            (config.k - rounds) * prompts, scope=config.scope, places=config.k * prompts, prompts=prompts,
+        )  # fmt: skip
+    )
+
+
+def rewards(engine: Engine, rollout: Rollout, verdicts: Verdicts) -> tuple[np.ndarray, np.ndarray]:
+    """Reward and weight of each original sample: ILA (CLA for clr); weight 0 where it is undecided or not to be trained on."""
+    ila, decided = (np.asarray(x) for x in select.ila(verdicts))
+    reward = ila
+    if engine.config.method == "clr":
+        reward = np.asarray(select.cla(verdicts))
+        decided = (verdicts.known | ~verdicts.present).all(-1)
+    usable = rollout.filled & decided
+    if engine.config.learner.mask_truncated:
+        usable &= rollout.ended
+    return reward.astype(np.float32), usable.astype(np.float32)
+
+
+def trim(engine: Engine, rollout: Rollout) -> Rollout:
+    """The rollout in the smallest response bucket that holds its longest response."""
+    r = engine.config.rollout
+    columns = bucket(int(rollout.mask.sum(-1).max()), r.response_buckets, r.max_response)
+    cut = {name: getattr(rollout, name)[:, :columns] for name in ("tokens", "mask", "sampler_logp", "entropy")}
+    return rollout._replace(**cut)
+
+
+def build_batch(engine, ref_params, params, prompts, rollout, verdicts, replays) -> TrainBatch:
+    """Reference log-probs, rewards, and the relabelling: the TrainBatch of a step."""
+    rollout = trim(engine, rollout)
+    reward, weight = rewards(engine, rollout, verdicts)
+    ref_logp = np.zeros_like(rollout.sampler_logp)
+    if ref_params is not None:
+        whole = np.concatenate([np.repeat(prompts.tokens, engine.samples, 0), rollout.tokens], axis=1)
+        ref_logp = engine.score(ref_params, whole, np.repeat(prompts.length, engine.samples), rollout.mask)
+    batch = engine.relabel(prompts, rollout, ref_logp, reward, weight, verdicts, replays)
+    if engine.config.replay.behaviour == "rewritten" and replays.valid.any():
+        fresh = engine.score(params, batch.tokens, batch.prompt_length, batch.response_mask)
+        old = jax.device_get(batch.behaviour_logp)
+        batch = batch._replace(behaviour_logp=np.where(jax.device_get(batch.is_replay)[:, None], fresh, old))
+    return batch
+
+
+def rollout_metrics(engine, rollout: Rollout, verdicts: Verdicts, replays: Replays, rounds: int) -> dict[str, float]:
+    """What a step's samples and selection looked like (learner metrics come from the update)."""
+    replay, limit = engine.config.replay, engine.config.rollout.max_response
+    wanted = (replay.k - rounds) * len(rollout.filled) // engine.samples if len(replays.row) else 0
+    filled = rollout.filled
+    ila, decided = (np.asarray(x) for x in select.ila(verdicts))
+    lengths, valid = rollout.mask.sum(-1), replays.valid
+    integrity = np.asarray(select.cla(verdicts))
+    tokens = max(1, int(rollout.mask.sum()))
+    metrics = {
+        "ila": float(ila[filled & decided].mean()) if (filled & decided).any() else 0.0,
+        "cla": float(integrity[filled].mean()),
+        "samples": int(filled.sum()),
+        "undecided": int((filled & ~decided).sum()),
+        "unknown_constraints": int((verdicts.present & ~verdicts.known).sum()),
+        "response_tokens": float(lengths[filled].mean()),
+        "truncated": float((lengths[filled & ~rollout.ended] >= limit).sum() / filled.sum()),
+        "policy_entropy": float(rollout.entropy.sum() / tokens),
+        "replays": int(valid.sum()),
+        "replays_lacking": wanted - int(valid.sum()),
+        "resample_rounds": rounds,
+    }
+    if valid.any():
+        kept = (verdicts.satisfied & verdicts.present)[replays.row[valid]].sum(-1)
+        metrics |= {
+            "replay_integrity": float(integrity[replays.row[valid]].mean()),
+            "replay_kept_constraints": float(kept.mean()),
+        }
+    return metrics
+
+
+def replay_rows(rows: list[Encoded], texts: list[str], verdicts: Verdicts, replays: Replays, slots: int, count: int):
+    """The `count` best replayed pairs as JSON objects for replays.jsonl; texts: of the N * slots samples."""
+    for row, score in list(zip(replays.row[replays.valid], replays.score[replays.valid], strict=True))[:count]:
+        instruction = rows[row // slots].instruction
+        met = verdicts.satisfied[row][: len(instruction.constraints)]
+        yield {
+            "key": instruction.key,
+            "task": instruction.task,
+            "template": instruction.template,
+            "constraints": [
+                {"id": c.id, "text": c.text, "satisfied": bool(ok)}
+                for c, ok in zip(instruction.constraints, met, strict=True)
+            ],
+            "original": render(instruction),
+            "response": texts[row],
+            "rewritten": render(instruction, met),
+            "score": float(score),
+            "integrity": float(met.mean()),
+        }
+
+
+def sft_batch(engine: Engine, data: Dataset, indices: np.ndarray) -> TrainBatch:
+    """Instruction/response pairs as a NumPy TrainBatch; the response's end token is trained on."""
+    rows = [data.rows[i] for i in indices]
+    prompts = engine.prompts(rows, data.shapes)
+    r = engine.config.rollout
+    columns = bucket(max(len(data.responses[i]) for i in indices), r.response_buckets, r.max_response)
+    responses = np.full((len(rows), columns), engine.pad_id, np.int32)
+    mask = np.zeros((len(rows), columns), bool)
+    for b, i in enumerate(indices):
+        responses[b, : len(data.responses[i])] = data.responses[i]
+        mask[b, : len(data.responses[i])] = True
+    zeros = np.zeros(mask.shape, np.float32)
+    ones = np.ones(len(rows), np.float32)
+    return TrainBatch(
+        np.concatenate([prompts.tokens, responses], axis=1), prompts.length, mask, zeros, zeros, ones, ones,
+        group=np.arange(len(rows), dtype=np.int32), is_replay=np.zeros(len(rows), bool),
+    )  # fmt: skip

@@ -1,0 +1,182 @@
+"""The main program: HiR, its baselines without replay, and supervised fitting.
+
+    python -m hir_jax.train --config=configs/X.py --workdir=DIR [--config.key=value ...]
+
+The same command again continues a run that was stopped, from its last committed checkpoint.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+from contextlib import ExitStack
+from pathlib import Path
+
+import jax
+from absl import flags
+from rich.console import Console
+from rich.logging import RichHandler
+
+from hir_jax import config as configs
+from hir_jax.constraints.verifier import Verifier
+from hir_jax.engine import Engine
+from hir_jax.evaluate import accuracies
+from hir_jax.instructions import dataset
+from hir_jax.models import hf
+from hir_jax.runs import files
+from hir_jax.runs.checkpoints import Checkpoints
+from hir_jax.runs.progress import Compilations, RunProgress, show_replay
+from hir_jax.step import (
+    Clock,
+    build_batch,
+    replay_rows,
+    roll_out,
+    rollout_metrics,
+    select_replays,
+    sft_batch,
+)  # fmt: skip
+
+log = logging.getLogger(__name__)
+
+
+class Run:
+    """The host side of a run: files, checkpoints, progress, and the wish to stop."""
+
+    def __init__(self, config, workdir: Path, stack: ExitStack):
+        old = files.read_config(workdir)
+        changed = configs.changed_keys(old, configs.flatten(config)) if old else []
+        files.refuse_other_config(workdir, changed)
+        self.config, self.workdir = config, workdir
+        self.console = Console()
+        self.engine = Engine(config)
+        self.data = dataset.load(config, self.engine.frame, self.engine.stop_ids[0])
+        self.verifier = stack.enter_context(Verifier(config.constraints.workers, config.constraints.timeout_seconds))
+        files.write_atomically(workdir / "config.json", configs.to_json(config))
+        self.checkpoints = stack.enter_context(Checkpoints(workdir / "checkpoints", config.checkpoint_keep))
+        self.compilations = Compilations()
+        self.stopping = False
+        signal.signal(signal.SIGTERM, self._stop)
+        self._stack = stack
+
+    def _stop(self, *_) -> None:
+        self.stopping = True
+
+    def restore_or_init(self):
+        """(state, reference parameters or None) of the last committed step, or of step 0."""
+        engine, latest = self.engine, self.checkpoints.latest()
+        keeps_reference = self.config.method != "sft" and self.config.learner.kl > 0
+        initial = engine.load_params() if latest is None or keeps_reference else None
+        if latest is None:
+            state = engine.init_state(initial)
+        else:
+            state, _ = self.checkpoints.restore(latest, engine.abstract_state)
+            self.console.print(f"resuming {self.workdir} from step {latest}")
+        self.files = self._stack.enter_context(
+            files.RunFiles(self.workdir, latest or 0, self.config.logging.tensorboard, fresh=latest is None)
+        )
+        self.progress = self._stack.enter_context(RunProgress(self.console, self.config.total_steps, latest or 0))
+        return state, initial if keeps_reference else None
+
+    def due(self, every: int, step: int) -> bool:
+        return every > 0 and (step % every == 0 or step == self.config.total_steps)
+
+    def evaluate(self, params, step: int) -> dict[str, float]:
+        """Greedy accuracy on the held-out instructions, where it is due."""
+        if not self.data.heldout or not self.due(self.config.eval_every, step):
+            return {}
+        texts = self.engine.respond(params, self.data.heldout, temperature=0.0)
+        found = accuracies(self.verifier, [row.instruction for row in self.data.heldout], texts)
+        return {f"heldout_{name}": value for name, value in found.items()}
+
+    def record(self, step: int, metrics, clock: Clock, tokens: int, replays=()) -> None:
+        """One line of metrics.jsonl, the sampled replays, TensorBoard and the terminal."""
+        total = sum(clock.seconds.values())
+        metrics = metrics | clock.seconds | {"seconds/step": total, "tokens_per_s": tokens / max(total, 1e-9)}
+        metrics |= {"seconds/compiling": self.compilations.take_seconds()}
+        self.files.replays(step, replays)
+        self.files.metrics(step, metrics)
+        if self.config.logging.show_replays:
+            for row in replays:
+                show_replay(self.console, step, row)
+        self.progress.step(step, metrics)
+
+    def save(self, step: int, state) -> None:
+        meta = {"step": step, "mesh": dict(self.engine.mesh.shape), "config": configs.flatten(self.config)}
+        self.checkpoints.save(step, state, meta)
+
+
+def policy_step(run: Run, state, ref_params, step: int, clock: Clock):
+    """Sample, verify, select, relabel, update: (state, metrics, sampled tokens, replays to show)."""
+    engine, indices = run.engine, run.data.indices(step)
+    rows = [run.data.rows[i] for i in indices]
+    prompts = engine.prompts(rows, run.data.shapes)
+    rollout, verdicts, rounds = roll_out(engine, run.verifier, state.params, rows, prompts, step, clock)
+    replays = select_replays(engine, rollout, verdicts, rounds, step)
+    batch = build_batch(engine, ref_params, state.params, prompts, rollout, verdicts, replays)
+    clock.lap("relabel")
+    metrics = rollout_metrics(engine, rollout, verdicts, replays, rounds)
+    shown = list(replay_rows(rows, engine.texts(rollout), verdicts, replays, engine.samples, run.config.logging.replays_per_step))
+    state, learned = engine.update(state, batch)
+    clock.lap("update")
+    return state, metrics | learned, int(rollout.mask.sum()), shown
+
+
+def sft_step(run: Run, state, step: int, clock: Clock):
+    """The same for supervised pairs."""
+    batch = sft_batch(run.engine, run.data, run.data.indices(step))
+    state, metrics = run.engine.update(state, batch)
+    clock.lap("update")
+    return state, metrics, int(batch.response_mask.sum()), []
+
+
+def train(config, workdir: Path) -> None:
+    """Runs or continues the run in `workdir` to `config.total_steps`."""
+    with ExitStack() as stack:
+        run = Run(config, workdir, stack)
+        state, ref_params = run.restore_or_init()
+        first = int(state.step)
+        if first == 0:
+            clock = Clock()
+            found = run.evaluate(state.params, 0)
+            clock.lap("evaluate")
+            run.record(0, found, clock, 0)
+        for step in range(first, config.total_steps):
+            clock = Clock()
+            if config.method == "sft":
+                state, metrics, tokens, replays = sft_step(run, state, step, clock)
+            else:
+                state, metrics, tokens, replays = policy_step(run, state, ref_params, step, clock)
+            done = step + 1
+            metrics |= run.evaluate(state.params, done)
+            clock.lap("evaluate")
+            run.record(done, metrics, clock, tokens, replays)
+            if run.stopping or run.due(config.checkpoint_every, done):
+                run.save(done, state)
+            if run.stopping:
+                run.checkpoints.wait()
+                run.console.print(f"stopped by SIGTERM after step {done}; the same command resumes")
+                return
+        run.checkpoints.wait()
+        if config.save_model:
+            model = workdir / "model"
+            hf.save(model, run.engine.model, state.params, run.engine.tokenizer, run.engine.stop_ids)
+            run.console.print(f"trained weights, for transformers: {model}")
+        run.console.print(f"metrics: {workdir / 'metrics.jsonl'}   replays: {workdir / 'replays.jsonl'}")
+
+
+def main(argv) -> None:
+    del argv
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[RichHandler(show_path=False)], force=True)
+    for noisy in ("orbax", "absl", "jax"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    config = flags.FLAGS.config
+    configs.check(config)
+    if config.compilation_cache:
+        jax.config.update("jax_compilation_cache_dir", config.compilation_cache)
+    train(config, Path(flags.FLAGS.workdir))
+
+
+if __name__ == "__main__":
+    configs.define_flags("workdir")
+    flags.mark_flags_as_required(["config", "workdir"])
+    configs.run_program(main)

@@ -1,0 +1,125 @@
+"""The nouns of a training step, in the order in which a batch passes through them.
+
+Text nouns are frozen dataclasses; array nouns are NamedTuples, so that they are pytrees without importing jax here
+(verifier workers import this module and must not import jax).
+
+Letters in shapes: N prompts, B rows, C constraints of a row (padded), P prompt tokens, R response tokens, V words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    import jax
+    import numpy as np
+
+    Array = jax.Array | np.ndarray
+else:
+    Array = Any
+
+
+class InputError(ValueError):
+    """Bad input: a config key, row, checkpoint, file or device count. The message names it, its place and what to do;
+    programs end with that message alone and status 1."""
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """One atomic constraint c: `id` in the registry, `arguments` of its check, `text` as it stands in an instruction."""
+
+    id: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """q = (x, C): a task and its constraints, rendered with one of the templates of `instructions.templates`.
+
+    `source` says where the row is from ("file.jsonl:12"), for messages. `prompt` is what a verifier sees as the user's
+    request where the rendering is not it.
+    """
+
+    task: str
+    constraints: tuple[Constraint, ...]
+    template: str = "type1"
+    key: str | int = ""
+    source: str = ""
+
+
+class PromptParts(NamedTuple):
+    """Tokens out of which any rewriting of a prompt is gathered (see `replay.relabel`).
+
+    A prompt is head + the kept constraints, each in its role, + tail. A role is 2 * ordinal class + (is the last one);
+    the ordinal class is min(ordinal, Q - 1), where `Q = roles / 2` is 2 for plain templates and C for numbered ones.
+    """
+
+    head: Array  # i32[N, A], left-aligned
+    head_length: Array  # i32[N]
+    segments: Array  # i32[N, C, 2Q, S], left-aligned
+    segment_length: Array  # i32[N, C, 2Q]
+    tail: Array  # i32[N, Z], left-aligned
+    tail_length: Array  # i32[N]
+    ordinals: Array  # i32[N]: number of ordinal classes of the row's template, 2 or C
+    present: Array  # bool[N, C]: the row has a c-th constraint
+
+
+class PromptBatch(NamedTuple):
+    """N prompts, right-aligned (padding on the left), so that every response starts in column P."""
+
+    tokens: Array  # i32[N, P]
+    length: Array  # i32[N]
+    parts: PromptParts
+
+
+class Rollout(NamedTuple):
+    """Sampled responses. log-prob and entropy are those of the policy at the training temperature, full vocabulary."""
+
+    tokens: Array  # i32[B, R], padded on the right
+    mask: Array  # bool[B, R]: a token of the response, the end token included
+    sampler_logp: Array  # f32[B, R], 0 outside the mask
+    entropy: Array  # f32[B, R], nats, 0 outside the mask
+    ended: Array  # bool[B]: a stop token was sampled (False: cut at the maximum length)
+    filled: Array  # bool[B]: the slot holds a sample at all
+
+
+class Verdicts(NamedTuple):
+    """The constraint mask. `known` is False where a check failed, timed out or was not answered."""
+
+    satisfied: Array  # bool[B, C]
+    known: Array  # bool[B, C]
+    present: Array  # bool[B, C]
+
+
+class Replays(NamedTuple):
+    """Selected failures, best first. Rows past the number selected have `valid` False."""
+
+    row: Array  # i32[K]: index into the rollout's rows
+    score: Array  # f32[K]: F(y) = F_div + lambda_s * F_int
+    valid: Array  # bool[K]
+
+
+class TrainBatch(NamedTuple):
+    """Originals and replays; a replay stands behind its source row. Columns: P prompt tokens, then R response tokens."""
+
+    tokens: Array  # i32[B, P + R], prompt right-aligned, response left-aligned
+    prompt_length: Array  # i32[B]
+    response_mask: Array  # bool[B, R]
+    behaviour_logp: Array  # f32[B, R]
+    ref_logp: Array  # f32[B, R]
+    reward: Array  # f32[B]
+    weight: Array  # f32[B]: 0 takes the row out of the loss and of every statistic
+    group: Array  # i32[B]: index of the prompt the row comes from
+    is_replay: Array  # bool[B]
+
+
+class TrainState(NamedTuple):
+    """Everything that a step changes. `params` is a pure dict of float32 (or param_dtype) arrays."""
+
+    step: Array  # i32[]
+    params: Any
+    opt_state: Any
+    skipped: Array  # i32[]: updates skipped for a non-finite gradient, so far

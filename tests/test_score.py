@@ -1,0 +1,193 @@
+"""The scoring program against the published figures, and what it does with files that are not as they should be."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hir_jax import score
+from hir_jax.constraints.verifier import Verifier
+from hir_jax.instructions.readers import RowError
+from hir_jax.types import Constraint, Instruction
+
+REPOSITORY = Path(__file__).parents[1]
+IFEVAL = REPOSITORY / "../shared/benchmarks/ifeval"
+
+PROMPTS = [
+    {"key": 1, "prompt": "No commas.", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]},
+    {
+        "key": 2,
+        "prompt": "A title and no # sign.",
+        "instruction_id_list": ["detectable_format:title", "keywords:letter_frequency"],
+        "kwargs": [{}, {"letter": "#", "let_frequency": 1, "let_relation": "less than"}],
+    },
+    {
+        "key": 3,
+        "prompt": "Two sentences, quoted.",
+        "instruction_id_list": ["startend:quotation", "punctuation:no_comma"],
+        "kwargs": [{"num_words": None}, {}],
+    },
+]
+RESPONSES = [
+    {"key": 3, "response": '"One. Two."'},
+    {"key": 1, "response": "Well, here it is:\nnone"},
+    {"prompt": "A title and no # sign.", "response": "<<Title>>"},
+    {"key": 3, "response": ""},
+]
+VERDICTS = [
+    {"key": 3, "strict": [True, True], "loose": [True, True]},
+    {"key": 1, "strict": [False], "loose": [True]},
+    {"key": 2, "strict": [True, False], "loose": [True, False], "unknown": [1]},
+    {"key": 3, "strict": [False, False], "loose": [False, False]},
+]
+SUMMARY = {
+    "prompt_strict": 1 / 4,
+    "instruction_strict": 3 / 7,
+    "prompt_loose": 2 / 4,
+    "instruction_loose": 4 / 7,
+    "rows": 4,
+    "unknown": 1,
+}
+
+
+def _write(path, rows):
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def verifier():
+    with Verifier(workers=0, timeout_seconds=10) as verifier:
+        yield verifier
+
+
+@pytest.fixture
+def run(tmp_path, verifier):
+    """Scores rows; the output file is tmp_path/out."""
+
+    def score_them(prompts, responses):
+        files = _write(tmp_path / "prompts", prompts), _write(tmp_path / "responses", responses)
+        return score.score_files("ifeval", *files, str(tmp_path / "out"), verifier)
+
+    return score_them
+
+
+def _program(*flags):
+    command = [sys.executable, "-m", "hir_jax.score", *flags]
+    return subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, check=False)
+
+
+@pytest.mark.skipif(not IFEVAL.is_dir(), reason="the benchmark fixtures (../shared/benchmarks) are absent")
+@pytest.mark.parametrize(
+    ("model", "percent"), [("llama_3b", (70.32, 78.67, 75.88, 82.89)), ("qwen25_7b", (72.91, 79.88, 74.77, 81.45))]
+)
+def test_the_recorded_responses_give_the_published_scorers_figures(tmp_path, model, percent):
+    responses = IFEVAL / f"responses.{model}.jsonl"
+    files = (f"--prompts={IFEVAL / 'prompts.jsonl'}", f"--responses={responses}", f"--output={tmp_path / 'out'}")
+    done = _program("--benchmark=ifeval", "--workers=2", *files)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout.splitlines()[-1])
+    names = ("prompt_strict", "instruction_strict", "prompt_loose", "instruction_loose")
+    assert tuple(round(100 * summary[name], 2) for name in names) == percent
+    assert (summary["rows"], summary["unknown"]) == (539, 0)
+    with responses.open(encoding="utf-8") as file:
+        expected = [{name: row[name] for name in ("key", "strict", "loose")} for row in map(json.loads, file)]
+    assert [json.loads(line) for line in (tmp_path / "out").read_text().splitlines()] == expected
+
+
+def test_rows_by_key_or_prompt_and_an_unknown_verdict(tmp_path, run, verifier):
+    before = verifier.unknown_counts.total()
+    summary, errors = run(PROMPTS, RESPONSES)
+    assert summary == SUMMARY and errors == []
+    assert [json.loads(line) for line in (tmp_path / "out").read_text().splitlines()] == VERDICTS
+    assert verifier.unknown_counts.total() == before + 1  # the unusable constraint is not tried again in loose mode
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "prompts", "responses"]
+
+
+BAD_RESPONSES = [
+    ('{"key": 1, "response": "cut', "not JSON"),
+    ("[1]", "a JSON object is wanted, not list"),
+    ('{"key": 1}', "'response' is missing"),
+    ('{"key": 1, "response": null}', "'response' is not a string"),
+    ('{"response": "text"}', "'key' is missing, and so is 'prompt'"),
+    ('{"key": 7, "response": "text"}', "no prompt has the key 7"),
+    ('{"prompt": "Another.", "response": "text"}', "no prompt has the prompt 'Another.'"),
+    ('{"prompt": "Twice.", "response": "text"}', "2 prompts have this text; give the 'key'"),
+]
+
+
+def test_bad_response_rows_are_named_and_the_rest_is_scored(tmp_path, run, capsys):
+    twice = [{**PROMPTS[0], "key": key, "prompt": "Twice."} for key in ("a", "b")]
+    responses = [*RESPONSES[:2], *(row for row, _ in BAD_RESPONSES), "", *RESPONSES[2:]]
+    summary, errors = run(PROMPTS + twice, responses)
+    assert summary == SUMMARY
+    assert [json.loads(line) for line in (tmp_path / "out").read_text().splitlines()] == VERDICTS
+    assert capsys.readouterr().err.splitlines() == [str(error) for error in errors]
+    for line, (error, (_, message)) in enumerate(zip(errors, BAD_RESPONSES, strict=True), start=3):
+        assert str(error).startswith(f"{tmp_path / 'responses'}:{line}: ") and message in str(error)
+
+
+def test_an_existing_output_is_not_replaced_by_an_incomplete_one(tmp_path, run, capsys):
+    (tmp_path / "out").write_text("earlier\n")
+    run(PROMPTS, [*RESPONSES, "{"])
+    assert (tmp_path / "out").read_text() == "earlier\n"
+    assert len((tmp_path / "out.partial").read_text().splitlines()) == 4
+    assert "is left as it is" in capsys.readouterr().err
+    run(PROMPTS, RESPONSES)
+    assert len((tmp_path / "out").read_text().splitlines()) == 4
+
+
+def test_an_output_that_cannot_be_written_is_refused_at_once(tmp_path, verifier):
+    prompts, responses = _write(tmp_path / "prompts", PROMPTS), _write(tmp_path / "responses", RESPONSES)
+    for output, message in (
+        (prompts, "must not be one of the input files"),
+        (str(tmp_path), "not a directory"),
+        (str(tmp_path / "absent" / "out"), "does not exist"),
+    ):
+        with pytest.raises(score.RefusedError, match=message):
+            score.score_files("ifeval", prompts, responses, output, verifier)
+    assert (tmp_path / "prompts").read_text().count("\n") == len(PROMPTS)
+
+
+def test_nothing_is_written_where_no_row_can_be_scored(tmp_path, run):
+    with pytest.raises(score.RefusedError, match="no row can be scored"):
+        run(PROMPTS, ["{"])
+    with pytest.raises(RowError, match=r"prompts:2: unknown constraint id 'punctuation:no_coma'"):
+        run([PROMPTS[0], {**PROMPTS[0], "key": 9, "instruction_id_list": ["punctuation:no_coma"]}], RESPONSES)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
+    def rows():
+        yield {"key": 1}
+        raise OSError("disk full")
+
+    (tmp_path / "out").write_text("earlier\n")
+    with pytest.raises(OSError, match="disk full"):
+        score.write_jsonl(tmp_path / "out", rows())
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert (tmp_path / "out").read_text() == "earlier\n"
+
+
+def test_the_programs_exit_status_and_message(tmp_path):
+    prompts, responses = _write(tmp_path / "prompts", PROMPTS), _write(tmp_path / "responses", [*RESPONSES, "{"])
+    flags = ("--benchmark=ifeval", "--workers=0", f"--responses={responses}", f"--output={tmp_path / 'out'}")
+    done = _program(*flags, f"--prompts={tmp_path / 'absent'}")
+    assert done.returncode == 1 and not done.stdout
+    assert done.stderr == f"{tmp_path / 'absent'}: cannot be read: No such file or directory\n"
+    done = _program(*flags, f"--prompts={prompts}")
+    assert done.returncode == 1 and json.loads(done.stdout.splitlines()[-1]) == SUMMARY
+    assert f"{responses}:5: not JSON" in done.stderr
+    assert f"{responses}:3: constraint 1 (keywords:letter_frequency) is unknown, bad_arguments" in done.stderr
+
+
+def test_scoring_instructions_of_our_own(verifier):
+    instruction = Instruction("Say hello.", (Constraint("punctuation:no_comma", text="Do not use any commas."),))
+    responses = [score.Response(instruction, text, f"row {i}") for i, text in enumerate(("Hello.", "Hello, you."))]
+    scores, summary = score.score_rows(responses, verifier)
+    assert scores == [score.RowScore([True], [True], [True]), score.RowScore([False], [False], [True])]
+    assert summary["prompt_strict"] == summary["instruction_loose"] == 0.5
+    with pytest.raises(ValueError, match="no responses"):
+        score.score_rows([], verifier)
