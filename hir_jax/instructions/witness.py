@@ -1,11 +1,11 @@
 """Instructions of the tiny environment, each with a response that meets it.
 
-A hidden witness is written first: a short text in a small grammar over `lexicon`, with random structure and habits. Then
-constraints are drawn from what holds for it, so that every instruction can be met, however many constraints it has.
-The constraints are those of IFEval (`constraints.registry`), in short wording out of lexicon words.
+A hidden witness is drawn first: a short text of `grammar`. Then constraints are drawn from what holds for it, so that
+every instruction can be met, however many constraints it has. The constraints are those of IFEval
+(`constraints.registry`), in short wording out of `lexicon` words.
 
-Streams: what comes out is a function of (seed, split, index) alone. An instruction belongs to "train" or to "heldout" by
-a hash of its own words, so no held-out instruction is ever in a training stream, whatever the seeds and sizes.
+Streams: what comes out is a function of (seed, split, index) and the options. An instruction belongs to "train" or to
+"heldout" by a hash of its own words, so no held-out instruction is ever in a training stream, whatever seeds and sizes.
 
 `python -m hir_jax.instructions.witness --count=N --seed=S --split=train --min_constraints=1 --max_constraints=2
 --output=FILE` writes rows of the native format, each with its witness as `response`.
@@ -19,127 +19,22 @@ import random
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from absl import app, flags
 
 from hir_jax.constraints import registry
-from hir_jax.instructions import lexicon, native
+from hir_jax.instructions import grammar, lexicon, native
 from hir_jax.instructions.templates import REWRITABLE
 from hir_jax.types import Constraint, Instruction
 
 SPLITS = ("train", "heldout")
-MAX_RESPONSE_TOKENS = 40  # the end token included
 MAX_CONSTRAINTS = 6
 _HELDOUT_SHARE = 4  # one instruction in so many belongs to "heldout"
 
 AT_LEAST, LESS_THAN = "at least", "less than"
 Drawn = tuple[dict[str, Any], str]  # arguments, text
-
-
-# --- the witness -----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Habits:
-    """What one witness tends to do; drawn once for each, so that texts differ in kind and not only in words."""
-
-    nouns: tuple[str, ...]
-    determiners: tuple[str, ...]
-    prepositions: tuple[str, ...]
-    commas: bool
-    adjectives: float  # the rest are chances, at each place where the thing can stand
-    adverbs: float
-    places: float
-    joins: float
-    highlights: float
-    placeholders: float
-    capitals: float
-
-
-def _draw_habits(rng: random.Random) -> Habits:
-    commas = rng.random() < 0.5
-    return Habits(
-        nouns=tuple(rng.sample(lexicon.NOUNS, rng.choice((1, 2, 4, 8)))),
-        determiners=tuple(rng.sample(lexicon.DETERMINERS, rng.choice((1, 2, 3)))),
-        prepositions=tuple(rng.sample(lexicon.PREPOSITIONS, 2)),
-        commas=commas,
-        adjectives=rng.choice((0.1, 0.4)),
-        adverbs=rng.choice((0.2, 0.6)),
-        places=rng.choice((0.1, 0.6)),
-        joins=0.6 if commas else 0.3,
-        highlights=rng.choice((0.0, 0.0, 0.4, 0.8)),
-        placeholders=rng.choice((0.0, 0.0, 0.3, 0.6)),
-        capitals=rng.choice((0.0, 0.0, 1.0)),
-    )
-
-
-def _noun_phrase(rng: random.Random, habits: Habits, opens: bool) -> str:
-    """Determiner, adjectives, noun; `opens` at the beginning of a sentence."""
-    words = rng.choice(habits.determiners)
-    if opens:
-        words = words.capitalize()
-    if rng.random() < habits.adjectives:
-        first, second = rng.sample(lexicon.ADJECTIVES, 2)
-        words += f" {first}, {second}" if habits.commas else f" {first}"
-    if rng.random() < habits.placeholders:
-        words += " " + rng.choice(lexicon.PLACEHOLDERS)
-    else:
-        words += " " + rng.choice(habits.nouns)
-    return f"*{words}*" if rng.random() < habits.highlights else words
-
-
-def _clause(rng: random.Random, habits: Habits, opens: bool) -> str:
-    text = f"{_noun_phrase(rng, habits, opens)} {rng.choice(lexicon.VERBS)}"
-    if rng.random() < habits.adverbs:
-        adverb = rng.choice(lexicon.ADVERBS)
-        text += " " + (adverb.upper() if rng.random() < habits.capitals else adverb)
-    if rng.random() < habits.places:
-        text += f" {rng.choice(habits.prepositions)} {_noun_phrase(rng, habits, opens=False)}"
-    return text
-
-
-def _sentence(rng: random.Random, habits: Habits) -> str:
-    text = _clause(rng, habits, opens=True)
-    if rng.random() < habits.joins:
-        text += (", and " if habits.commas else " and ") + _clause(rng, habits, opens=False)
-    return text + "."
-
-
-def _body(rng: random.Random, habits: Habits) -> str:
-    shape = rng.choice(("plain", "plain", "stars", "blocks", "bullets", "sections"))
-    count = rng.choice((2, 3, 4) if shape in ("plain", "bullets") else (2, 3))
-    sentences = [_sentence(rng, habits) for _ in range(count)]
-    if shape == "stars":
-        return "\n***\n".join(sentences)
-    if shape == "blocks":
-        return "\n\n".join(sentences)
-    if shape == "bullets":
-        return "\n".join(f"- {s}" for s in sentences)
-    if shape == "sections":
-        head = rng.choice(lexicon.SPLITTERS)
-        return "\n".join(f"{head} {i}\n{s}" for i, s in enumerate(sentences, start=1))
-    return " ".join(sentences)
-
-
-def _draw_text(rng: random.Random, habits: Habits) -> str:
-    text = _body(rng, habits)
-    if rng.random() < 0.3:
-        text = f"<<{rng.choice(habits.determiners).capitalize()} {rng.choice(habits.nouns)}>>\n{text}"
-    if rng.random() < 0.25:
-        text += f"\n{rng.choice(lexicon.POSTSCRIPTS)} {_sentence(rng, habits)}"
-    if rng.random() < 0.3:
-        text += " " + rng.choice(lexicon.CLOSINGS)
-    return f'"{text}"' if rng.random() < 0.25 else text
-
-
-def draw_witness(rng: random.Random) -> str:
-    """A random text of the environment, at most MAX_RESPONSE_TOKENS tokens long with the end token."""
-    while True:
-        text = _draw_text(rng, _draw_habits(rng))
-        if len(lexicon.pieces(text)) < MAX_RESPONSE_TOKENS:
-            return text
 
 
 # --- constraints that may hold for it --------------------------------------------------------------------------------
@@ -158,7 +53,8 @@ def _content(text: str) -> list[str]:
 
 
 def _existence(rng: random.Random, text: str) -> Drawn:
-    keywords = rng.sample(_content(text), rng.choice((1, 2)))
+    content = _content(text)
+    keywords = rng.sample(content, min(len(content), rng.choice((1, 1, 2))))
     named = f"word {keywords[0]}" if len(keywords) == 1 else f"words {' and '.join(keywords)}"
     return {"keywords": keywords}, f"Use the {named}."
 
@@ -168,8 +64,9 @@ def _forbidden(rng: random.Random, text: str) -> Drawn | None:
     absent = [w for w in lexicon.DETERMINERS if w not in set(_words(text))]
     if len(absent) < 2:
         return None
-    words = rng.sample(absent, 2)
-    return {"forbidden_words": words}, f"Avoid the words {words[0]} and {words[1]}."
+    words = rng.sample(absent, rng.choice((1, 2)))
+    named = f"word {words[0]}" if len(words) == 1 else f"words {' and '.join(words)}"
+    return {"forbidden_words": words}, f"Avoid the {named}."
 
 
 def _frequency(rng: random.Random, text: str) -> Drawn | None:
@@ -235,7 +132,7 @@ def _at_least(argument: str, pattern: str, wording: str) -> Callable[[random.Ran
 
 
 def _capitals(rng: random.Random, text: str) -> Drawn | None:
-    drawn = _at_least("capital_frequency", r"\b[A-Z]{2,}\b", "Use at least {} capital words.")(rng, text)
+    drawn = _at_least("capital_frequency", r"\b[A-Z]{2,}\b", "Use {} or more capital words.")(rng, text)
     return drawn and ({**drawn[0], "capital_relation": AT_LEAST}, drawn[1])
 
 
@@ -243,7 +140,7 @@ def _sections(rng: random.Random, text: str) -> Drawn | None:
     for head in lexicon.SPLITTERS:
         count = len(re.findall(rf"{head} \d", text))
         if count:
-            return {"section_spliter": head, "num_sections": count}, f"Write {count} sections named {head}."
+            return {"section_spliter": head, "num_sections": count}, f"Write {count} or more sections named {head}."
     return None
 
 
@@ -277,11 +174,11 @@ PROPOSALS: dict[str, tuple[float, Callable[[random.Random, str], Drawn | None]]]
     "detectable_format:number_bullet_lists": (2.0, _bullets),
     "detectable_format:number_highlighted_sections": (
         2.0,
-        _at_least("num_highlights", r"\*[^\n*]+\*", "Highlight at least {} parts."),
+        _at_least("num_highlights", r"\*[^\n*]+\*", "Highlight {} or more parts."),
     ),
     "detectable_content:number_placeholders": (
         2.0,
-        _at_least("num_placeholders", r"\[.*?\]", "Put in at least {} placeholders."),
+        _at_least("num_placeholders", r"\[.*?\]", "Put in {} or more placeholders."),
     ),
     "detectable_format:multiple_sections": (2.0, _sections),
     "detectable_format:title": (2.0, _plain("Add a title.")),
@@ -335,14 +232,14 @@ def _with_noise(rng: random.Random, constraints: list[Constraint], label_noise: 
     for constraint in constraints:
         if rng.random() < label_noise:
             taken = {c.id for c in (*noisy, *constraints)}
-            others = (draw_constraints(rng, draw_witness(rng), 1) for _ in itertools.count())
+            others = (draw_constraints(rng, grammar.draw_text(rng), 1) for _ in itertools.count())
             constraint = next(c for drawn in others for c in drawn if c.id == constraint.id or c.id not in taken)
         noisy.append(constraint)
     return noisy
 
 
 def _draw(rng: random.Random, count: int, template: str, label_noise: float) -> tuple[Instruction, str] | None:
-    text = draw_witness(rng)
+    text = grammar.draw_text(rng)
     constraints = draw_constraints(rng, text, count)
     nouns = [w for w in _words(text) if w in lexicon.NOUNS]
     if len(constraints) < count or not nouns:
@@ -363,9 +260,9 @@ def generate(
 ) -> list[tuple[Instruction, str]]:
     """`count` instructions with a witness each: row i is a function of (seed, split, i) and of the options.
 
-    The number of constraints is uniform in [min_constraints, max_constraints], at most 6. `label_noise` in [0, 1] is the
-    share of constraints that are drawn from another text instead, so that the witness meets them only by chance: with 0
-    it meets them all; pairs with noise fit a weaker base model. Raises ValueError for options out of range.
+    The number of constraints is uniform in [min_constraints, max_constraints], at most 6. `label_noise` in [0, 1] is
+    the share of constraints that are drawn from another text instead, so that the witness meets them only by chance:
+    with 0 it meets them all; pairs with noise fit a weaker base model. Raises ValueError for options out of range.
     """
     if not 1 <= min_constraints <= max_constraints <= MAX_CONSTRAINTS:
         raise ValueError(

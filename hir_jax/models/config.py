@@ -1,4 +1,4 @@
-"""The shape of a decoder, and how it is computed: everything that a compiled function depends on, as hashable values."""
+"""The shape of a decoder, and how it is computed: all that a compiled function depends on, as hashable values."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """GGUF files (llama.cpp's format): config and tokenizer from the metadata, weights dequantised tensor by tensor.
 
 Two traps. Files of the Llama architecture hold the rows of q and k in another order (neighbouring channels are turned
-together, here channel i with i + Dh/2): undone while reading. And how text is cut before byte pair encoding is not in the
-file, only its name, `tokenizer.ggml.pre`: the known names are built here (transformers ignores the name, and so loses
-SmolLM2's digit splitting), others are refused.
+together, here channel i with i + Dh/2): undone while reading. And how text is cut before byte pair encoding is not in
+the file, only its name, `tokenizer.ggml.pre`: the known names are built here (transformers ignores the name, and so
+loses SmolLM2's digit splitting), others are refused.
 """
 
 from __future__ import annotations

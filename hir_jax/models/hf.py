@@ -243,8 +243,8 @@ def download(hub_id: str) -> Path:
         raise CheckpointError(f"{hub_id}: the hub does not give this model out ({error})") from None
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, errors.HfHubHTTPError, OSError) as error:
         raise CheckpointError(
-            f"{hub_id}: not in the local hub cache and the hub was not reached ({type(error).__name__}); if a directory "
-            "was meant, it does not exist; else go online or give the path of a downloaded directory"
+            f"{hub_id}: not in the local hub cache and the hub was not reached ({type(error).__name__}); if a "
+            "directory was meant, it does not exist; else go online or give the path of a downloaded directory"
         ) from None
 
 

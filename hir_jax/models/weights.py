@@ -1,7 +1,7 @@
 """From named tensors in files to the stacked parameter tree, slice by slice, and back.
 
-A TensorSource knows names and shapes and reads slices; Hugging Face and GGUF files are two of them. Both lay matrices out
-[out, in], so every matrix but the embeddings is transposed on the way.
+A TensorSource knows names and shapes and reads slices; Hugging Face and GGUF files are two of them. Both lay matrices
+out [out, in], so every matrix but the embeddings is transposed on the way.
 """
 
 from __future__ import annotations

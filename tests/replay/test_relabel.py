@@ -59,7 +59,7 @@ def instructions():
 def frames(instructions):
     corpus = [c.text for q in instructions for c in q.constraints] + [q.task for q in instructions]
     return {
-        "smollm2": chat_frame(open_checkpoint("smollm2-135m").tokenizer),
+        "smollm2": chat_frame(open_checkpoint("smollm2-135m-gguf").tokenizer),
         "llama3": chat_frame(byte_level_tokenizer(LLAMA3, LLAMA3_CHAT, corpus)),
         "qwen": chat_frame(byte_level_tokenizer(QWEN, QWEN_CHAT, corpus)),
         "lexicon": chat_frame(lexicon.build_tokenizer()),

@@ -1,0 +1,96 @@
+"""Records what transformers computes for the models of model_cases.py and for SmolLM2, for machines without torch.
+
+    PYTHONPATH=. .venv/bin/python tests/models/record_references.py
+
+Needs torch. Writes tests/data/decoder_references.npz and tests/data/smollm2_references.npz.
+"""
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from model_cases import CASES, DATA, GREEDY, PROMPT_TEXT, case_tokens, write_model
+from tokenizers import pre_tokenizers
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+
+from hir_jax.models.gguf import smollm2_wheel_path
+
+KEPT = 24  # last columns whose logits are kept
+KEPT_WORDS = 512  # of SmolLM2's, first words of the vocabulary
+
+
+@torch.no_grad()
+def torch_logits(model, tokens) -> np.ndarray:
+    """f32[B, T, V]."""
+    return model(torch.tensor(np.asarray(tokens), dtype=torch.long)).logits.float().numpy()
+
+
+@torch.no_grad()
+def torch_greedy(model, prompt, steps: int = GREEDY) -> np.ndarray:
+    """i32[B, steps], not stopped by any token."""
+    token, cache, out = torch.tensor(np.asarray(prompt), dtype=torch.long), None, []
+    for _ in range(steps):
+        result = model(token, past_key_values=cache, use_cache=True)
+        cache = result.past_key_values
+        token = result.logits[:, -1:].argmax(-1)
+        out.append(token.numpy())
+    return np.concatenate(out, axis=1).astype(np.int32)
+
+
+def load_torch(directory):
+    """A directory as transformers reads it, float32."""
+    return AutoModelForCausalLM.from_pretrained(str(directory), dtype=torch.float32).eval()
+
+
+def load_torch_gguf(path: Path):
+    """A GGUF file as transformers dequantises and names it (its from_pretrained asks for accelerate first)."""
+    with torch.device("meta"):
+        parsed = load_gguf_checkpoint(str(path))
+        config = AutoConfig.for_model(**parsed["config"])
+        empty = AutoModelForCausalLM.from_config(config)
+    tensors = load_gguf_checkpoint(str(path), return_tensors=True, model_to_load=empty)["tensors"]
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    missing, unexpected = model.load_state_dict(tensors, strict=False)
+    assert missing == ["lm_head.weight"] and not unexpected, (missing, unexpected)  # tied
+    model.tie_weights()
+    return model.eval()
+
+
+def load_torch_gguf_tokenizer(path: Path):
+    """transformers' tokenizer of SmolLM2's file, with the digit splitting that it loses put back."""
+    tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    return tokenizer
+
+
+def record_cases() -> None:
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, config in CASES.items():
+            model = load_torch(write_model(Path(folder) / name, config))
+            tokens = case_tokens(config)
+            found[f"{name}/logits"] = torch_logits(model, tokens)[:, -KEPT:]
+            found[f"{name}/greedy"] = torch_greedy(model, tokens[:, :8])
+    np.savez_compressed(DATA / "decoder_references.npz", **found)
+
+
+def record_smollm2() -> None:
+    path = smollm2_wheel_path()
+    model = load_torch_gguf(path)
+    prompt = np.asarray([load_torch_gguf_tokenizer(path)(PROMPT_TEXT)["input_ids"]], np.int32)
+    np.savez_compressed(
+        DATA / "smollm2_references.npz",
+        prompt=prompt,
+        logits=torch_logits(model, prompt)[:, -4:, :KEPT_WORDS],
+        greedy=torch_greedy(model, prompt),
+    )
+
+
+if __name__ == "__main__":
+    DATA.mkdir(exist_ok=True)
+    record_cases()
+    record_smollm2()

@@ -1,0 +1,159 @@
+"""The decoder against logits and greedy tokens recorded from transformers, and its passes against one another."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from model_cases import CASES, DATA, GREEDY, case_tokens, greedy, logits_of, positions_of, write_model
+
+from hir_jax.models import decoder, hf
+
+
+@pytest.fixture(scope="module")
+def references():
+    return np.load(DATA / "decoder_references.npz", allow_pickle=False)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """name -> (config, parameters) of every case, read from directories we did not write."""
+    folder = tmp_path_factory.mktemp("models")
+    return {name: (c, hf.load_params(write_model(folder / name, c), c)) for name, c in CASES.items()}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_logits_and_greedy_tokens_are_those_of_transformers(name, models, references):
+    config, params = models[name]
+    tokens = case_tokens(config)
+    wanted = references[f"{name}/logits"]
+    found = logits_of(config, params, tokens, np.ones(tokens.shape, bool))
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found[:, -wanted.shape[1] :], wanted, atol=1e-4)
+    np.testing.assert_array_equal(greedy(config, params, tokens[:, :8], GREEDY), references[f"{name}/greedy"])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_padding_changes_nothing(name, models):
+    """Rows padded on the left or right, or on both sides, have the logits of bare rows."""
+    config, params = models[name]
+    tokens = case_tokens(config, rows=3, length=12)
+    bare = logits_of(config, params, tokens, np.ones(tokens.shape, bool))
+    left, width = np.array([0, 3, 7]), 20
+    columns = np.arange(width)
+    valid = (columns >= left[:, None]) & (columns < left[:, None] + 12)
+    padded = np.full((3, width), 5, np.int32)
+    padded[valid] = tokens.ravel()
+    found = np.asarray(logits_of(config, params, padded, valid))
+    assert np.isfinite(found).all()
+    np.testing.assert_allclose(found[valid].reshape(bare.shape), bare, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_prefill_and_decoding_equal_one_full_pass(name, models):
+    config, params = models[name]
+    tokens = case_tokens(config, rows=2, length=12)
+    valid = np.arange(12) >= np.array([[0], [4]])
+    positions = positions_of(valid)
+    full = decoder.hidden_states(config, params, tokens, positions, valid)
+    hidden, cache = decoder.prefill(config, params, tokens[:, :8], positions[:, :8], valid[:, :8])
+    np.testing.assert_allclose(hidden, full[:, 7], atol=1e-5)
+    samples = 3
+    cache = decoder.expand_cache(cache, samples, 4)
+    wide_tokens, wide_positions, wide_valid = (
+        np.repeat(np.asarray(a), samples, axis=0) for a in (tokens, positions, valid)
+    )
+    unstacked = decoder.unstack_layers(params)
+    for column in range(8, 12):
+        seen = wide_valid & (np.arange(12) <= column)
+        hidden, cache = decoder.decode_step(
+            config, unstacked, wide_tokens[:, column], wide_positions[:, column], jnp.int32(column), seen, cache
+        )
+        np.testing.assert_allclose(hidden, np.repeat(full[:, column], samples, axis=0), atol=1e-5)
+
+
+def _loss(params, config, tokens, valid):
+    hidden = decoder.hidden_states(config, params, tokens, positions_of(valid), valid)
+    return jnp.mean(jnp.where(valid[..., None], hidden, 0) ** 3)
+
+
+@pytest.mark.parametrize("name", ["llama_scaled_untied", "qwen3"])
+def test_remat_changes_no_gradient_and_padding_gives_no_nan(name, models):
+    config, params = models[name]
+    tokens = case_tokens(config, rows=3, length=10)
+    valid = np.arange(10) >= np.array([[0], [4], [10]])  # the last row is nothing but padding
+    gradients = [
+        jax.jit(jax.grad(_loss), static_argnums=1)(params, dataclasses.replace(config, remat=remat), tokens, valid)
+        for remat in ("none", "dots", "full")
+    ]
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
+    for other in gradients[1:]:
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), gradients[0], other)
+
+
+def test_gradient_is_the_slope_of_the_loss(models):
+    """Along a random direction, against a central difference in the same precision."""
+    config, params = models["qwen2"]
+    tokens, valid = case_tokens(config, rows=2, length=8), np.ones((2, 8), bool)
+    keys = iter(jax.random.split(jax.random.key(0), 32))
+    direction = jax.tree.map(lambda p: 0.1 * jax.random.normal(next(keys), p.shape), params)
+    slope = sum(
+        jax.tree.leaves(
+            jax.tree.map(lambda g, d: jnp.vdot(g, d), jax.grad(_loss)(params, config, tokens, valid), direction)
+        )
+    )
+    step = 1e-2
+    ahead, behind = (
+        _loss(jax.tree.map(lambda p, d, s=s: p + s * d, params, direction), config, tokens, valid)
+        for s in (step, -step)
+    )
+    np.testing.assert_allclose(slope, (ahead - behind) / (2 * step), rtol=2e-2)
+
+
+def test_bfloat16_compute_stays_near_and_logits_are_float32(models):
+    config, params = models["llama_tied"]
+    tokens, valid = case_tokens(config, rows=2, length=16), np.ones((2, 16), bool)
+    low = dataclasses.replace(config, compute_dtype="bfloat16")
+    assert decoder.hidden_states(low, params, tokens, positions_of(valid), valid).dtype == jnp.bfloat16
+    found = logits_of(low, params, tokens, valid)
+    wanted = logits_of(config, params, tokens, valid)
+    assert found.dtype == jnp.float32
+    assert np.abs(found - wanted).max() < 0.05 * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_init_gives_the_declared_tree(name):
+    config = CASES[name]
+    params = jax.jit(decoder.init, static_argnums=(0, 2))(config, jax.random.key(3), jnp.bfloat16)
+    shapes = decoder.abstract_params(config, jnp.bfloat16)
+    assert jax.tree.map(lambda p: (p.shape, p.dtype), params) == jax.tree.map(lambda s: (s.shape, s.dtype), shapes)
+    axes = decoder.param_axes(config)
+    jax.tree.map(lambda p, names: len(names) == p.ndim or pytest.fail(f"{names}"), params, axes)
+    q = params["layers"]["q"].astype(jnp.float32)
+    assert abs(float(q.std()) - 0.02) < 2e-3
+    assert not np.array_equal(q[0], q[1])
+
+
+def test_shard_is_called_with_the_axes_of_its_array(models):
+    config, params = models["llama_tied"]
+    tokens, valid = case_tokens(config, rows=2, length=6), np.ones((2, 6), bool)
+    seen = set()
+
+    def shard(x, axes):
+        assert x.ndim == len(axes)
+        seen.update(axes)
+        return x
+
+    decoder.hidden_states(config, params, tokens, positions_of(valid), valid, shard)
+    _, cache = decoder.prefill(config, params, tokens, positions_of(valid), valid, shard)
+    unstacked, cache = decoder.unstack_layers(params), decoder.expand_cache(cache, 1, 1)
+    here = jnp.full(2, 6)
+    decoder.decode_step(config, unstacked, tokens[:, 0], here, jnp.int32(6), np.ones((2, 7), bool), cache, shard)
+    assert seen == {"batch", "length", "embed", "heads", "kv_heads", "mlp", None}
+
+
+@pytest.mark.parametrize("change", [{"num_kv_heads": 3}, {"head_dim": 7}, {"remat": "some"}, {"family": "gpt2"}])
+def test_impossible_shapes_are_refused(change):
+    with pytest.raises(ValueError, match=next(iter(change))):
+        dataclasses.replace(CASES["llama_tied"], **change)

@@ -1,0 +1,56 @@
+"""Live comparison with transformers and torch, where torch is installed (`make test TORCH=1`)."""
+
+import jax
+import numpy as np
+import pytest
+
+pytest.importorskip("torch", reason="torch is not installed: live comparisons are skipped (recorded ones still run)")
+
+from model_cases import CASES, GREEDY, PROMPT_TEXT, case_tokens, greedy, logits_of, write_model
+from record_references import load_torch, load_torch_gguf, load_torch_gguf_tokenizer, torch_greedy, torch_logits
+
+from hir_jax.models import decoder, gguf, hf
+from hir_jax.models.checkpoint import CheckpointError, open_checkpoint
+
+TOLERANCE = 1e-3  # max absolute difference of float32 logits
+
+
+def compare(config, params, model, tokens, prompt):
+    valid = np.ones(tokens.shape, bool)
+    found, wanted = logits_of(config, params, tokens, valid), torch_logits(model, tokens)
+    assert np.abs(np.asarray(found) - wanted).max() <= TOLERANCE
+    np.testing.assert_array_equal(greedy(config, params, prompt, GREEDY), torch_greedy(model, prompt))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_random_models_read_by_both(name, tmp_path):
+    config = CASES[name]
+    directory = write_model(tmp_path / name, config)
+    tokens = case_tokens(config)
+    compare(config, hf.load_params(directory, config), load_torch(directory), tokens, tokens[:, :8])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_models_written_by_us_and_read_by_transformers(name, tmp_path):
+    config = CASES[name]
+    params = jax.tree.map(lambda p: 4 * p, decoder.init(config, jax.random.key(5)))
+    hf.save(tmp_path / name, config, params, None, [1], shard_bytes=30_000)
+    tokens = case_tokens(config)
+    compare(config, params, load_torch(tmp_path / name), tokens, tokens[:, :8])
+
+
+def test_smollm2_and_its_written_copy(tmp_path):
+    try:
+        path = gguf.smollm2_wheel_path()
+    except CheckpointError as error:
+        pytest.skip(str(error))
+    opened = open_checkpoint(path)
+    params = opened.load_params()
+    prompt = np.asarray([load_torch_gguf_tokenizer(path)(PROMPT_TEXT)["input_ids"]], np.int32)
+    assert opened.tokenizer(PROMPT_TEXT)["input_ids"] == prompt[0].tolist()
+    theirs = load_torch_gguf(path)
+    compare(opened.config, params, theirs, prompt, prompt)
+    hf.save(tmp_path / "out", opened.config, params, opened.tokenizer, opened.stop_ids)
+    written = load_torch(tmp_path / "out")
+    for (name, a), (_, b) in zip(theirs.state_dict().items(), written.state_dict().items(), strict=True):
+        np.testing.assert_array_equal(a.numpy(), b.numpy(), err_msg=name)
