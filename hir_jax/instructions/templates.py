@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 from hir_jax.types import Instruction
 
-_JOINED = {"type1": " ", "type2": "\n"}
 _RULES_HEADER = "The output must follow the following rules:\n"
 REWRITABLE = ("type1", "type2", "type3", "type4", "type5", "type6")
 TEMPLATES = (*REWRITABLE, "verbatim")
@@ -28,7 +27,8 @@ def _sentence(text: str) -> str:
 def render_pieces(task: str, texts: Sequence[str], template: str) -> tuple[str, list[str], str]:
     """(before, one piece per constraint, after): their concatenation is the rendered instruction.
 
-    Separators belong to the piece that follows them. Source: method.md step 5 (released code's templates), whose
+    A space between pieces belongs to the one that follows, a newline to the one before: so do tokens (" The", ".\\n"), and
+    what a piece looks like in tokens then depends on its place alone. Source: method.md step 5 (released code's templates), whose
     final `strip` is part of the pieces here. Raises ValueError for an unknown template.
     """
     if template == "verbatim":
@@ -37,21 +37,22 @@ def render_pieces(task: str, texts: Sequence[str], template: str) -> tuple[str, 
         raise ValueError(f"unknown template {template!r}; known: {', '.join(TEMPLATES)}")
     if not texts:
         return task.strip(), [], ""
-    if template in ("type1", "type2"):
-        pieces = [_sentence(t) for t in texts]
-        return task + _JOINED[template], [pieces[0].lstrip()] + [" " + p for p in pieces[1:]], ""
-    if template == "type5":
-        pieces = [_sentence(t) for t in texts]
-        return "", [pieces[0].lstrip()] + [" " + p for p in pieces[1:]], "\n\n" + task
+    if template in ("type1", "type2", "type5"):
+        first, *others = [_sentence(t) for t in texts]
+        first, others = first.lstrip(), [" " + p for p in others]
+        if template == "type1":
+            return task, [" " + first, *others], ""
+        if template == "type2":
+            return task + "\n", [first, *others], ""
+        *before_last, last = [first, *others]
+        return "", [*before_last, last + "\n\n"], task
     if template == "type3":
         before = task + "\n\n" + _RULES_HEADER
         lines = [f"{i}. {t}" for i, t in enumerate(texts, start=1)]
     else:
         before = task + "\n\n"
         lines = [f"- {t}" if template == "type4" else t for t in texts]
-    pieces = [lines[0]] + ["\n" + line for line in lines[1:]]
-    pieces[-1] = pieces[-1].rstrip()
-    return before.lstrip(), pieces, ""
+    return before.lstrip(), [line + "\n" for line in lines[:-1]] + [lines[-1].rstrip()], ""
 
 
 def render(instruction: Instruction, keep: Sequence[bool] | None = None) -> str:

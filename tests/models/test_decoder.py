@@ -1,6 +1,7 @@
 """The decoder against logits and greedy tokens recorded from transformers, and its passes against one another."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -56,8 +57,11 @@ def test_prefill_and_decoding_equal_one_full_pass(name, models):
     tokens = case_tokens(config, rows=2, length=12)
     valid = np.arange(12) >= np.array([[0], [4]])
     positions = positions_of(valid)
-    full = decoder.hidden_states(config, params, tokens, positions, valid)
-    hidden, cache = decoder.prefill(config, params, tokens[:, :8], positions[:, :8], valid[:, :8])
+    full, prefill, step = (
+        jax.jit(f, static_argnums=0) for f in (decoder.hidden_states, decoder.prefill, decoder.decode_step)
+    )
+    full = full(config, params, tokens, positions, valid)
+    hidden, cache = prefill(config, params, tokens[:, :8], positions[:, :8], valid[:, :8])
     np.testing.assert_allclose(hidden, full[:, 7], atol=1e-5)
     samples = 3
     cache = decoder.expand_cache(cache, samples, 4)
@@ -67,7 +71,7 @@ def test_prefill_and_decoding_equal_one_full_pass(name, models):
     unstacked = decoder.unstack_layers(params)
     for column in range(8, 12):
         seen = wide_valid & (np.arange(12) <= column)
-        hidden, cache = decoder.decode_step(
+        hidden, cache = step(
             config, unstacked, wide_tokens[:, column], wide_positions[:, column], jnp.int32(column), seen, cache
         )
         np.testing.assert_allclose(hidden, np.repeat(full[:, column], samples, axis=0), atol=1e-5)
@@ -78,9 +82,8 @@ def _loss(params, config, tokens, valid):
     return jnp.mean(jnp.where(valid[..., None], hidden, 0) ** 3)
 
 
-@pytest.mark.parametrize("name", ["llama_scaled_untied", "qwen3"])
-def test_remat_changes_no_gradient_and_padding_gives_no_nan(name, models):
-    config, params = models[name]
+def test_remat_changes_no_gradient_and_padding_gives_no_nan(models):
+    config, params = models["qwen3"]
     tokens = case_tokens(config, rows=3, length=10)
     valid = np.arange(10) >= np.array([[0], [4], [10]])  # the last row is nothing but padding
     gradients = [
@@ -98,28 +101,27 @@ def test_gradient_is_the_slope_of_the_loss(models):
     tokens, valid = case_tokens(config, rows=2, length=8), np.ones((2, 8), bool)
     keys = iter(jax.random.split(jax.random.key(0), 32))
     direction = jax.tree.map(lambda p: 0.1 * jax.random.normal(next(keys), p.shape), params)
-    slope = sum(
-        jax.tree.leaves(
-            jax.tree.map(lambda g, d: jnp.vdot(g, d), jax.grad(_loss)(params, config, tokens, valid), direction)
-        )
-    )
+
+    @jax.jit
+    def along(step):
+        moved = jax.tree.map(lambda p, d: p + step * d, params, direction)
+        return _loss(moved, config, tokens, valid)
+
     step = 1e-2
-    ahead, behind = (
-        _loss(jax.tree.map(lambda p, d, s=s: p + s * d, params, direction), config, tokens, valid)
-        for s in (step, -step)
-    )
-    np.testing.assert_allclose(slope, (ahead - behind) / (2 * step), rtol=2e-2)
+    difference = (along(step) - along(-step)) / (2 * step)
+    np.testing.assert_allclose(jax.jit(jax.grad(along))(0.0), difference, rtol=2e-2)
 
 
 def test_bfloat16_compute_stays_near_and_logits_are_float32(models):
     config, params = models["llama_tied"]
     tokens, valid = case_tokens(config, rows=2, length=16), np.ones((2, 16), bool)
     low = dataclasses.replace(config, compute_dtype="bfloat16")
-    assert decoder.hidden_states(low, params, tokens, positions_of(valid), valid).dtype == jnp.bfloat16
+    hidden = jax.eval_shape(partial(decoder.hidden_states, low), params, tokens, positions_of(valid), valid)
+    assert hidden.dtype == jnp.bfloat16
     found = logits_of(low, params, tokens, valid)
     wanted = logits_of(config, params, tokens, valid)
     assert found.dtype == jnp.float32
-    assert np.abs(found - wanted).max() < 0.05 * np.abs(wanted).max()
+    assert np.linalg.norm(found - wanted) < 0.03 * np.linalg.norm(wanted)  # 8 bits of mantissa, 3 layers
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -145,11 +147,13 @@ def test_shard_is_called_with_the_axes_of_its_array(models):
         seen.update(axes)
         return x
 
-    decoder.hidden_states(config, params, tokens, positions_of(valid), valid, shard)
-    _, cache = decoder.prefill(config, params, tokens, positions_of(valid), valid, shard)
-    unstacked, cache = decoder.unstack_layers(params), decoder.expand_cache(cache, 1, 1)
-    here = jnp.full(2, 6)
-    decoder.decode_step(config, unstacked, tokens[:, 0], here, jnp.int32(6), np.ones((2, 7), bool), cache, shard)
+    def run(params):
+        _, cache = decoder.prefill(config, params, tokens, positions_of(valid), valid, shard)
+        unstacked, cache = decoder.unstack_layers(params), decoder.expand_cache(cache, 1, 1)
+        here = jnp.full(2, 6)
+        decoder.decode_step(config, unstacked, tokens[:, 0], here, jnp.int32(6), np.ones((2, 7), bool), cache, shard)
+
+    jax.eval_shape(run, params)
     assert seen == {"batch", "length", "embed", "heads", "kv_heads", "mlp", None}
 
 
