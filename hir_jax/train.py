@@ -8,6 +8,7 @@ The same command again continues a run that was stopped, from its last committed
 from __future__ import annotations
 
 import logging
+import shutil
 import signal
 from contextlib import ExitStack
 from pathlib import Path
@@ -46,6 +47,8 @@ class Run:
         old = files.read_config(workdir)
         changed = configs.changed_keys(old, configs.flatten(config)) if old else []
         files.refuse_other_config(workdir, changed)
+        if old is None:
+            files.refuse_foreign(workdir)
         self.config, self.workdir = config, workdir
         self.console = Console()
         self.engine = Engine(config)
@@ -55,7 +58,7 @@ class Run:
         self.checkpoints = stack.enter_context(Checkpoints(workdir / "checkpoints", config.checkpoint_keep))
         self.compilations = Compilations()
         self.stopping = False
-        signal.signal(signal.SIGTERM, self._stop)
+        stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, self._stop))
         self._stack = stack
 
     def _stop(self, *_) -> None:
@@ -103,6 +106,15 @@ class Run:
     def save(self, step: int, state) -> None:
         meta = {"step": step, "mesh": dict(self.engine.mesh.shape), "config": configs.flatten(self.config)}
         self.checkpoints.save(step, state, meta)
+
+    def export(self, params) -> None:
+        """DIR/model, for transformers, in place of one from an earlier end of this run or from a save that was cut off."""
+        model = self.workdir / "model"
+        for old in (model, model.with_name("model.unfinished")):
+            if old.exists():
+                shutil.rmtree(old)
+        hf.save(model, self.engine.model, params, self.engine.tokenizer, self.engine.stop_ids)
+        self.console.print(f"trained weights, for transformers: {model}")
 
 
 def policy_step(run: Run, state, ref_params, step: int, clock: Clock):
@@ -158,9 +170,7 @@ def train(config, workdir: Path) -> None:
                 return
         run.checkpoints.wait()
         if config.save_model:
-            model = workdir / "model"
-            hf.save(model, run.engine.model, state.params, run.engine.tokenizer, run.engine.stop_ids)
-            run.console.print(f"trained weights, for transformers: {model}")
+            run.export(state.params)
         run.console.print(f"metrics: {workdir / 'metrics.jsonl'}   replays: {workdir / 'replays.jsonl'}")
 
 

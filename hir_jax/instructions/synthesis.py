@@ -28,7 +28,7 @@ from hir_jax.instructions import conflicts as c
 from hir_jax.instructions import native
 from hir_jax.instructions.phrasings import phrase
 from hir_jax.instructions.templates import REWRITABLE
-from hir_jax.types import Constraint, Instruction
+from hir_jax.types import Constraint, InputError, Instruction
 
 SPLITS = ("train", "heldout")
 VERDICT = "verdict"  # the genre of questions that yes, no or maybe can answer
@@ -194,7 +194,7 @@ def _draw_constraints(base: BaseTask, count: int, rng: random.Random) -> tuple[C
         if len(chosen) == count:
             rng.shuffle(chosen)
             return tuple(Constraint(x.id, x.arguments, phrase(x.id, x.arguments, rng)) for x in chosen)
-    raise ValueError(f"no {count} constraints that go together found for {base.task!r}; ask for fewer")
+    raise InputError(f"no {count} constraints that go together found for {base.task!r}; ask for fewer")
 
 
 def _row(seed: int, split: str, index: int, low: int, high: int, templates: Sequence[str]) -> Instruction:
@@ -219,15 +219,16 @@ def generate(
     """`count` instructions with min to max (inclusive) constraints each that do not contradict one another.
 
     Row i depends on (seed, split, i) and the options only. `key` is SPLIT-SEED-INDEX, `source` generated:SEED:INDEX.
-    Raises ValueError for an unknown split or template, a negative count, or bounds that are not 1 <= min <= max.
+    Raises InputError for an unknown template, a negative count, or bounds that are not 1 <= min <= max; ValueError for
+    an unknown split.
     """
     unknown = [name for name in templates if name not in REWRITABLE]
     if unknown or not templates:
-        raise ValueError(f"templates must be some of {', '.join(REWRITABLE)}, not {list(templates)!r}")
+        raise InputError(f"templates must be some of {', '.join(REWRITABLE)}, not {list(templates)!r}")
     if not 1 <= min_constraints <= max_constraints:
-        raise ValueError(f"need 1 <= min_constraints <= max_constraints, not {min_constraints} and {max_constraints}")
+        raise InputError(f"need 1 <= min_constraints <= max_constraints, not {min_constraints} and {max_constraints}")
     if count < 0:
-        raise ValueError(f"count must not be negative, it is {count}")
+        raise InputError(f"count must not be negative, it is {count}")
     base_tasks(split)
     return [_row(seed, split, i, min_constraints, max_constraints, templates) for i in range(count)]
 

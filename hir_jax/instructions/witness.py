@@ -27,7 +27,7 @@ from absl import app, flags
 from hir_jax.constraints import registry
 from hir_jax.instructions import grammar, lexicon, native
 from hir_jax.instructions.templates import REWRITABLE
-from hir_jax.types import Constraint, Instruction
+from hir_jax.types import Constraint, InputError, Instruction
 
 SPLITS = ("train", "heldout")
 MAX_CONSTRAINTS = 6
@@ -262,20 +262,20 @@ def generate(
 
     The number of constraints is uniform in [min_constraints, max_constraints], at most 6. `label_noise` in [0, 1] is
     the share of constraints that are drawn from another text instead, so that the witness meets them only by chance:
-    with 0 it meets them all; pairs with noise fit a weaker base model. Raises ValueError for options out of range.
+    with 0 it meets them all; pairs with noise fit a weaker base model. Raises InputError for options out of range.
     """
     if not 1 <= min_constraints <= max_constraints <= MAX_CONSTRAINTS:
-        raise ValueError(
+        raise InputError(
             f"constraints a prompt: 1 <= min <= max <= {MAX_CONSTRAINTS}, not {min_constraints}..{max_constraints}"
         )
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; known: {', '.join(SPLITS)}")
     if not 0.0 <= label_noise <= 1.0:
-        raise ValueError(f"label_noise is a share in [0, 1], not {label_noise}")
+        raise InputError(f"label_noise is a share in [0, 1], not {label_noise}")
     if count < 0:
-        raise ValueError(f"count must not be negative, it is {count}")
+        raise InputError(f"count must not be negative, it is {count}")
     if not templates or any(name not in REWRITABLE for name in templates):
-        raise ValueError(f"templates must be some of {', '.join(REWRITABLE)}, not {list(templates)}")
+        raise InputError(f"templates must be some of {', '.join(REWRITABLE)}, not {list(templates)}")
     rows = []
     for index in range(count):
         rng = random.Random(f"witness {seed} {split} {index}")  # a string seeds by SHA-512: the same in every process

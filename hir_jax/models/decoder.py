@@ -31,6 +31,7 @@ __all__ = [
 Params = dict[str, Any]
 Cache = tuple[tuple[jax.Array, jax.Array], ...]  # per layer (k, v), each dtype[B, Hkv, S, Dh]
 Shard = Callable[[jax.Array, tuple[str | None, ...]], jax.Array]
+Product = Callable[..., jax.Array]  # _matmul or _thin_matmul
 
 MASKED = -1e30  # finite: a row of padding attends evenly to all columns instead of giving NaN
 
@@ -97,11 +98,12 @@ def _param(config: ModelConfig, name: str, axes: tuple[str, ...], dtype, rngs: n
         return nnx.Param(jnp.ones(shape, dtype))
     if name.endswith("_bias"):
         return nnx.Param(jnp.zeros(shape, dtype))
-    return nnx.Param((0.02 * jax.random.normal(rngs.params(), shape)).astype(dtype))
+    scale = config.hidden_size**-0.5 if name == "embed" else shape[0] ** -0.5  # matrices are [in, out]
+    return nnx.Param((scale * jax.random.normal(rngs.params(), shape)).astype(dtype))
 
 
 class Layer(nnx.Module):
-    """The parameters of one layer: normal(0, 0.02) matrices, norms of one, biases of zero."""
+    """The parameters of one layer: normal matrices of variance 1 / inputs, norms of one, biases of zero."""
 
     def __init__(self, config: ModelConfig, param_dtype, rngs: nnx.Rngs):
         for name, axes in _layer_axes(config).items():
@@ -133,9 +135,9 @@ def abstract_params(config: ModelConfig, param_dtype=jnp.float32) -> Params:
 
 
 def unstack_layers(params: Params) -> Params:
-    """The same parameters with `layers` as a tuple of L dicts, as `decode_step` takes them."""
+    """The same parameters as `decode_step` takes them: `layers` a tuple of L dicts, their matrices laid out [out, in]."""
     count = jax.tree.leaves(params["layers"])[0].shape[0]
-    layers = tuple(jax.tree.map(lambda leaf, i=i: leaf[i], params["layers"]) for i in range(count))
+    layers = tuple(jax.tree.map(lambda leaf, i=i: leaf[i].T, params["layers"]) for i in range(count))
     return params | {"layers": layers}
 
 
@@ -181,16 +183,25 @@ def _matmul(x: jax.Array, matrix: jax.Array, **options) -> jax.Array:
     return flat.reshape(*x.shape[:-1], matrix.shape[-1])
 
 
-def _dense(x: jax.Array, layer: Params, name: str) -> jax.Array:
-    y = _matmul(x, layer[name])
+def _thin_matmul(x: jax.Array, matrix: jax.Array, **options) -> jax.Array:
+    """x @ matrix.T for few rows, dtype[B, in] and [out, in], as the product matrix @ x.T: on CPU 1.4 to 1.9 times faster
+    than x @ matrix with 32 rows. The barrier keeps XLA from turning it round again."""
+    turned = jax.lax.dot_general(matrix.astype(x.dtype), x, (((1,), (1,)), ((), ())), **options)
+    return jax.lax.optimization_barrier(turned).T
+
+
+def _dense(x: jax.Array, layer: Params, name: str, product: Product = _matmul) -> jax.Array:
+    y = product(x, layer[name])
     bias = layer.get(f"{name}_bias")
     return y if bias is None else y + bias.astype(x.dtype)
 
 
-def _qkv(config: ModelConfig, layer: Params, x: jax.Array, rope) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _qkv(
+    config: ModelConfig, layer: Params, x: jax.Array, rope, product: Product = _matmul
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """q [..., Hq, Dh], k and v [..., Hkv, Dh] of dtype[..., D], normalised and rotated."""
     heads = (*x.shape[:-1], -1, config.head_dim)
-    q, k, v = (_dense(x, layer, name).reshape(heads) for name in ("q", "k", "v"))
+    q, k, v = (_dense(x, layer, name, product).reshape(heads) for name in ("q", "k", "v"))
     if config.qk_norm:
         q = _rms_norm(q, layer["q_norm"], config.rms_norm_eps)
         k = _rms_norm(k, layer["k_norm"], config.rms_norm_eps)
@@ -215,12 +226,33 @@ def _attend(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array) -> jax.Ar
     return attended.transpose(0, 3, 1, 2, 4).reshape(rows, columns, num_heads * head_dim)
 
 
-def _mlp(config: ModelConfig, layer: Params, x: jax.Array, shard: Shard, axes: tuple[str, ...]) -> jax.Array:
+def _attend_one(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array) -> jax.Array:
+    """`_attend` for one column: q: dtype[B, Hq, Dh]; k, v: dtype[B, Hkv, S, Dh]; bias: f32[B, S]. Gives dtype[B, Hq*Dh].
+
+    The scores are made as keys @ queries, which is half the time of queries @ keys for a few queries on CPU; the barrier
+    keeps XLA from turning it round again.
+    """
+    rows, num_heads, head_dim = q.shape
+    q = (q * head_dim**-0.5).reshape(rows, k.shape[1], -1, head_dim)
+    scores = jnp.einsum("bksd,bkgd->bksg", k, q, preferred_element_type=jnp.float32)
+    scores = jax.lax.optimization_barrier(scores).swapaxes(2, 3) + bias[:, None, None]
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    return jnp.einsum("bkgs,bksd->bkgd", weights, v).reshape(rows, num_heads * head_dim)
+
+
+def _mlp(
+    config: ModelConfig,
+    layer: Params,
+    x: jax.Array,
+    shard: Shard,
+    axes: tuple[str, ...],
+    product: Product = _matmul,
+) -> jax.Array:
     """The gated MLP with its norm and residual. x: dtype[*axes, D]."""
     y = _rms_norm(x, layer["mlp_norm"], config.rms_norm_eps)
-    inner = jax.nn.silu(_dense(y, layer, "gate")) * _dense(y, layer, "up")
+    inner = jax.nn.silu(_dense(y, layer, "gate", product)) * _dense(y, layer, "up", product)
     inner = shard(inner, (*axes, "mlp"))
-    return shard(x + _dense(inner, layer, "down"), (*axes, "embed"))
+    return shard(x + _dense(inner, layer, "down", product), (*axes, "embed"))
 
 
 def _embed(config: ModelConfig, params: Params, tokens: jax.Array) -> jax.Array:
@@ -294,6 +326,8 @@ def unembed_matrix(config: ModelConfig, params: Params) -> jax.Array:
 
 def logits(config: ModelConfig, params: Params, hidden: jax.Array) -> jax.Array:
     """f32[..., V] of dtype[..., D] hidden states after the final norm; products accumulate in float32."""
+    if config.tie_embeddings and hidden.ndim == 2:
+        return _thin_matmul(hidden, params["embed"], preferred_element_type=jnp.float32)
     return _matmul(hidden, unembed_matrix(config, params), preferred_element_type=jnp.float32)
 
 
@@ -344,17 +378,17 @@ def decode_step(
     bool[B, S], the columns that may be attended, `column` among them. Layers are unrolled so that each layer's cache is
     its own buffer, which dynamic_update_slice updates in place in a while_loop; a scan over layers would copy them all.
     """
-    rope, bias = _rope_tables(config, position), _mask_bias(valid)[:, None]
+    rope, bias = _rope_tables(config, position), _mask_bias(valid)
     x = shard(_embed(config, params, token), ("batch", "embed"))
     written = []
     for layer, (keys, values) in zip(params["layers"], cache, strict=True):
         y = _rms_norm(x, layer["attn_norm"], config.rms_norm_eps)
-        q, k, v = _qkv(config, layer, y, rope)
+        q, k, v = _qkv(config, layer, y, rope, _thin_matmul)
         keys = jax.lax.dynamic_update_slice(keys, k[:, :, None], (0, 0, column, 0))
         values = jax.lax.dynamic_update_slice(values, v[:, :, None], (0, 0, column, 0))
         keys, values = (shard(t, ("batch", "kv_heads", None, None)) for t in (keys, values))
         written.append((keys, values))
-        attended = _attend(q[:, None], keys, values, bias)[:, 0]
-        x = shard(x + _dense(shard(attended, ("batch", "heads")), layer, "o"), ("batch", "embed"))
-        x = _mlp(config, layer, x, shard, ("batch",))
+        attended = shard(_attend_one(q, keys, values, bias), ("batch", "heads"))
+        x = shard(x + _dense(attended, layer, "o", _thin_matmul), ("batch", "embed"))
+        x = _mlp(config, layer, x, shard, ("batch",), _thin_matmul)
     return _rms_norm(x, params["final_norm"], config.rms_norm_eps), tuple(written)

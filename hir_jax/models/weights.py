@@ -16,12 +16,13 @@ import numpy as np
 
 from hir_jax.models import decoder
 from hir_jax.models.config import ModelConfig
+from hir_jax.types import InputError
 
 SHOWN = 6  # names shown of each kind of fault
 Index = tuple[slice, ...]
 
 
-class CheckpointError(ValueError):
+class CheckpointError(InputError):
     """A checkpoint that cannot be read or written as asked; the message names the file or tensors and what to do."""
 
 

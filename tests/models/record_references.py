@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from model_cases import CASES, DATA, GREEDY, PROMPT_TEXT, case_tokens, write_model
 from tokenizers import pre_tokenizers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 from hir_jax.models.gguf import smollm2_wheel_path
@@ -45,13 +45,14 @@ def load_torch(directory):
 
 
 def load_torch_gguf(path: Path):
-    """A GGUF file as transformers dequantises and names it (its from_pretrained asks for accelerate first)."""
-    with torch.device("meta"):
-        parsed = load_gguf_checkpoint(str(path))
-        config = AutoConfig.for_model(**parsed["config"])
-        empty = AutoModelForCausalLM.from_config(config)
-    tensors = load_gguf_checkpoint(str(path), return_tensors=True, model_to_load=empty)["tensors"]
+    """SmolLM2's GGUF file as transformers dequantises and names it (its from_pretrained asks for accelerate first)."""
+    config = LlamaConfig(
+        vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
+        num_key_value_heads=3, rope_parameters={"rope_type": "default", "rope_theta": 1e5}, rms_norm_eps=1e-5,
+        max_position_embeddings=8192, tie_word_embeddings=True,
+    )  # fmt: skip
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    tensors = load_gguf_checkpoint(str(path), return_tensors=True, model_to_load=model)["tensors"]
     missing, unexpected = model.load_state_dict(tensors, strict=False)
     assert missing == ["lm_head.weight"] and not unexpected, (missing, unexpected)  # tied
     model.tie_weights()

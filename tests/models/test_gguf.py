@@ -99,13 +99,13 @@ def write_gguf(path, config, pre="qwen2", extra_tensors=(), kind="gpt2"):
     writer.add_key_length(config.head_dim)
     writer.add_rope_freq_base(config.rope_theta)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    alphabet = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "<|end|>"]
+    alphabet = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "ab", "<|end|>"]
     writer.add_tokenizer_model(kind)
     writer.add_tokenizer_pre(pre)
     writer.add_token_list(alphabet)
-    writer.add_token_types([1] * 256 + [3])
+    writer.add_token_types([1] * 257 + [3])
     writer.add_token_merges(["a b"])
-    writer.add_eos_token_id(256)
+    writer.add_eos_token_id(257)
     names = dict(zip(expected_shapes(config, HF_NAMES), expected_shapes(config, GGUF_NAMES), strict=True))
     for name, tensor in random_tensors(config).items():
         if config.family == "llama" and ("q_proj.weight" in name or "k_proj.weight" in name):

@@ -1,0 +1,77 @@
+"""What a run shows on the terminal: a bar with step, ILA, CLA, replays, tokens/s and time left; replayed pairs in colour."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+
+import jax
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+log = logging.getLogger(__name__)
+
+
+class Compilations:
+    """Counts XLA compilations and their seconds, and logs each; jax reports them through its monitoring events."""
+
+    EVENT = "/jax/core/compile/backend_compile_duration"
+
+    def __init__(self):
+        self.count, self.seconds = 0, 0.0
+        jax.monitoring.register_event_duration_secs_listener(self._heard)
+
+    def _heard(self, event: str, duration: float, **details) -> None:
+        if event == self.EVENT:
+            self.count += 1
+            self.seconds += duration
+            if duration > 0.5:
+                log.info("compiled %s in %.1f s", details.get("fun_name", "a function"), duration)
+
+    def take_seconds(self) -> float:
+        """Seconds spent compiling since the last call."""
+        seconds, self.seconds = self.seconds, 0.0
+        return seconds
+
+
+class RunProgress:
+    """A rich progress bar on a terminal; elsewhere one line every `every` seconds."""
+
+    def __init__(self, console: Console, total: int, done: int, every: float = 10.0):
+        self._console, self._every, self._last = console, every, 0.0
+        self._bar = Progress(
+            TextColumn("step"), MofNCompleteColumn(), BarColumn(bar_width=24), TextColumn("{task.fields[figures]}"),
+            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+            console=console, disable=not console.is_terminal,
+        )  # fmt: skip
+        self._task = self._bar.add_task("run", total=total, completed=done, figures="compiling ...")
+        self._total = total
+
+    def __enter__(self):
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_):
+        self._bar.stop()
+
+    def step(self, step: int, metrics: Mapping[str, float]) -> None:
+        shown = ("ila", "cla", "replays", "nll", "tokens_per_s", "heldout_ila")
+        figures = "  ".join(f"{name} {metrics[name]:.3g}" for name in shown if name in metrics)
+        self._bar.update(self._task, completed=step, figures=figures)
+        now = time.monotonic()
+        if not self._console.is_terminal and (now - self._last > self._every or step == self._total):
+            self._last = now
+            self._console.print(f"step {step}/{self._total}  {figures}")
+
+
+def show_replay(console: Console, step: int, row: Mapping) -> None:
+    """One replayed pair: the original instruction's constraints, met or not, the response, the rewritten instruction."""
+    console.rule(f"step {step}: a failure replayed as a success (integrity {row['integrity']:.2f}, score {row['score']:.2f})")
+    console.print("[bold]asked[/bold]      " + escape(row["task"]))
+    for verdict in row["constraints"]:
+        mark = "[green]met    [/green]" if verdict["satisfied"] else "[red]not met[/red]"
+        console.print(f"  {mark} {escape(verdict['text'])}")
+    console.print("[bold]response[/bold]   " + escape(row["response"].strip() or "(empty)"))
+    console.print("[bold]rewritten[/bold]  " + escape(row["rewritten"]))

@@ -1,0 +1,126 @@
+"""A run's files: cut back on resume, one object a step, events that TensorBoard can read, whose directory it is."""
+
+import json
+import math
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tensorboardX.proto.event_pb2 import Event
+
+from hir_jax.runs import files
+
+
+def rows(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+ROWS = st.lists(st.tuples(st.integers(0, 9), st.text(max_size=5)), max_size=12)
+
+
+@given(rows=ROWS, last=st.integers(0, 9), cut=st.text(max_size=20).filter(lambda t: "\n" not in t))
+def test_truncate_keeps_whole_rows_up_to_the_step(tmp_path_factory, rows, last, cut):
+    """Whatever was written, and whatever half line a kill left behind; doing it again changes nothing."""
+    path = tmp_path_factory.mktemp("truncate") / "metrics.jsonl"
+    lines = [json.dumps({"step": step, "text": text}, ensure_ascii=False) + "\n" for step, text in rows]
+    path.write_text("".join(lines) + cut, encoding="utf-8", newline="\n")
+    for _ in range(2):
+        files.truncate_after(path, last)
+        expected = "".join(line for line, (step, _) in zip(lines, rows, strict=True) if step <= last)
+        assert path.read_bytes().decode() == expected
+
+
+@pytest.mark.parametrize("line", ['{"step": 2, "x": 1', "{}\n", "[1]\n", "null\n", '{"step": "2"}\n', "\x00\x00\n"])
+def test_truncate_drops_lines_that_are_no_rows(tmp_path, line):
+    """A file system that lost its last block leaves such lines too."""
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n' + line)
+    files.truncate_after(path, 5)
+    assert path.read_text() == '{"step": 1}\n'
+
+
+def test_truncate_without_a_file(tmp_path):
+    files.truncate_after(tmp_path / "metrics.jsonl", 3)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_resume_appends_after_the_last_kept_step(tmp_path):
+    with files.RunFiles(tmp_path, 0, tensorboard=False, fresh=True) as run:
+        for step in range(5):
+            run.metrics(step, {"ila": step / 10})
+            run.replays(step, [{"task": "é"}, {"task": "b"}])
+    with files.RunFiles(tmp_path, 2, tensorboard=False) as run:
+        run.metrics(3, {"ila": 0.9})
+    assert [(r["step"], r["ila"]) for r in rows(tmp_path / "metrics.jsonl")] == [(0, 0.0), (1, 0.1), (2, 0.2), (3, 0.9)]
+    assert [r["step"] for r in rows(tmp_path / "replays.jsonl")] == [0, 0, 1, 1, 2, 2]
+    assert "é" in (tmp_path / "replays.jsonl").read_text(encoding="utf-8")
+
+
+def test_a_run_without_a_checkpoint_begins_empty(tmp_path):
+    for _ in range(2):  # killed before the first checkpoint, then started again
+        with files.RunFiles(tmp_path, 0, tensorboard=False, fresh=True) as run:
+            run.metrics(0, {"heldout_ila": 0.5})
+    assert rows(tmp_path / "metrics.jsonl") == [{"step": 0, "heldout_ila": 0.5}]
+
+
+def test_rows_are_on_disk_at_once_and_are_strict_json(tmp_path):
+    """JSON has neither NaN nor infinity: both become null."""
+
+    def refuse(name):
+        raise AssertionError(f"{name} is not JSON")
+
+    with files.RunFiles(tmp_path, 0, tensorboard=False, fresh=True) as run:
+        run.metrics(1, {"loss": math.nan, "grad_norm": math.inf, "low": -math.inf, "ila": 0.5})
+        line = (tmp_path / "metrics.jsonl").read_text(encoding="utf-8")
+    found = json.loads(line, parse_constant=refuse)
+    assert found == {"step": 1, "loss": None, "grad_norm": None, "low": None, "ila": 0.5}
+
+
+def events(directory):
+    """(step, tag, value) out of TensorBoard's record files: u64 length, u32, that many bytes, u32."""
+    for path in sorted(directory.iterdir()):
+        data, at = path.read_bytes(), 0
+        while at < len(data):
+            (length,) = struct.unpack_from("<Q", data, at)
+            event = Event.FromString(data[at + 12 : at + 12 + length])
+            at += length + 16
+            yield from ((event.step, value.tag, value.simple_value) for value in event.summary.value)
+
+
+def test_tensorboard_has_the_scalars(tmp_path):
+    with files.RunFiles(tmp_path, 0, tensorboard=True, fresh=True) as run:
+        run.metrics(0, {"heldout_ila": 0.25})
+        run.metrics(1, {"ila": 0.5, "loss": -1.5})
+    assert list(events(tmp_path / "tensorboard")) == [(0, "heldout_ila", 0.25), (1, "ila", 0.5), (1, "loss", -1.5)]
+    with files.RunFiles(tmp_path, 0, tensorboard=True) as run:
+        run.metrics(1, {"ila": 0.75})
+    assert list(events(tmp_path / "tensorboard"))[-1] == (1, "ila", 0.75)
+
+
+def test_whose_directory_it_is(tmp_path):
+    assert files.read_config(tmp_path) is None
+    files.refuse_foreign(tmp_path)
+    files.refuse_other_config(tmp_path, [])
+    with pytest.raises(files.RunError, match=rf"{tmp_path}.*changed: learner.kl, seed"):
+        files.refuse_other_config(tmp_path, ["learner.kl", "seed"])
+    (tmp_path / "metrics.jsonl").write_text("mine\n")
+    with pytest.raises(files.RunError, match=r"holds metrics.jsonl but no config.json"):
+        files.refuse_foreign(tmp_path)
+
+
+@pytest.mark.parametrize("text", ['{"seed": 1', "[]", '"x"', "\xff"])
+def test_a_broken_config_json_is_named(tmp_path, text):
+    (tmp_path / "config.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(files.RunError, match=r"config\.json: "):
+        files.read_config(tmp_path)
+
+
+def test_atomic_write_leaves_the_old_file_when_it_fails(tmp_path):
+    path = tmp_path / "deep" / "file.json"
+    files.write_atomically(path, "old")
+    with pytest.raises(UnicodeEncodeError):
+        files.write_atomically(path, "\ud800")
+    assert path.read_text() == "old"
+    files.write_atomically(path, "new")
+    assert path.read_text() == "new" and [p.name for p in path.parent.iterdir()] == ["file.json"]

@@ -1,0 +1,54 @@
+"""The tiny config made smaller still, and the training program in a process of its own; for the tests of the programs."""
+
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+CONFIG = "configs/tiny_hir.py"
+# The configs may change what they like: every key that decides about time or about what is tested is set here.
+SMALL = {
+    "model.hidden_size": 32,
+    "model.intermediate_size": 64,
+    "model.num_layers": 1,
+    "model.num_heads": 2,
+    "data.source": "witness",
+    "data.size": 24,
+    "data.eval_size": 4,
+    "data.eval_batch": 4,
+    "data.min_constraints": 3,
+    "data.max_constraints": 4,
+    "data.templates": ("type1",),
+    "data.batch_prompts": 4,
+    "data.max_prompt": 96,
+    "data.prompt_buckets": (),
+    "rollout.m": 2,
+    "rollout.max_response": 12,
+    "replay.k": 1,
+    "constraints.workers": 0,
+    "learner.kl": 0.01,
+    "learner.mini_batches": 1,
+    "total_steps": 2,
+    "eval_every": 0,
+    "checkpoint_every": 100,
+}
+
+
+def small_config(**changes):
+    """The config as train.py gets it; a key's dot is written as two underscores."""
+    config = runpy.run_path(str(ROOT / CONFIG))["get_config"]()
+    config.update_from_flattened_dict(SMALL | {key.replace("__", "."): value for key, value in changes.items()})
+    return config
+
+
+def arguments(workdir, **changes) -> list[str]:
+    """Command-line arguments of the same."""
+    flat = SMALL | {key.replace("__", "."): value for key, value in changes.items()}
+    return [f"--config={CONFIG}", f"--workdir={workdir}", *(f"--config.{key}={value}" for key, value in flat.items())]
+
+
+def start(workdir, **changes) -> subprocess.Popen:
+    """`python -m hir_jax.train` on the small config."""
+    command = [sys.executable, "-m", "hir_jax.train", *arguments(workdir, **changes)]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -1,0 +1,113 @@
+"""Config: every key declared, values checked before anything is loaded, what may change on resume."""
+
+import json
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hir_jax import config as configs
+from hir_jax.parallel import mesh as meshes
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted((ROOT / "configs").glob("*.py"))
+FLAT = configs.flatten(configs.defaults())
+KEYS = sorted(FLAT)
+
+
+def is_free(key):
+    return any(key == free or key.startswith(free + ".") for free in configs.FREE_ON_RESUME)
+
+
+@pytest.mark.parametrize("path", FILES, ids=[p.name for p in FILES])
+def test_files_in_configs_pass_the_check_and_explain_themselves(path):
+    found = runpy.run_path(str(path))
+    configs.check(found["get_config"]())
+    assert "python -m hir_jax" in found["__doc__"]
+
+
+def test_every_key_is_documented_where_it_is_declared():
+    text = (ROOT / "hir_jax" / "config.py").read_text(encoding="utf-8")
+    for key in KEYS:
+        declared = re.findall(rf"^    [a-z.]+\.{key.split('.')[-1]} = (.*)$", text, re.MULTILINE)
+        declared = [line for line in declared if "ConfigDict" not in line]
+        assert declared and all("  # " in line for line in declared), f"{key} has no comment"
+
+
+def test_free_keys_exist():
+    groups = {key.split(".")[0] for key in KEYS if "." in key}
+    assert [key for key in configs.FREE_ON_RESUME if key not in FLAT and key not in groups] == []
+
+
+def test_mesh_keys_are_those_of_the_mesh():
+    assert tuple(configs.defaults().mesh) == meshes.AXES
+
+
+def test_flatten_equals_itself_read_back_from_json():
+    config = configs.defaults()
+    config.data.prompt_buckets = (64, 128)
+    assert json.loads(configs.to_json(config)) == configs.flatten(config)
+    assert FLAT["mesh.fsdp"] == 1 and FLAT["data.templates"][0] == "type1"
+
+
+@given(st.sets(st.sampled_from(KEYS)))
+def test_changed_keys_are_the_changed_ones_that_are_not_free(changed):
+    new = FLAT | {key: "changed" for key in changed}
+    expected = {key for key in changed if not is_free(key)}
+    if "learner.schedule" in changed and "total_steps" in changed:
+        expected.add("total_steps")  # the schedule was or is one that ends at total_steps
+    assert configs.changed_keys(FLAT, new) == configs.changed_keys(new, FLAT) == sorted(expected)
+    assert configs.changed_keys(new, new) == []
+
+
+@pytest.mark.parametrize(("schedule", "expected"), [("constant", []), ("cosine", ["total_steps"])])
+def test_total_steps_is_free_only_without_a_schedule(schedule, expected):
+    old = FLAT | {"learner.schedule": schedule}
+    assert configs.changed_keys(old, old | {"total_steps": 999}) == expected
+
+
+def test_keys_that_came_or_went_count_as_changed():
+    assert configs.changed_keys(FLAT, FLAT | {"replay.new": 1}) == ["replay.new"]
+    assert configs.changed_keys(FLAT | {"replay.old": 1}, FLAT) == ["replay.old"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("method", "ppo", "one of hir, ilr, clr, sft"),
+        ("data.source", "csv", "one of generated, witness, jsonl"),
+        ("data.source", "jsonl", "set config.data.path"),
+        ("total_steps", 0, "positive"),
+        ("rollout.temperature", 0.0, "positive"),
+        ("rollout.top_p", 0.0, r"\(0, 1\]"),
+        ("replay.k", -1, "must not be negative"),
+        ("learner.kl", -0.1, "must not be negative"),
+        ("learner.mini_batches", 7, "512 sequences a step do not split"),
+        ("data.prompt_buckets", (4096,), "at most config.data.max_prompt = 2048"),
+        ("rollout.response_buckets", (0,), "positive"),
+    ],
+)
+def test_values_that_cannot_work_are_refused_by_name(key, value, words):
+    config = configs.defaults()
+    config.update_from_flattened_dict({key: value})
+    with pytest.raises(configs.ConfigError, match=words) as caught:
+        configs.check(config)
+    assert key in str(caught.value)
+
+
+def test_an_unknown_key_in_a_config_file_names_the_nearest():
+    config = configs.defaults()
+    with config.unlocked():
+        config.rollout.temprature = 1.0
+    with pytest.raises(configs.ConfigError, match=r"'rollout.temprature'; did you mean 'rollout.temperature'\?"):
+        configs.check(config)
+
+
+def test_sequences_a_step():
+    config = configs.defaults()
+    assert configs.sequences(config) == 64 * (6 + 2)
+    config.method = "sft"
+    assert configs.sequences(config) == 64
