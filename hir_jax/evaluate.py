@@ -71,7 +71,7 @@ def evaluate_file(config, workdir: Path, benchmark: str, prompts: str, limit: in
     verdicts = [score.output_row(q, s) for q, s in zip(instructions, scores, strict=True)]
     for name, lines in (("responses", responses), ("verdicts", verdicts)):
         files.write_atomically(out / f"{name}.jsonl", "".join(json.dumps(x, ensure_ascii=False) + "\n" for x in lines))
-    console.print(f"responses and verdicts: {out}")
+    console.print(f"responses and verdicts: {out}", soft_wrap=True, markup=False)
     return summary | {"step": step}
 
 

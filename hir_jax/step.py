@@ -50,7 +50,9 @@ def put_slots(whole, part, prompts: int, first: int):
     return jax.tree.map(one, whole, part)
 
 
-def verify(engine: Engine, verifier: Verifier, rows: list[Encoded], rollout: Rollout, width: int, step: int) -> Verdicts:
+def verify(
+    engine: Engine, verifier: Verifier, rows: list[Encoded], rollout: Rollout, width: int, step: int
+) -> Verdicts:
     """Every constraint of every sample; row b belongs to prompt b // (B / N)."""
     per_prompt = len(rollout.filled) // len(rows)
     checks = []
@@ -103,9 +105,14 @@ def select_replays(engine: Engine, rollout: Rollout, verdicts: Verdicts, rounds:
     scores = select.select_score(rollout, verdicts, step + 1, engine.key(SELECT, step), config)
     return jax.device_get(
         select.choose(
-            scores, candidates(engine, rollout, verdicts), np.arange(len(rollout.filled)) // slots,
-            (config.k - rounds) * prompts, scope=config.scope, places=config.k * prompts, prompts=prompts,
-        )  # fmt: skip
+            scores,
+            candidates(engine, rollout, verdicts),
+            np.arange(len(rollout.filled)) // slots,
+            (config.k - rounds) * prompts,
+            scope=config.scope,
+            places=config.k * prompts,
+            prompts=prompts,
+        )
     )
 
 

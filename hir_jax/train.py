@@ -54,12 +54,16 @@ class Run:
         self.engine = Engine(config)
         self.data = dataset.load(config, self.engine.frame, self.engine.stop_ids[0])
         self.verifier = stack.enter_context(Verifier(config.constraints.workers, config.constraints.timeout_seconds))
-        files.write_atomically(workdir / "config.json", configs.to_json(config))
+        if old is None:
+            self._write_config()
         self.checkpoints = stack.enter_context(Checkpoints(workdir / "checkpoints", config.checkpoint_keep))
         self.compilations = Compilations()
         self.stopping = False
         stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, self._stop))
         self._stack = stack
+
+    def _write_config(self) -> None:
+        files.write_atomically(self.workdir / "config.json", configs.to_json(self.config))
 
     def _stop(self, *_) -> None:
         self.stopping = True
@@ -73,12 +77,17 @@ class Run:
             state = engine.init_state(initial)
         else:
             state, _ = self.checkpoints.restore(latest, engine.abstract_state)
-            self.console.print(f"resuming {self.workdir} from step {latest}")
+            self.say(f"resuming {self.workdir} from step {latest}")
+        self._write_config()  # keys outside the trajectory may be new
         self.files = self._stack.enter_context(
             files.RunFiles(self.workdir, latest or 0, self.config.logging.tensorboard, fresh=latest is None)
         )
         self.progress = self._stack.enter_context(RunProgress(self.console, self.config.total_steps, latest or 0))
         return state, initial if keeps_reference else None
+
+    def say(self, text: str) -> None:
+        """One line on the terminal, never cut: it may hold a path that is to be copied."""
+        self.console.print(text, soft_wrap=True, markup=False)
 
     def due(self, every: int, step: int) -> bool:
         return every > 0 and (step % every == 0 or step == self.config.total_steps)
@@ -114,7 +123,7 @@ class Run:
             if old.exists():
                 shutil.rmtree(old)
         hf.save(model, self.engine.model, params, self.engine.tokenizer, self.engine.stop_ids)
-        self.console.print(f"trained weights, for transformers: {model}")
+        self.say(f"trained weights, for transformers: {model}")
 
 
 def policy_step(run: Run, state, ref_params, step: int, clock: Clock):
@@ -127,7 +136,9 @@ def policy_step(run: Run, state, ref_params, step: int, clock: Clock):
     batch = build_batch(engine, ref_params, state.params, prompts, rollout, verdicts, replays)
     clock.lap("relabel")
     metrics = rollout_metrics(engine, rollout, verdicts, replays, rounds)
-    shown = list(replay_rows(rows, engine.texts(rollout), verdicts, replays, engine.samples, run.config.logging.replays_per_step))
+    shown = list(
+        replay_rows(rows, engine.texts(rollout), verdicts, replays, engine.samples, run.config.logging.replays_per_step)
+    )
     state, learned = engine.update(state, batch)
     clock.lap("update")
     return state, metrics | learned, int(rollout.mask.sum()), shown
@@ -166,12 +177,12 @@ def train(config, workdir: Path) -> None:
                 run.save(done, state)
             if run.stopping:
                 run.checkpoints.wait()
-                run.console.print(f"stopped by SIGTERM after step {done}; the same command resumes")
+                run.say(f"stopped by SIGTERM after step {done}; the same command resumes")
                 return
         run.checkpoints.wait()
         if config.save_model:
             run.export(state.params)
-        run.console.print(f"metrics: {workdir / 'metrics.jsonl'}   replays: {workdir / 'replays.jsonl'}")
+        run.say(f"metrics: {workdir / 'metrics.jsonl'}   replays: {workdir / 'replays.jsonl'}")
 
 
 def main(argv) -> None:

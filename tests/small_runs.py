@@ -9,6 +9,8 @@ ROOT = Path(__file__).parents[1]
 CONFIG = "configs/tiny_hir.py"
 # The configs may change what they like: every key that decides about time or about what is tested is set here.
 SMALL = {
+    "method": "hir",
+    "model.checkpoint": "",
     "model.hidden_size": 32,
     "model.intermediate_size": 64,
     "model.num_layers": 1,
@@ -25,10 +27,13 @@ SMALL = {
     "data.prompt_buckets": (),
     "rollout.m": 2,
     "rollout.max_response": 12,
+    "rollout.response_buckets": (),
     "replay.k": 1,
+    "replay.fill": "resample",
     "constraints.workers": 0,
     "learner.kl": 0.01,
     "learner.mini_batches": 1,
+    "learner.schedule": "constant",
     "total_steps": 2,
     "eval_every": 0,
     "checkpoint_every": 100,

@@ -70,7 +70,10 @@ def _encode_rows(frame: ChatFrame, instructions: Sequence[Instruction], limit: i
             if row.longest <= limit:
                 yield index, row
                 continue
-            reason, detail = "longer than max_prompt", f"{instruction.source}: {row.longest} tokens, max_prompt is {limit}"
+            reason, detail = (
+                "longer than max_prompt",
+                f"{instruction.source}: {row.longest} tokens, max_prompt is {limit}",
+            )
         if not left_out[reason]:
             log.warning("left out (%s): %s", reason, detail)
         left_out[reason] += 1

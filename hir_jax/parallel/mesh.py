@@ -98,8 +98,7 @@ def state_shardings(mesh: Mesh, shapes, parameters):
     """Shardings of any state that holds copies of the parameters (moments): leaves follow the parameter whose path they
     end in and whose shape they have; everything else is replicated."""
     known = {
-        jax.tree_util.keystr(path): sharding
-        for path, sharding in jax.tree_util.tree_flatten_with_path(parameters)[0]
+        jax.tree_util.keystr(path): sharding for path, sharding in jax.tree_util.tree_flatten_with_path(parameters)[0]
     }
 
     def find(path, _):

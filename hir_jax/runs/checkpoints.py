@@ -60,7 +60,7 @@ class Checkpoints:
         try:
             found = self._manager.restore(step, args=args)
         except (ValueError, KeyError, FileNotFoundError, OSError) as error:
-            first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
             raise CheckpointError(
                 f"{self.directory / str(step)}: cannot be read ({first}); delete that directory to resume from the step "
                 "before it"

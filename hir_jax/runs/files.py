@@ -62,7 +62,7 @@ def refuse_foreign(workdir: Path) -> None:
 
 
 def truncate_after(path: Path, step: int) -> None:
-    """Drops the rows of a JSON Lines file that are later than `step`, and lines that are no rows: a kill may cut off the last one."""
+    """Drops the rows of a JSON Lines file that are later than `step`, and lines that are no rows (a kill may cut one off)."""
     if not path.exists():
         return
     kept = []

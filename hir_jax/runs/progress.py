@@ -68,7 +68,9 @@ class RunProgress:
 
 def show_replay(console: Console, step: int, row: Mapping) -> None:
     """One replayed pair: the original instruction's constraints, met or not, the response, the rewritten instruction."""
-    console.rule(f"step {step}: a failure replayed as a success (integrity {row['integrity']:.2f}, score {row['score']:.2f})")
+    console.rule(
+        f"step {step}: a failure replayed as a success (integrity {row['integrity']:.2f}, score {row['score']:.2f})"
+    )
     console.print("[bold]asked[/bold]      " + escape(row["task"]))
     for verdict in row["constraints"]:
         mark = "[green]met    [/green]" if verdict["satisfied"] else "[red]not met[/red]"

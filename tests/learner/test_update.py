@@ -107,7 +107,9 @@ def test_micro_batches_change_nothing(params, batch, tokens, loss):
     advantage = np.random.default_rng(0).normal(size=batch.behaviour_logp.shape).astype(np.float32)
     run = partial(gradients, model=MODEL)
     expected, metrics = run(params, batch, advantage, settings=dataclasses.replace(settings, micro_batch_tokens=99_999))
-    found, found_metrics = run(params, batch, advantage, settings=dataclasses.replace(settings, micro_batch_tokens=tokens))
+    found, found_metrics = run(
+        params, batch, advantage, settings=dataclasses.replace(settings, micro_batch_tokens=tokens)
+    )
     assert relative_error(found, expected) < 1e-5
     for name, value in metrics.items():
         assert float(found_metrics[name]) == pytest.approx(float(value), rel=1e-4, abs=1e-6)
@@ -154,7 +156,9 @@ def test_mini_batches_are_updates_in_row_order(params, batch):
     values, transform = advantages(batch, settings.estimator, settings.kl), optimizer(settings)
     p, moments = params, transform.init(params)
     for part in (slice(0, 3), slice(3, 6)):
-        grads, _ = gradients(p, jax.tree.map(lambda x, s=part: x[s], batch), values[part], model=MODEL, settings=settings)
+        grads, _ = gradients(
+            p, jax.tree.map(lambda x, s=part: x[s], batch), values[part], model=MODEL, settings=settings
+        )
         changes, moments = transform.update(grads, moments, p)
         p = jax.tree.map(jnp.add, p, changes)
     assert relative_error(two.params, p) < 1e-6
@@ -162,9 +166,7 @@ def test_mini_batches_are_updates_in_row_order(params, batch):
 
 def test_reference_scores_equal_single_rows(params, batch):
     small = dataclasses.replace(SETTINGS, micro_batch_tokens=24)
-    logp = score_responses(
-        params, batch.tokens, batch.prompt_length, batch.response_mask, model=MODEL, settings=small
-    )
+    logp = score_responses(params, batch.tokens, batch.prompt_length, batch.response_mask, model=MODEL, settings=small)
     for b in range(6):
         one, _ = logprobs.response_logprobs(
             params, *(x[b : b + 1] for x in (batch.tokens, batch.prompt_length, batch.response_mask)),
@@ -179,9 +181,7 @@ def test_reference_scores_equal_single_rows(params, batch):
      ("cosine", {10: 1.0, 60: 0.5, 110: 0.0, 200: 0.0})],
 )  # fmt: skip
 def test_schedules(schedule, points):
-    rate = learning_rate(
-        LearnerSettings(learning_rate=1.0, schedule=schedule, warmup_steps=10, decay_steps=110)
-    )
+    rate = learning_rate(LearnerSettings(learning_rate=1.0, schedule=schedule, warmup_steps=10, decay_steps=110))
     for step, expected in points.items():
         assert float(rate(step)) == pytest.approx(expected, abs=1e-6)
 

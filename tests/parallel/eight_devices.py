@@ -32,7 +32,9 @@ def write_checkpoint(directory: Path) -> None:
     tokenizer = lexicon.build_tokenizer()
     model = ModelConfig("qwen3", len(tokenizer), 32, 64, 2, 4, 2, 8, tie_embeddings=False, qk_norm=True)
     params = jax.jit(decoder.init, static_argnums=0)(model, jax.random.key(11))
-    params = jax.tree.map(lambda x: np.asarray(x) * (3 if x.ndim > 1 else 1), params)  # away from the uniform distribution
+    params = jax.tree.map(
+        lambda x: np.asarray(x) * (3 if x.ndim > 1 else 1), params
+    )  # away from the uniform distribution
     hf.save(directory, model, params, tokenizer, (tokenizer.eos_token_id,))
 
 

@@ -16,9 +16,7 @@ from hir_jax.replay.relabel import assemble, relabel
 from hir_jax.types import Replays, Rollout, Verdicts
 
 # The splitting patterns of the Llama 3 and Qwen 2 tokenizers (published in their tokenizer.json).
-LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 QWEN = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
 LLAMA3_CHAT = (
     "{{ '<|begin|>' }}{% for m in messages %}{{ '<|start|>' + m.role + '<|stop|>\n\n' + m.content | trim + '<|eot|>' }}"
@@ -37,11 +35,17 @@ def byte_level_tokenizer(pattern, chat_template, corpus):
     special = ["<|begin|>", "<|start|>", "<|stop|>", "<|eot|>"]
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(pattern), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        [
+            pre_tokenizers.Split(Regex(pattern), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
     )
     core.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=2000, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=2000,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     # Frequent merges across punctuation and newlines are what makes one segment a constraint not enough.
     core.train_from_iterator([*corpus, "ends.\n- starts\nends.\n2. starts.\n\n"] * 2, trainer)
@@ -119,8 +123,17 @@ def test_train_batch_layout(seed, prompts, samples, k):
     weight = filled.astype(np.float32)
     batch = jax.device_get(
         relabel(
-            np.arange(prompts * 8, dtype=np.int32).reshape(prompts, 8), np.full(prompts, 5, np.int32), frame_parts,
-            rollout, rollout.sampler_logp - 1, reward, weight, verdicts, replays, samples=samples + k, pad_id=0,
+            np.arange(prompts * 8, dtype=np.int32).reshape(prompts, 8),
+            np.full(prompts, 5, np.int32),
+            frame_parts,
+            rollout,
+            rollout.sampler_logp - 1,
+            reward,
+            weight,
+            verdicts,
+            replays,
+            samples=samples + k,
+            pad_id=0,
         )  # fmt: skip
     )
     expected = []

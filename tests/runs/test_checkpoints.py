@@ -146,5 +146,7 @@ def test_a_state_of_another_shape_is_refused(tmp_path, sharding):
         with pytest.raises(CheckpointError, match="cannot be read"):
             saved.restore(4, abstract(make_state(sharding, 4, size=32)))
         with pytest.raises(CheckpointError, match="cannot be read"):
-            saved.restore(4, abstract(make_state(sharding, 4))._replace(params={"other": abstract(make_state(sharding, 4)).step}))
+            saved.restore(
+                4, abstract(make_state(sharding, 4))._replace(params={"other": abstract(make_state(sharding, 4)).step})
+            )
     gc.collect()
