@@ -14,7 +14,7 @@ def assemble(parts: PromptParts, keep: Array, columns: int, pad_id: int) -> tupl
     parts: of the B rows' prompts (leading axis B); keep: bool[B, C]. Equals tokenising the rewritten instruction rendered
     with the row's template, provided it fits (`Encoded.longest <= columns`, checked when data is loaded).
     """
-    rows, constraints, roles, width = parts.segments.shape
+    rows, constraints, _, width = parts.segments.shape
     keep = keep & parts.present
     ordinal = jnp.cumsum(keep, -1) - 1
     is_last = ordinal == keep.sum(-1, keepdims=True) - 1

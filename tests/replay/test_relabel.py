@@ -134,7 +134,7 @@ def test_train_batch_layout(seed, prompts, samples, k):
             replays,
             samples=samples + k,
             pad_id=0,
-        )  # fmt: skip
+        )
     )
     expected = []
     for b in range(slots):
