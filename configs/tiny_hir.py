@@ -1,12 +1,34 @@
 """The tiny environment."""
 
 from hir_jax.config import defaults
+from hir_jax.types import InputError
+
+# What two layers learn from a few hundred steps of sft; copying any word asked for (keywords:existence) is not among it.
+CONSTRAINT_IDS = (
+    "keywords:forbidden_words",
+    "keywords:frequency",
+    "length_constraints:number_words",
+    "length_constraints:number_sentences",
+    "length_constraints:number_paragraphs",
+    "detectable_format:number_bullet_lists",
+    "detectable_format:number_highlighted_sections",
+    "detectable_content:number_placeholders",
+    "detectable_format:title",
+    "detectable_content:postscript",
+    "startend:quotation",
+    "punctuation:no_comma",
+    "change_case:capital_word_frequency",
+)
 
 
 def get_config(variant: str = "hir"):
+    if variant not in ("hir", "sft"):
+        raise InputError(f"configs/tiny_hir.py:{variant}: no such variant; known: hir, sft")
     c = defaults()
     c.data.source = "witness"
+    c.data.constraint_ids = CONSTRAINT_IDS
     c.data.templates = ("type1", "type4")
+    c.data.max_prompt = 72
     c.data.eval_size = 256
     c.data.eval_batch = 128
     c.rollout.max_response = 40
@@ -14,26 +36,29 @@ def get_config(variant: str = "hir"):
     c.model.intermediate_size = 256
     c.model.num_layers = 2
     c.model.num_heads = 4
-    c.learner.micro_batch_tokens = 1 << 16
+    c.model.remat = "none"
+    c.learner.micro_batch_tokens = 4096
     c.learner.mini_batches = 1
-    c.data.max_prompt = 72
     if variant == "sft":
         c.method = "sft"
         c.data.prompt_buckets = (32,)
-        c.data.size = 16_000
+        c.data.size = 12_000
         c.data.min_constraints, c.data.max_constraints = 1, 2
         c.data.batch_prompts = 64
-        c.learner.learning_rate = 3e-3
+        c.learner.learning_rate = 4e-3
         c.learner.schedule = "cosine"
         c.learner.warmup_steps = 20
-        c.total_steps = 500
+        c.total_steps = 450
         c.eval_every = 0
+        c.checkpoint_every = 150
     else:
-        c.data.size = 4000
+        c.data.prompt_buckets = (56, 64)
+        c.data.size = 2000
         c.data.min_constraints, c.data.max_constraints = 5, 6
         c.data.batch_prompts = 16
-        c.learner.learning_rate = 1e-3
-        c.learner.kl = 0.0
-        c.total_steps = 150
+        c.learner.learning_rate = 3e-4
+        c.learner.kl = 0.01
+        c.total_steps = 100
         c.eval_every = 25
+        c.checkpoint_every = 25
     return c

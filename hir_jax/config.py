@@ -64,6 +64,7 @@ def defaults() -> ml_collections.ConfigDict:
     d.min_constraints = 3  # a row, generators
     d.max_constraints = 8  # a row, generators
     d.templates = ("type1", "type2", "type3", "type4", "type5", "type6")  # of the generators
+    d.constraint_ids = ()  # constraint types of the witness generator, at least 2 * max_constraints; (): all
     d.label_noise = 0.0  # share of constraints of witness pairs drawn anew (sft): makes a weaker base model
     d.batch_prompts = 64  # prompts a step (N), or pairs for sft; HiR: 64
     d.max_prompt = 2048  # tokens, chat template included; longer rows are left out and counted; HiR: 2048
@@ -138,7 +139,7 @@ def _require(ok: bool, message: str) -> None:
 
 def _check_types(config, known) -> None:
     """Command-line overrides have their key's type already; what a file in configs/ sets and what tuples hold has not."""
-    elements = {"data.templates": str, "data.prompt_buckets": int, "rollout.response_buckets": int}
+    elements = {"data.templates": str, "data.constraint_ids": str, "data.prompt_buckets": int, "rollout.response_buckets": int}
     defaults_flat = flatten(known)
     for key, value in flatten(config).items():
         wanted = type(defaults_flat[key])

@@ -48,6 +48,7 @@ def _instructions(config) -> tuple[list[Instruction], list[str], list[Instructio
             return native.read(data.path), [], heldout
         pairs = native.read_pairs(data.path)
     elif data.source == "witness":
+        limits["ids"] = tuple(data.constraint_ids)
         heldout = [q for q, _ in witness.generate(data.seed, data.eval_size, split="heldout", **limits)]
         noise = data.label_noise if sft else 0.0
         pairs = witness.generate(data.seed, data.size, split="train", label_noise=noise, **limits)

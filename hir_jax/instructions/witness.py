@@ -207,10 +207,10 @@ def propose(rng: random.Random, id: str, text: str) -> Constraint | None:
     return constraint if registry.check(constraint, text) else None
 
 
-def draw_constraints(rng: random.Random, text: str, count: int) -> list[Constraint]:
-    """Up to `count` constraints of different ids, all met by `text`, in random order."""
+def draw_constraints(rng: random.Random, text: str, count: int, ids: Sequence[str] = ()) -> list[Constraint]:
+    """Up to `count` constraints of different ids (of `ids`, if any are given), all met by `text`, in random order."""
     # Sampling without replacement by weight: the largest u^(1/w) first (Efraimidis and Spirakis, 2006).
-    order = sorted(PROPOSALS, key=lambda id: -(rng.random() ** (1.0 / PROPOSALS[id][0])))
+    order = sorted(ids or PROPOSALS, key=lambda id: -(rng.random() ** (1.0 / PROPOSALS[id][0])))
     proposals = (propose(rng, id, text) for id in order)
     constraints = list(itertools.islice((c for c in proposals if c is not None), count))
     rng.shuffle(constraints)
@@ -226,26 +226,30 @@ def split_of(instruction: Instruction) -> str:
     return SPLITS[hashlib.sha256(words.encode()).digest()[0] % _HELDOUT_SHARE == 0]
 
 
-def _with_noise(rng: random.Random, constraints: list[Constraint], label_noise: float) -> list[Constraint]:
+def _with_noise(
+    rng: random.Random, constraints: list[Constraint], label_noise: float, ids: Sequence[str]
+) -> list[Constraint]:
     """Each constraint, with probability `label_noise`, replaced by one that was drawn for another text."""
     noisy: list[Constraint] = []
     for constraint in constraints:
         if rng.random() < label_noise:
             taken = {c.id for c in (*noisy, *constraints)}
-            others = (draw_constraints(rng, grammar.draw_text(rng), 1) for _ in itertools.count())
+            others = (draw_constraints(rng, grammar.draw_text(rng), 1, ids) for _ in itertools.count())
             constraint = next(c for drawn in others for c in drawn if c.id == constraint.id or c.id not in taken)
         noisy.append(constraint)
     return noisy
 
 
-def _draw(rng: random.Random, count: int, template: str, label_noise: float) -> tuple[Instruction, str] | None:
+def _draw(
+    rng: random.Random, count: int, template: str, label_noise: float, ids: Sequence[str]
+) -> tuple[Instruction, str] | None:
     text = grammar.draw_text(rng)
-    constraints = draw_constraints(rng, text, count)
+    constraints = draw_constraints(rng, text, count, ids)
     nouns = [w for w in _words(text) if w in lexicon.NOUNS]
     if len(constraints) < count or not nouns:
         return None
     task = f"Write a {rng.choice(lexicon.GENRES)} about the {nouns[0]}."
-    return Instruction(task, tuple(_with_noise(rng, constraints, label_noise)), template), text
+    return Instruction(task, tuple(_with_noise(rng, constraints, label_noise, ids)), template), text
 
 
 def generate(
@@ -257,12 +261,14 @@ def generate(
     split: str = "train",
     templates: Sequence[str] = ("type1",),
     label_noise: float = 0.0,
+    ids: Sequence[str] = (),
 ) -> list[tuple[Instruction, str]]:
     """`count` instructions with a witness each: row i is a function of (seed, split, i) and of the options.
 
     The number of constraints is uniform in [min_constraints, max_constraints], at most 6. `label_noise` in [0, 1] is
     the share of constraints that are drawn from another text instead, so that the witness meets them only by chance:
-    with 0 it meets them all; pairs with noise fit a weaker base model. Raises InputError for options out of range.
+    with 0 it meets them all; pairs with noise fit a weaker base model. `ids` are the constraint types to draw from, all
+    of PROPOSALS if empty. Raises InputError for options out of range.
     """
     if not 1 <= min_constraints <= max_constraints <= MAX_CONSTRAINTS:
         raise InputError(
@@ -276,13 +282,19 @@ def generate(
         raise InputError(f"count must not be negative, it is {count}")
     if not templates or any(name not in REWRITABLE for name in templates):
         raise InputError(f"templates must be some of {', '.join(REWRITABLE)}, not {list(templates)}")
+    unknown = [name for name in ids if name not in PROPOSALS]
+    if unknown or 0 < len(ids) < 2 * max_constraints:
+        raise InputError(
+            f"constraint types: at least {2 * max_constraints} for {max_constraints} a prompt, of {', '.join(PROPOSALS)}; "
+            f"not {list(ids)}"
+        )
     rows = []
     for index in range(count):
         rng = random.Random(f"witness {seed} {split} {index}")  # a string seeds by SHA-512: the same in every process
         number, template = rng.randint(min_constraints, max_constraints), rng.choice(templates)
         drawn = None
         while drawn is None or split_of(drawn[0]) != split:
-            drawn = _draw(rng, number, template, label_noise)
+            drawn = _draw(rng, number, template, label_noise, tuple(ids))
         key = f"{split}-{seed}-{index}"
         rows.append((replace(drawn[0], key=key, source=f"witness:{key}"), drawn[1]))
     return rows
