@@ -1,4 +1,17 @@
-"""The tiny environment."""
+"""The tiny environment: HiR from nothing in minutes, on text that the ordinary IFEval checks judge.
+
+    python -m hir_jax.train --config=configs/tiny_hir.py:sft --workdir=runs/tiny_sft
+    python -m hir_jax.train --config=configs/tiny_hir.py --workdir=runs/tiny_hir --config.model.checkpoint=runs/tiny_sft/model
+
+A transformer of 0.36 M parameters over a lexicon of 262 words and marks. The first command fits it to instructions with one
+or two constraints, each drawn from a hidden witness response so that it can be met; the second trains it by HiR on five or
+six. `make demo` runs both.
+
+Time on 2 cores: TINY_TIME
+Expect: ILA on 256 held-out instructions, greedy, from TINY_BEFORE to TINY_AFTER.
+Differs from the released run in learning rate, batch, kl (0.01 for 0.001: without it the policy drifts to long answers that
+meet "at least" constraints by accident) and one update a step.
+"""
 
 from hir_jax.config import defaults
 from hir_jax.types import InputError
@@ -42,15 +55,15 @@ def get_config(variant: str = "hir"):
     if variant == "sft":
         c.method = "sft"
         c.data.prompt_buckets = (32,)
-        c.data.size = 12_000
+        c.data.size = 8_000
         c.data.min_constraints, c.data.max_constraints = 1, 2
         c.data.batch_prompts = 64
         c.learner.learning_rate = 4e-3
         c.learner.schedule = "cosine"
         c.learner.warmup_steps = 20
-        c.total_steps = 450
+        c.total_steps = 300
         c.eval_every = 0
-        c.checkpoint_every = 150
+        c.checkpoint_every = 100
     else:
         c.data.prompt_buckets = (56, 64)
         c.data.size = 2000
@@ -58,7 +71,7 @@ def get_config(variant: str = "hir"):
         c.data.batch_prompts = 16
         c.learner.learning_rate = 3e-4
         c.learner.kl = 0.01
-        c.total_steps = 100
-        c.eval_every = 25
-        c.checkpoint_every = 25
+        c.total_steps = 80
+        c.eval_every = 20
+        c.checkpoint_every = 20
     return c

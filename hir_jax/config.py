@@ -139,7 +139,12 @@ def _require(ok: bool, message: str) -> None:
 
 def _check_types(config, known) -> None:
     """Command-line overrides have their key's type already; what a file in configs/ sets and what tuples hold has not."""
-    elements = {"data.templates": str, "data.constraint_ids": str, "data.prompt_buckets": int, "rollout.response_buckets": int}
+    elements = {
+        "data.templates": str,
+        "data.constraint_ids": str,
+        "data.prompt_buckets": int,
+        "rollout.response_buckets": int,
+    }
     defaults_flat = flatten(known)
     for key, value in flatten(config).items():
         wanted = type(defaults_flat[key])
