@@ -14,9 +14,12 @@ at the released learning rate are far too few to change a model.
 """
 
 from hir_jax.config import defaults
+from hir_jax.types import InputError
 
 
 def get_config(variant: str = "full"):
+    if variant not in ("full", "demo"):
+        raise InputError(f"configs/smollm2_135m_hir.py:{variant}: no such variant; known: full, demo")
     c = defaults()
     c.model.checkpoint = "smollm2-135m-gguf"
     c.data.size = 1000
@@ -24,7 +27,7 @@ def get_config(variant: str = "full"):
     c.data.max_prompt = 256
     c.data.prompt_buckets = (160, 208)
     c.rollout.max_response = 128
-    c.learner.micro_batch_tokens = 2048
+    c.learner.micro_batch_tokens = 1024
     c.data.eval_size = 16
     c.data.eval_batch = 16
     c.total_steps = 40

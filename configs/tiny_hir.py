@@ -55,15 +55,15 @@ def get_config(variant: str = "hir"):
     if variant == "sft":
         c.method = "sft"
         c.data.prompt_buckets = (32,)
-        c.data.size = 8_000
+        c.data.size = 12_000
         c.data.min_constraints, c.data.max_constraints = 1, 2
         c.data.batch_prompts = 64
         c.learner.learning_rate = 4e-3
         c.learner.schedule = "cosine"
         c.learner.warmup_steps = 20
-        c.total_steps = 300
+        c.total_steps = 450
         c.eval_every = 0
-        c.checkpoint_every = 100
+        c.checkpoint_every = 150
     else:
         c.data.prompt_buckets = (56, 64)
         c.data.size = 2000
@@ -71,7 +71,7 @@ def get_config(variant: str = "hir"):
         c.data.batch_prompts = 16
         c.learner.learning_rate = 3e-4
         c.learner.kl = 0.01
-        c.total_steps = 80
-        c.eval_every = 20
-        c.checkpoint_every = 20
+        c.total_steps = 60
+        c.eval_every = 15
+        c.checkpoint_every = 15
     return c

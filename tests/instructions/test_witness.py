@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from hir_jax.constraints import registry
 from hir_jax.instructions import grammar, lexicon, native, witness
 from hir_jax.instructions.templates import REWRITABLE, render
+from hir_jax.types import InputError
 
 MAX_PROMPT_TOKENS = 96
 
@@ -148,3 +149,13 @@ def test_bad_options_end_the_command_with_one_line(tmp_path):
     assert run.returncode != 0
     assert run.stderr.strip().splitlines() == [run.stderr.strip()]
     assert "type9" in run.stderr
+
+
+def test_constraint_types_can_be_chosen():
+    ids = tuple(witness.PROPOSALS)[:6]
+    rows = witness.generate(0, 40, min_constraints=1, max_constraints=3, ids=ids, label_noise=0.5)
+    assert {c.id for q, _ in rows for c in q.constraints} <= set(ids)
+    with pytest.raises(InputError, match="keywords:unheard_of"):
+        witness.generate(0, 1, min_constraints=1, max_constraints=1, ids=("keywords:unheard_of", *ids))
+    with pytest.raises(InputError, match="at least 8 for 4 a prompt"):
+        witness.generate(0, 1, min_constraints=1, max_constraints=4, ids=ids)
