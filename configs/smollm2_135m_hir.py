@@ -34,7 +34,8 @@ def get_config(variant: str = "full"):
     c.checkpoint_every = 5
     if variant == "demo":
         c.data.size = 100
-        c.rollout.max_response = 96
+        c.data.batch_prompts = 3
+        c.rollout.max_response = 80
         c.total_steps = 2
         c.eval_every = 0
         c.save_model = False
