@@ -7,8 +7,8 @@ others. Batch and lengths are sized for a machine of 2 cores, not those of the r
 tokens).
 
 Time: about 3 minutes a step on 2 cores (4 x 8 sequences of up to 208 + 128 tokens, float32), two thirds of it the update.
-Expect: ILA near 0 and CLA near 0.33 of the samples at temperature 1. This run shows the pipeline on real weights; 40 steps of 4 x 8 samples
-at the released learning rate are far too few to change a model.
+Expect: ILA near 0 and CLA near 0.33 of the samples at temperature 1. This run shows the pipeline on real weights; 40
+steps of 4 x 8 samples at the released learning rate are far too few to change a model.
 
 `configs/smollm2_135m_hir.py:demo` is the two steps that `make demo` takes, printing what is replayed.
 """

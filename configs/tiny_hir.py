@@ -8,8 +8,8 @@ or two constraints, each drawn from a hidden witness response so that it can be 
 six. `make demo` runs both.
 
 Time on 2 cores: about 150 s for the first, 100 s for the second.
-Expect: ILA on 256 held-out instructions, greedy, from about 6% to 12 to 19% (two seeds tried); a base fitted for 300 steps instead of
-450 gained nothing in 80 steps.
+Expect: ILA on held-out instructions, greedy, from about 6% to 12 to 19% (two seeds tried); from a base fitted for 300
+steps instead of 450, nothing was gained in 80 steps.
 Differs from the released run in learning rate, batch, kl (0.01 for 0.001: without it the policy drifts to long answers that
 meet "at least" constraints by accident) and one update a step.
 """
