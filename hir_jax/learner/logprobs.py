@@ -9,7 +9,7 @@ from hir_jax.models import decoder
 from hir_jax.models.config import ModelConfig
 from hir_jax.types import Array
 
-CHUNK_ELEMENTS = 1 << 24  # logits held at once: 64 MB in float32
+CHUNK_ELEMENTS = 1 << 25  # logits made at once: 128 MB in float32
 
 
 def _chunk(hidden: Array, target: Array, matrix: Array, temperature: float) -> tuple[Array, Array]:
@@ -25,8 +25,9 @@ def _chunk(hidden: Array, target: Array, matrix: Array, temperature: float) -> t
 def token_logprobs(hidden: Array, target: Array, matrix: Array, temperature: float) -> tuple[Array, Array]:
     """Log-prob of each target and the entropy there; no gradient flows through the entropy.
 
-    hidden: dtype[B, T, D]; target: i32[B, T]; matrix: [D, V]. Returns f32[B, T] twice. Chunks of columns are recomputed
-    in the backward pass, so that at most CHUNK_ELEMENTS logits (or one column's, if that is more) exist at a time.
+    hidden: dtype[B, T, D]; target: i32[B, T]; matrix: [D, V]. Returns f32[B, T] twice. At most
+    CHUNK_ELEMENTS logits (or one column's, if that is more) are made at a time; where that takes several chunks of columns,
+    the backward pass makes each again instead of keeping them all.
     """
     rows, columns = target.shape
     size = min(columns, max(1, CHUNK_ELEMENTS // (rows * matrix.shape[1])))
@@ -38,6 +39,9 @@ def token_logprobs(hidden: Array, target: Array, matrix: Array, temperature: flo
     def chunked(x):
         x = jnp.pad(x, padding + ((0, 0),) * (x.ndim - 2))
         return x.reshape(rows, count, size, *x.shape[2:]).swapaxes(0, 1)
+
+    if count == 1:
+        return _chunk(hidden, target, matrix, temperature)
 
     @jax.checkpoint
     def body(_, chunk):

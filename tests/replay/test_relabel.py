@@ -94,7 +94,7 @@ def test_assemble_equals_render_and_tokenise(name, template, frames, instruction
 
 
 @given(st.integers(0, 10_000), st.integers(1, 4), st.integers(1, 4), st.integers(0, 2))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_train_batch_layout(seed, prompts, samples, k):
     """Each filled slot and each valid replay once, a replay right behind its source; the rest at weight 0, last."""
     rng = np.random.default_rng(seed)

@@ -49,13 +49,19 @@ def test_log_probs_are_those_of_the_trainer(params, prompts, temperature):
 
 
 def test_greedy_equals_repeated_full_passes(params, prompts):
+    width = 9 + SETTINGS.max_response
+
+    @jax.jit
+    def next_word(tokens, length):
+        at = jnp.arange(width)[None]
+        hidden = decoder.hidden_states(MODEL, params, tokens[None], at, at < length)
+        return decoder.logits(MODEL, params, hidden)[0, length - 1].argmax()
+
     found = roll(params, prompts, rows=np.arange(3)[:, None], temperature=0.0)
     for n in range(3):
         tokens = prompts[n, 9 - LENGTHS[n] :].tolist()
         for t in range(SETTINGS.max_response):
-            at = np.arange(len(tokens))[None]
-            hidden = decoder.hidden_states(MODEL, params, np.array([tokens]), at, np.ones_like(at, bool))
-            word = int(decoder.logits(MODEL, params, hidden)[0, -1].argmax())
+            word = int(next_word(np.array(tokens + [0] * (width - len(tokens))), len(tokens)))
             assert found.mask[n, t] and found.tokens[n, t] == word
             tokens.append(word)
             if word in SETTINGS.stop_ids:
