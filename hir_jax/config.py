@@ -277,7 +277,7 @@ def _parse(argv):
 
 
 def run_program(main) -> None:
-    """Parses flags and runs `main(argv)`. Errors of input (those of `hir_jax.errors`, and of the file system) end the
+    """Parses flags and runs `main(argv)`. Errors of input (`types.InputError`, and the file system's) end the
     program with their message alone and status 1."""
 
     def guarded(argv):

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 
 from hir_jax.types import Array, Replays, Rollout, Verdicts
 
-STRATEGIES = ("curriculum", "entropy", "integrity", "random", "none")
 SCOPES = ("batch", "group", "even")
 # lambda_s stops growing here: integrity then outweighs any entropy (at most ln V, about 12 nats a token) in float32
 # without swallowing it, so that entropy still breaks ties between equal integrities.
