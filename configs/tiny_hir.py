@@ -56,7 +56,7 @@ def get_config(variant: str = "hir"):
     if variant == "sft":
         c.method = "sft"
         c.data.prompt_buckets = (32,)
-        c.data.size = 12_000
+        c.data.size = 8000
         c.data.min_constraints, c.data.max_constraints = 1, 2
         c.data.batch_prompts = 64
         c.learner.learning_rate = 4e-3
@@ -66,7 +66,7 @@ def get_config(variant: str = "hir"):
         c.eval_every = 0
         c.checkpoint_every = 150
     else:
-        c.data.prompt_buckets = (56, 64)
+        c.data.prompt_buckets = (64,)
         c.data.size = 2000
         c.data.min_constraints, c.data.max_constraints = 5, 6
         c.data.batch_prompts = 16

@@ -60,11 +60,11 @@ def _instructions(config) -> tuple[list[Instruction], list[str], list[Instructio
     return [q for q, _ in pairs], [y for _, y in pairs] if sft else [], heldout
 
 
-def _encode_rows(frame: ChatFrame, instructions: Sequence[Instruction], limit: int, left_out: Counter):
+def _encode_rows(frame: ChatFrame, instructions: Sequence[Instruction], limit: int, left_out: Counter, *, roles: bool):
     """(index, Encoded) of the rows that can be used; the others are counted by reason, the first of each logged."""
     for index, instruction in enumerate(instructions):
         try:
-            row = encode(frame, instruction)
+            row = encode(frame, instruction, roles=roles)
         except EncodeError as error:
             reason, detail = "roles", str(error)
         else:
@@ -87,8 +87,8 @@ def load(config, frame: ChatFrame, stop_id: int) -> Dataset:
     """
     instructions, texts, heldout = _instructions(config)
     left_out: Counter = Counter()
-    limit = config.data.max_prompt
-    kept = list(_encode_rows(frame, instructions, limit, left_out))
+    limit, roles = config.data.max_prompt, config.method != "sft"  # baselines without replay see the rows that HiR sees
+    kept = list(_encode_rows(frame, instructions, limit, left_out, roles=roles))
     rows, responses = [row for _, row in kept], []
     if config.method == "sft":
         encoded = frame.tokenizer([texts[i] for i, _ in kept], add_special_tokens=False)["input_ids"]
@@ -96,7 +96,7 @@ def load(config, frame: ChatFrame, stop_id: int) -> Dataset:
         short = [i for i, ids in enumerate(responses) if len(ids) <= config.rollout.max_response]
         left_out["longer than max_response"] += len(responses) - len(short)
         rows, responses = [rows[i] for i in short], [responses[i] for i in short]
-    heldout_rows = [row for _, row in _encode_rows(frame, heldout, limit, left_out)]
+    heldout_rows = [row for _, row in _encode_rows(frame, heldout, limit, left_out, roles=roles)]
     left_out = +left_out
     if left_out:
         log.warning("left out of %d rows: %s", len(instructions) + len(heldout), dict(left_out))

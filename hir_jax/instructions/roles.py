@@ -90,10 +90,13 @@ def _contexts(count: int, ordinals: int) -> list[list[int]]:
     return singles + pairs
 
 
-def encode(frame: ChatFrame, instruction: Instruction) -> Encoded:
-    """Tokenise by roles. Raises EncodeError where putting the roles together differs from tokenising the rendering."""
+def encode(frame: ChatFrame, instruction: Instruction, *, roles: bool = True) -> Encoded:
+    """Tokenise by roles. Raises EncodeError where putting the roles together differs from tokenising the rendering.
+
+    Without `roles`, as for the "verbatim" template, the prompt is one piece, which is quick and cannot be rewritten.
+    """
     texts = [c.text for c in instruction.constraints]
-    if instruction.template == "verbatim" or not texts:
+    if not roles or instruction.template == "verbatim" or not texts:
         ids = frame.encode([chat_text(frame.tokenizer, render(instruction))])["input_ids"][0]
         return Encoded(instruction, list(ids), list(ids), [[None, None]] * len(texts), [], 2)
     ordinals = max(2, len(texts)) if is_numbered(instruction.template) else 2
