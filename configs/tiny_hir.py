@@ -22,7 +22,6 @@ CONSTRAINT_IDS = (
     "keywords:forbidden_words",
     "keywords:frequency",
     "length_constraints:number_words",
-    "length_constraints:number_sentences",
     "length_constraints:number_paragraphs",
     "detectable_format:number_bullet_lists",
     "detectable_format:number_highlighted_sections",
@@ -31,7 +30,8 @@ CONSTRAINT_IDS = (
     "detectable_content:postscript",
     "startend:quotation",
     "punctuation:no_comma",
-    "change_case:capital_word_frequency",
+    "detectable_format:multiple_sections",
+    "startend:end_checker",
 )
 
 
@@ -66,10 +66,11 @@ def get_config(variant: str = "hir"):
         c.eval_every = 0
         c.checkpoint_every = 150
     else:
-        c.data.prompt_buckets = (64,)
         c.data.size = 2000
         c.data.min_constraints, c.data.max_constraints = 5, 6
         c.data.batch_prompts = 16
+        c.constraints.on_device = True  # all of CONSTRAINT_IDS are decided there: one compiled function a step
+        c.replay.fill = "mask"
         c.learner.learning_rate = 3e-4
         c.learner.kl = 0.01
         c.total_steps = 60

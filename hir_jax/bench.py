@@ -2,12 +2,15 @@
 
     python -m hir_jax.bench --config=configs/smollm2_135m_hir.py [--peer=hf] [--output=FILE] [--phase=rollout,learner]
         [--rounds=3] [--prompts=8] [--samples=4] [--new_tokens=128] [--learner_rows=8] [--learner_columns=256]
+        [--verify_rows=512]
 
 Phases, each through the functions that train.py calls:
     rollout   prompts x samples responses of exactly new_tokens tokens (stops are off, so that all rows run to the end)
     learner   one optimiser update (gradients, clipping, AdamW) of learner_rows x learner_columns tokens
     step      two whole steps of the config by hir_jax.train in a temporary directory; the second one is reported, with
               its seconds per phase and the largest memory of the process. Minutes with a real model: only when named.
+    verify    the host's checks of verify_rows responses of about 300 tokens with 6 constraints each, in this process
+              and by the config's number of workers (see bench_verify); needs no model: only when named.
 
 --peer=hf loads the same weights in transformers, from a directory written by hir_jax.models.hf, and lets `generate` draw
 as many tokens for the same prompts and torch make the same update (log-probs of the same columns, clipping, AdamW), at the
@@ -27,7 +30,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import jax
@@ -37,15 +40,15 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
+from hir_jax import bench_verify, peers
 from hir_jax import config as configs
-from hir_jax import peers
 from hir_jax.engine import SAMPLE, Engine
 from hir_jax.models.config import ModelConfig
 from hir_jax.runs import files
 from hir_jax.runs.progress import Compilations
 from hir_jax.types import InputError, PromptBatch, TrainBatch
 
-PHASES = ("rollout", "learner", "step")
+PHASES = ("rollout", "learner", "step", "verify")
 PROMPT_COLUMNS = 96  # prompts are PROMPT_SHORTEST to PROMPT_COLUMNS tokens, 80 in the mean, padded on the left
 PROMPT_SHORTEST = 64
 MATMUL_SIZE = 2048
@@ -54,13 +57,14 @@ NO_STOP = (-1,)  # an id that no token has
 
 @dataclass(frozen=True)
 class Sizes:
-    """What is measured: rollout of prompts * samples rows, learner of rows x columns, `rounds` times."""
+    """What is measured: rollout of prompts * samples rows, learner of rows x columns, verify of rows; `rounds` times."""
 
     prompts: int
     samples: int
     new_tokens: int
     learner_rows: int
     learner_columns: int
+    verify_rows: int
     rounds: int
 
 
@@ -223,9 +227,7 @@ def bench_rollout(config, sizes: Sizes, peer: str | None, compilations: Compilat
     engine = _bench_engine(config, sizes, sizes.new_tokens)
     params = engine.load_params()
     ours = Rollout(engine, params, sizes)
-    found = measure(
-        ours, peers.Rollout(engine, params, ours) if peer else None, sizes.rounds, compilations
-    )  # fmt: skip
+    found = measure(ours, peers.Rollout(engine, params, ours) if peer else None, sizes.rounds, compilations)
     prefill = Rollout(_bench_engine(config, sizes, 1), params, sizes)
     prefill.run()
     found["prefill_seconds"] = min(_timed(prefill.run) for _ in range(sizes.rounds))
@@ -238,10 +240,21 @@ def bench_learner(config, sizes: Sizes, peer: str | None, compilations: Compilat
     engine = _bench_engine(config, sizes, sizes.learner_columns - PROMPT_COLUMNS)
     params = engine.load_params()
     ours = Learner(engine, params, sizes)
-    found = measure(
-        ours, peers.Learner(engine, params, ours) if peer else None, sizes.rounds, compilations
-    )  # fmt: skip
+    found = measure(ours, peers.Learner(engine, params, ours) if peer else None, sizes.rounds, compilations)
     return found | {"rows": sizes.learner_rows, "columns": sizes.learner_columns, "loss": engine.settings.loss}
+
+
+def bench_host_checks(config, sizes: Sizes) -> dict:
+    """Seconds of a batch in this process, which are core-seconds; those of its language checks; and by the pool."""
+    checks = config.constraints
+    found = bench_verify.measure(sizes.rounds, sizes.verify_rows, checks.workers, checks.timeout_seconds)
+    laps = {name: _spread(values) for name, values in found.items() if name.endswith("seconds")}
+    one, pool = laps["seconds"]["median"], laps["pool_seconds"]["median"]
+    count = found["rows"] * found["constraints"]
+    return found | laps | {
+        "checks_per_s": count / one, "pool_checks_per_s": count / pool, "core_seconds": one,
+        "pool_core_seconds": pool * found["workers"], "language_share": laps["language_seconds"]["median"] / one,
+    }  # fmt: skip
 
 
 def bench_step(config, compilations: Compilations) -> dict:
@@ -278,6 +291,8 @@ def run_bench(config, phases: Sequence[str], sizes: Sizes, peer: str | None) -> 
         found["rollout"] = bench_rollout(config, sizes, peer, compilations)
     if "learner" in phases:
         found["learner"] = bench_learner(config, sizes, peer, compilations)
+    if "verify" in phases:
+        found["verify"] = bench_host_checks(config, sizes)
     peaks.append({d: matmul_flops_per_second(d) for d in dtypes})
     best = {d: max(p[d] for p in peaks) for d in dtypes}
     found |= {"matmul_flops_per_s": best, "load_average": [*load, os.getloadavg()[0]]}
@@ -332,6 +347,13 @@ def show(found: dict, console: Console) -> None:
         console.print(
             f"a step of {step['sequences']} sequences, seconds: {laps}; memory up to {step['peak_memory_gb']:.2f} GB"
         )
+    if checks := found.get("verify"):
+        console.print(
+            f"{checks['rows']} x {checks['constraints']} host checks of {checks['response_tokens']:.0f} tokens, seconds: "
+            f"{_range(checks['seconds'])} on one core, {checks['language_share']:.0%} of it to identify languages; "
+            f"{_range(checks['pool_seconds'])} with {checks['workers']} workers; "
+            f"checks/s: {checks['checks_per_s']:.0f} and {checks['pool_checks_per_s']:.0f}"
+        )
     before, after = found["load_average"]
     console.print(
         f"memory of the process up to {found['peak_memory_gb']:.2f} GB; load average {before:.1f}, then {after:.1f}"
@@ -349,9 +371,7 @@ def main(argv) -> None:
     del argv
     args = flags.FLAGS
     configs.check(args.config)
-    sizes = Sizes(
-        args.prompts, args.samples, args.new_tokens, args.learner_rows, args.learner_columns, args.rounds
-    )  # fmt: skip
+    sizes = Sizes(**{field.name: getattr(args, field.name) for field in fields(Sizes)})
     found = run_bench(args.config, _phases(args.phase), sizes, args.peer)
     show(found, Console(stderr=True))
     text = json.dumps(found)
@@ -372,5 +392,6 @@ if __name__ == "__main__":
     flags.DEFINE_integer(
         "learner_columns", 256, f"Their tokens, {PROMPT_COLUMNS} of them prompt.", lower_bound=PROMPT_COLUMNS + 1
     )
+    flags.DEFINE_integer("verify_rows", bench_verify.ROWS, "Responses to verify.", lower_bound=1)
     flags.mark_flags_as_required(["config"])
     configs.run_program(main)

@@ -5,6 +5,7 @@ A file in configs/ calls `defaults()` and changes what it must. Source "HiR" is 
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import json
 import sys
@@ -14,6 +15,7 @@ import ml_collections
 from absl import app, flags
 from ml_collections import config_flags
 
+from hir_jax.constraints.judge import JudgeSettings
 from hir_jax.instructions.templates import REWRITABLE
 from hir_jax.types import InputError
 
@@ -22,6 +24,10 @@ METHODS = ("hir", "ilr", "clr", "sft")
 FREE_ON_RESUME = (
     "total_steps", "eval_every", "checkpoint_every", "checkpoint_keep", "save_model", "compilation_cache",
     "data.eval_size", "data.eval_batch", "constraints.workers", "constraints.timeout_seconds", "mesh", "logging",
+    *(f"constraints.judge.{name}" for name in (
+        "cache", "base_url", "api_key_env", "concurrency", "deadline_seconds", "timeout_seconds", "retries",
+        "backoff_seconds", "backoff_max_seconds", "price_in", "price_out", "batch_tokens",
+    )),
 )  # fmt: skip
 
 
@@ -54,9 +60,11 @@ def defaults() -> ml_collections.ConfigDict:
     m.remat = "dots"  # none | dots | full: what the backward pass recomputes
 
     c.data = d = ml_collections.ConfigDict()
-    d.source = "generated"  # generated (IFEval-type) | witness (tiny environment) | jsonl (native rows in data.path)
-    d.path = ""  # native JSONL of training rows, for source = jsonl
-    d.eval_path = ""  # native JSONL of held-out rows, for source = jsonl; "": no evaluation
+    d.source = "generated"  # generated | witness (tiny environment) | jsonl (native rows) | hir16k | tfds (`prepare`)
+    d.path = ""  # of training rows: file (jsonl, hir16k), directory (hir16k, tfds) or hub id (hir16k)
+    d.name = ""  # of the prepared data set, for source = tfds
+    d.template = ""  # type1 to type6: of hir16k rows that name none; "": such rows are left out
+    d.eval_path = ""  # held-out rows in the same form, for jsonl and hir16k; "": no evaluation. tfds: the split heldout
     d.seed = 0  # of the generators
     d.size = 2000  # generated training instructions (or pairs, for sft)
     d.eval_size = 64  # held-out instructions
@@ -81,6 +89,12 @@ def defaults() -> ml_collections.ConfigDict:
     c.constraints = k = ml_collections.ConfigDict()
     k.workers = 2  # verifier processes; 0: in this process
     k.timeout_seconds = 5.0  # a check; longer ones are unknown
+    # On the device: what can be decided on bytes. Where that is everything (and replay.fill is "mask", or nothing is
+    # replayed) the whole step is one compiled function, and a response that is not ASCII is unknown.
+    k.on_device = False  # check there first; the host decides what is left
+    k.code_checkers = False  # run HIR-16K's Python checkers, caged by bubblewrap; False: rows with one are left out
+    # Who decides soft constraints; kind "": nobody, and rows that hold one are left out. Every key is explained there.
+    k.judge = ml_collections.ConfigDict(dataclasses.asdict(JudgeSettings()))
 
     c.replay = p = ml_collections.ConfigDict()
     p.k = 2  # replays a prompt, in the mean; HiR: 2
@@ -170,7 +184,8 @@ def check(config) -> None:
     _check_types(config, known)
     choices = {
         "method": METHODS,
-        "data.source": ("generated", "witness", "jsonl"),
+        "data.source": ("generated", "witness", "jsonl", "hir16k", "tfds"),
+        "data.template": ("", *REWRITABLE),
         "model.remat": ("none", "dots", "full"),
         "model.compute_dtype": ("float32", "bfloat16"),
         "model.param_dtype": ("float32", "bfloat16"),
@@ -203,7 +218,10 @@ def check(config) -> None:
     ):
         _require(flat[key] >= 0, f"config.{key} is {flat[key]}; it must not be negative")
     _require(0 < flat["rollout.top_p"] <= 1, f"config.rollout.top_p is {flat['rollout.top_p']}; it must be in (0, 1]")
-    _require(config.data.source != "jsonl" or config.data.path, "config.data.source is 'jsonl': set config.data.path")
+    if config.data.source in ("jsonl", "hir16k", "tfds"):
+        _require(config.data.path, f"config.data.source is {config.data.source!r}: set config.data.path")
+    _require(config.data.source != "tfds" or config.data.name, "config.data.source is 'tfds': set config.data.name")
+    JudgeSettings(**config.constraints.judge)  # raises JudgeError
     _require(
         1 <= config.data.min_constraints <= config.data.max_constraints,
         f"config.data.min_constraints = {config.data.min_constraints} and max_constraints = {config.data.max_constraints}: "

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from transformers import AutoTokenizer
 
+from hir_jax import fused
+from hir_jax.constraints import on_device
 from hir_jax.instructions import lexicon
 from hir_jax.instructions.roles import Encoded, PartShapes, chat_frame, prompt_batch
 from hir_jax.learner.update import LearnerSettings, init_state, score_responses, update
@@ -21,10 +23,12 @@ from hir_jax.models import decoder
 from hir_jax.models.checkpoint import open_checkpoint
 from hir_jax.models.config import ModelConfig
 from hir_jax.parallel import mesh as meshes
+from hir_jax.replay import select
 from hir_jax.replay.relabel import relabel
 from hir_jax.rollout.sample import Sampling, sample
 from hir_jax.types import InputError, PromptBatch, Replays, Rollout, TrainBatch, TrainState, Verdicts
 
+_BYTES_PER_TOKEN = 8  # room for text on the device; English has 3 to 5
 INIT, SAMPLE, SELECT, EVALUATE = range(4)  # purposes of random keys
 
 
@@ -67,7 +71,15 @@ class Engine:
         self.pad_id = pad if pad is not None else self.stop_ids[0]
         self.frame = chat_frame(self.tokenizer)
         self.samples = config.rollout.m + config.replay.k
+        self.replays = config.method == "hir" and config.replay.k > 0
+        self.first_samples = config.rollout.m if config.method == "hir" else self.samples  # the others fill all slots
         self.settings = learner_settings(config)
+        r = config.rollout
+        self.rollout_sampling = self.sampling(r.temperature, top_k=r.top_k, top_p=r.top_p)
+        self.reward_settings = {
+            "fractional": config.method == "clr",
+            "mask_truncated": config.learner.mask_truncated,
+        }
 
     def _random_model(self) -> ModelConfig:
         m = self.config.model
@@ -137,6 +149,49 @@ class Engine:
         return jax.jit(partial(relabel, samples=self.samples, pad_id=self.pad_id), out_shardings=meshes.rows(self.mesh))
 
     @cached_property
+    def _select(self):
+        mask_truncated = self.config.learner.mask_truncated
+        return jax.jit(
+            lambda rollout, verdicts, step, key, rounds: select.select(
+                rollout,
+                verdicts,
+                step,
+                key,
+                self.config.replay,
+                rounds=rounds,
+                slots=self.samples,
+                mask_truncated=mask_truncated,
+            )
+        )
+
+    @cached_property
+    def token_bytes(self) -> on_device.TokenBytes:
+        """What each token adds to a text. InputError for a tokenizer of which that cannot be said."""
+        return on_device.token_bytes(self.tokenizer, self.model.vocab_size)
+
+    @cached_property
+    def _text_width(self) -> int:
+        """Bytes of a response that are looked at; a longer text is left to the host."""
+        return self.config.rollout.max_response * min(self.token_bytes.longest, _BYTES_PER_TOKEN)
+
+    @cached_property
+    def _verify(self):
+        return jax.jit(partial(on_device.verify, width=self._text_width), out_shardings=meshes.rows(self.mesh))
+
+    @cached_property
+    def _train_step(self):
+        plan = fused.Plan(
+            self.model, self.settings, self.rollout_sampling, self.config.replay, self.replays, self.first_samples,
+            self.samples, **self.reward_settings, text_width=self._text_width, shard=self.shard,
+            multiple=meshes.row_devices(self.mesh),
+        )  # fmt: skip
+        state = jax.tree.map(lambda s: s.sharding, self.abstract_state)
+        whole, rows = meshes.replicated(self.mesh), meshes.rows(self.mesh)
+        return jax.jit(
+            partial(fused.train_step, plan=plan), donate_argnums=0, out_shardings=(state, whole, rows, rows, whole)
+        )
+
+    @cached_property
     def _update(self):
         fixed = {"model": self.model, "settings": self.settings, "shard": self.shard}
         state = jax.tree.map(lambda s: s.sharding, self.abstract_state)
@@ -189,6 +244,28 @@ class Engine:
         )
         with jax.set_mesh(self.mesh):
             return self._relabel(*arrays, replays)
+
+    def select(self, rollout: Rollout, verdicts: Verdicts, step: int, rounds: int) -> Replays:
+        """Which of B = N * samples slots are replayed in the step after `step`; `rounds`: e of `select.missing_rounds`."""
+        key = self.key(SELECT, step)
+        return jax.device_get(self._select(rollout, verdicts, np.int32(step), key, np.int32(rounds)))
+
+    def verify(self, conditions: on_device.Conditions, rollout: Rollout) -> Verdicts:
+        """NumPy Verdicts of what can be decided on the device; conditions: of the N prompts."""
+        conditions, tokens, mask = self._rows((conditions, rollout.tokens, rollout.mask))
+        with jax.set_mesh(self.mesh):
+            return jax.device_get(self._verify(self.token_bytes, conditions, tokens, mask))
+
+    def train_step(
+        self, state: TrainState, ref_params, prompts: PromptBatch, conditions: on_device.Conditions, step: int
+    ) -> tuple[TrainState, dict[str, float], Rollout, Verdicts, Replays]:
+        """`fused.train_step`; `state` is donated."""
+        prompts, conditions = self._rows((prompts, conditions))
+        keys = self.key(SAMPLE, step), self.key(SELECT, step)
+        with jax.set_mesh(self.mesh):
+            state, *rest = self._train_step(state, ref_params, prompts, conditions, self.token_bytes, *keys)
+        metrics, *seen = jax.device_get(rest)
+        return state, {name: float(value) for name, value in metrics.items()}, *seen
 
     def update(self, state: TrainState, batch: TrainBatch) -> tuple[TrainState, dict[str, float]]:
         """One training step; `state` is donated."""

@@ -3,14 +3,15 @@
     python -m hir_jax.evaluate --config=configs/X.py --workdir=DIR --benchmark=ifeval --prompts=FILE
         [--limit=N] [--temperature=0.6]
 
-Greedy by default. Writes DIR/evaluations/BENCHMARK-step-S/{responses,verdicts}.jsonl and prints the four accuracies as
-one JSON object, last on stdout.
+Greedy by default. Writes DIR/evaluations/BENCHMARK-step-S/{responses,verdicts}.jsonl and prints the accuracies as
+one JSON object, last on stdout. Prompts that need a judge or a code checker which the config does not name are left out.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,10 @@ from rich.console import Console
 from rich.progress import Progress
 
 from hir_jax import config as configs
-from hir_jax import score
+from hir_jax import deciders
+from hir_jax.benchmarks import BENCHMARKS, Response, score_rows
+from hir_jax.constraints import registry
+from hir_jax.constraints.judge import JudgeSettings
 from hir_jax.constraints.verifier import Row, Verifier
 from hir_jax.engine import Engine
 from hir_jax.instructions.roles import encode
@@ -51,24 +55,47 @@ def restored_params(engine: Engine, workdir: Path):
     return engine.load_params(), 0
 
 
+def _readable(console: Console, benchmark: str, prompts: str, enabled: frozenset[str]) -> list[Instruction]:
+    """The benchmark's prompts that can be used; what is wrong with the others is said on the terminal."""
+    instructions, errors = BENCHMARKS[benchmark].read(prompts)
+    usable = [q for q in instructions if not registry.missing_decider(q.constraints, enabled)]
+    for error in errors:
+        console.print(f"left out: {error}", soft_wrap=True, markup=False)
+    if len(usable) < len(instructions):
+        console.print(
+            f"left out: {len(instructions) - len(usable)} prompts that need a decider other than {set(enabled)}"
+        )
+    if not usable:
+        raise InputError(f"{prompts}: no prompt is left to answer")
+    return usable
+
+
 def evaluate_file(config, workdir: Path, benchmark: str, prompts: str, limit: int | None, temperature: float) -> dict:
-    """Samples, scores and writes; returns the summary of `score.summarise` with the step."""
+    """Samples, scores and writes; returns the summary of `benchmarks.summarise` with the step."""
     if not (temperature >= 0):
         raise InputError(f"--temperature={temperature}: it must not be negative (0 is greedy)")
-    instructions = score.READERS[benchmark](prompts)[:limit]
     console = Console(stderr=True)
+    k = config.constraints
+    judge = JudgeSettings(**k.judge)
+    instructions = _readable(console, benchmark, prompts, deciders.enabled(judge, k.code_checkers))[:limit]
     engine = Engine(config)
     params, step = restored_params(engine, workdir)
     rows = [encode(engine.frame, instruction) for instruction in instructions]
     with Progress(console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task(f"{benchmark}, step {step}", total=len(rows))
         texts = engine.respond(params, rows, temperature, lambda done: progress.update(task, completed=done))
-    answers = [score.Response(q, y, q.source) for q, y in zip(instructions, texts, strict=True)]
-    with Verifier(config.constraints.workers, config.constraints.timeout_seconds) as verifier:
-        scores, summary = score.score_rows(answers, verifier)
+    answers = [Response(q, y, q.source) for q, y in zip(instructions, texts, strict=True)]
+    with ExitStack() as stack:
+        limits = {"workers": k.workers, "timeout_seconds": k.timeout_seconds}
+        opened = deciders.open_deciders(stack, judge, code_checkers=k.code_checkers, **limits)
+        verifier = stack.enter_context(Verifier(**limits, deciders=opened))
+        scores, summary = score_rows(BENCHMARKS[benchmark], answers, verifier)
     out = workdir / "evaluations" / f"{benchmark}-step-{step}"
-    responses = [{"key": q.key, "prompt": render(q), "response": y} for q, y in zip(instructions, texts, strict=True)]
-    verdicts = [score.output_row(q, s) for q, s in zip(instructions, scores, strict=True)]
+    responses = [
+        {BENCHMARKS[benchmark].id: q.key, "prompt": render(q), "response": y}
+        for q, y in zip(instructions, texts, strict=True)
+    ]
+    verdicts = [BENCHMARKS[benchmark].output_row(q, s) for q, s in zip(instructions, scores, strict=True)]
     for name, lines in (("responses", responses), ("verdicts", verdicts)):
         files.write_atomically(out / f"{name}.jsonl", "".join(json.dumps(x, ensure_ascii=False) + "\n" for x in lines))
     console.print(f"responses and verdicts: {out}", soft_wrap=True, markup=False)
@@ -87,7 +114,7 @@ def main(argv) -> None:
 
 if __name__ == "__main__":
     configs.define_flags("workdir", "prompts")
-    flags.DEFINE_enum("benchmark", "ifeval", sorted(score.READERS), "Whose prompts and rules.")
+    flags.DEFINE_enum("benchmark", "ifeval", sorted(BENCHMARKS), "Whose prompts and rules.")
     flags.DEFINE_integer("limit", None, "The first N prompts alone.", lower_bound=1)
     flags.DEFINE_float("temperature", 0.0, "0: greedy. The paper's benchmark decoding: 0.6.")
     flags.mark_flags_as_required(["config", "workdir", "prompts"])

@@ -1,14 +1,23 @@
-"""Scores recorded responses with a benchmark's rules.
+"""Scores recorded responses with a benchmark's rules; measures a judge against labels.
 
-    python -m hir_jax.score --benchmark=ifeval --prompts=FILE --responses=FILE --output=FILE [--workers=N]
+    python -m hir_jax.score --benchmark=ifeval|ifbench|muldimif|hir16k --prompts=FILE --responses=FILE --output=FILE
+        [--workers=N] [--judge=KIND:MODEL [--judge_option=NAME=VALUE ...]] [--code_checkers]
+    python -m hir_jax.score --judge=KIND:MODEL [--judge_option=NAME=VALUE ...]
 
-FILEs are JSON Lines. `--prompts` is the published file; `--responses` has rows with `response` and with `key` or
-`prompt` (`key` counts where a row has both); several rows may answer one prompt. `--output` gets one row per response,
-in order: `{"key", "strict": [...], "loose": [...]}`, one bool per constraint in the prompt's order, and `"unknown"`,
-the positions without a verdict (false in both lists), where there are any. The last line on stdout is the summary.
+`--prompts` is the published file; `--responses` is JSON Lines with `response` and with the prompt's key (`key` or `id`) or
+its `prompt` (the key counts where a row has both); several rows may answer one prompt: pass@k is then printed too.
+`--output` gets one row per response, in order, one bool per constraint in the prompt's order:
+`{"key", "strict": [...], "loose": [...]}` for ifeval and ifbench, `{"id", "satisfied": [...]}` for muldimif and hir16k,
+and `"unknown"`, the positions without a verdict (false in the lists), where there are any. The last line on stdout is the
+summary (`benchmarks.summarise`).
 
-A bad response row is reported by file and line, the others are scored all the same, and the exit status is 1; an
-existing output file is then left as it is and the rows go to `FILE.partial`.
+A bad row is reported by file and line, the others are scored all the same, and the exit status is 1; an existing output
+file is then left as it is and the rows go to `FILE.partial`. Prompts with soft constraints need a judge, "endpoint:NAME"
+or "local:CHECKPOINT" with the options of `constraints.judge.JudgeSettings`, and those with Python checkers need
+`--code_checkers`; without, they are left out and counted.
+
+With a judge and no benchmark, the judge answers the labelled pairs of `constraints/calibration.jsonl`, and its precision
+and recall are printed.
 """
 
 from __future__ import annotations
@@ -17,102 +26,35 @@ import collections
 import json
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from absl import app, flags
+from rich.console import Console
+from rich.progress import Progress
 
-from hir_jax.constraints.english import MissingDataError
-from hir_jax.constraints.verifier import Row, Verifier
-from hir_jax.instructions.readers import RowError, read_ifeval, read_jsonl
+from hir_jax.benchmarks import BENCHMARKS, Benchmark, Response, score_rows
+from hir_jax.constraints import registry
+from hir_jax.constraints.verifier import Decider, Verifier
+from hir_jax.deciders import judge_settings, open_deciders
+from hir_jax.instructions.readers import RowError, read_jsonl
 from hir_jax.instructions.templates import render
 from hir_jax.types import InputError, Instruction
-
-READERS = {"ifeval": read_ifeval}
 
 
 class RefusedError(InputError):
     """What was asked for cannot be done; the message is for the user."""
 
 
-class RowScore(NamedTuple):
-    """Verdicts on one response, by position of the constraint. Where not `known`, strict and loose are False."""
+def read_responses(
+    path: str | Path, instructions: Sequence[Instruction], name: str = "key"
+) -> tuple[list[Response], list[RowError]]:
+    """The responses that belong to a prompt, in order, and one error for each row that does not make one.
 
-    strict: list[bool]
-    loose: list[bool]
-    known: list[bool]
-
-
-class Response(NamedTuple):
-    """A response to score; `label` says where it is from, for messages."""
-
-    instruction: Instruction
-    text: str
-    label: str
-
-
-def score_rows(responses: Sequence[Response], verifier: Verifier) -> tuple[list[RowScore], dict[str, Any]]:
-    """Strict and loose verdicts per response, and the summary of `summarise`. ValueError if there are no responses.
-
-    The loose check runs where the strict one says no; a strict pass is a loose one by definition, and a check that
-    failed or timed out on the response as it is would do so again (it is the first of the loose forms).
+    name: the field that holds a prompt's key.
     """
-    rows = [
-        Row(response.instruction.constraints, response.text, render(response.instruction), response.label)
-        for response in responses
-    ]
-    width = max((len(row.constraints) for row in rows), default=0)
-    strict = verifier.verify(rows, width)
-    failed = [
-        (index, position)
-        for index, row in enumerate(rows)
-        for position in range(len(row.constraints))
-        if strict.known[index, position] and not strict.satisfied[index, position]
-    ]
-    loose = strict.satisfied.copy()
-    known = strict.known.copy()
-    again = [rows[index]._replace(constraints=[rows[index].constraints[position]]) for index, position in failed]
-    verdicts = verifier.verify(again, 1, loose=True)
-    for (index, position), satisfied, is_known in zip(
-        failed, verdicts.satisfied[:, 0], verdicts.known[:, 0], strict=True
-    ):
-        loose[index, position] = satisfied
-        known[index, position] = is_known
-    scores = [
-        RowScore(*(mask[index, : len(row.constraints)].tolist() for mask in (strict.satisfied, loose, known)))
-        for index, row in enumerate(rows)
-    ]
-    return scores, summarise(scores)
-
-
-def summarise(scores: Sequence[RowScore]) -> dict[str, Any]:
-    """The four accuracies of IFEval as fractions, `rows`, and `unknown`, the number of constraints without a verdict.
-
-    Per prompt: the share of responses that meet all constraints; per instruction: of constraints that are met. An
-    unknown verdict counts as not met. Raises ValueError without any scores.
-    """
-    if not scores:
-        raise ValueError("there are no responses to score")
-    summary: dict[str, Any] = {}
-    for mode in ("strict", "loose"):
-        lists = [getattr(score, mode) for score in scores]
-        summary[f"prompt_{mode}"] = sum(map(all, lists)) / len(lists)
-        summary[f"instruction_{mode}"] = sum(map(sum, lists)) / sum(map(len, lists))
-    summary["rows"] = len(scores)
-    summary["unknown"] = sum(score.known.count(False) for score in scores)
-    return summary
-
-
-def output_row(instruction: Instruction, score: RowScore) -> dict[str, Any]:
-    """The object that is written for one response."""
-    row: dict[str, Any] = {"key": instruction.key, "strict": score.strict, "loose": score.loose}
-    unknown = [position for position, known in enumerate(score.known) if not known]
-    return row | ({"unknown": unknown} if unknown else {})
-
-
-def read_responses(path: str | Path, instructions: Sequence[Instruction]) -> tuple[list[Response], list[RowError]]:
-    """The responses that belong to a prompt, in order, and one error for each row that does not make one."""
     by_key = {str(instruction.key): instruction for instruction in instructions}
     by_prompt = {render(instruction): instruction for instruction in instructions}
     copies = collections.Counter(map(render, instructions))
@@ -120,17 +62,17 @@ def read_responses(path: str | Path, instructions: Sequence[Instruction]) -> tup
     errors: list[RowError] = []
     for number, row in read_jsonl(path, errors.append):
         label = f"{path}:{number}"
-        if "key" in row:
-            name, instruction = f"key {row['key']!r}", by_key.get(str(row["key"]))
+        if name in row:
+            what, instruction = f"{name} {row[name]!r}", by_key.get(str(row[name]))
         elif isinstance(row.get("prompt"), str):
-            name, instruction = f"prompt {row['prompt'][:60]!r}", by_prompt.get(row["prompt"])
+            what, instruction = f"prompt {row['prompt'][:60]!r}", by_prompt.get(row["prompt"])
         else:
-            errors.append(RowError(f"{label}: 'key' is missing, and so is 'prompt'"))
+            errors.append(RowError(f"{label}: {name!r} is missing, and so is 'prompt'"))
             continue
-        if "key" not in row and copies[row["prompt"]] > 1:
-            errors.append(RowError(f"{label}: {copies[row['prompt']]} prompts have this text; give the 'key'"))
+        if name not in row and copies[row["prompt"]] > 1:
+            errors.append(RowError(f"{label}: {copies[row['prompt']]} prompts have this text; give the {name!r}"))
         elif instruction is None:
-            errors.append(RowError(f"{label}: no prompt has the {name}"))
+            errors.append(RowError(f"{label}: no prompt has the {what}"))
         elif not isinstance(row.get("response"), str):
             wrong = "is not a string" if "response" in row else "is missing"
             errors.append(RowError(f"{label}: 'response' {wrong}"))
@@ -164,50 +106,90 @@ def _check_output(output: Path, inputs: Sequence[str]) -> None:
         raise RefusedError(f"{output}: its directory does not exist or cannot be written to")
 
 
+def _decidable(responses: Sequence[Response], deciders: Mapping[str, Decider]) -> list[Response]:
+    """The responses whose constraints can all be decided; the others are counted on stderr."""
+    lacking = [registry.missing_decider(response.instruction.constraints, deciders) for response in responses]
+    for name, count in sorted(collections.Counter(filter(None, lacking)).items()):
+        print(f"{count} responses are left out: their prompts need the decider {name!r}, which is off", file=sys.stderr)
+    return [response for response, name in zip(responses, lacking, strict=True) if not name]
+
+
+def _scored_with_progress(benchmark: Benchmark, responses: Sequence[Response], verifier: Verifier):
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("scoring", total=len(responses))
+        return score_rows(benchmark, responses, verifier, lambda done: progress.update(task, completed=done))
+
+
 def score_files(
-    benchmark: str, prompts: str, responses: str, output: str, verifier: Verifier
+    name: str, prompts: str, responses: str, output: str, verifier: Verifier
 ) -> tuple[dict[str, Any], list[RowError]]:
-    """Score the file `responses` into the file `output`: the summary, and one error for each bad row of responses.
+    """Score the file `responses` into the file `output`: the summary, and one error for each bad row of both files.
 
     Raises RowError if the prompts cannot be read, RefusedError if no row can be scored or the output cannot be written.
     """
+    benchmark = BENCHMARKS[name]
     _check_output(Path(output), (prompts, responses))
-    readable, errors = read_responses(responses, READERS[benchmark](prompts))
+    instructions, errors = benchmark.read(prompts)
+    readable, bad = read_responses(responses, instructions, benchmark.id)
+    errors = [*errors, *bad]
     for error in errors:
         print(error, file=sys.stderr)
+    readable = _decidable(readable, verifier.deciders)
     if not readable:
         raise RefusedError(f"{responses}: no row can be scored")
-    scores, summary = score_rows(readable, verifier)
+    scores, summary = _scored_with_progress(benchmark, readable, verifier)
     target = Path(output)
     if errors and target.exists():
         target = target.with_name(target.name + ".partial")
         print(f"{output} is left as it is; the rows that could be scored go to {target}", file=sys.stderr)
-    write_jsonl(target, (output_row(r.instruction, score) for r, score in zip(readable, scores, strict=True)))
+    write_jsonl(target, (benchmark.output_row(r.instruction, s) for r, s in zip(readable, scores, strict=True)))
     return summary, errors
 
 
 def _define_flags() -> None:
-    # Not at import: the evaluation program imports this module and has flags of the same names.
-    flags.DEFINE_enum("benchmark", None, sorted(READERS), "Whose prompts and rules.", required=True)
-    flags.DEFINE_string("prompts", None, "The benchmark's prompts, JSON Lines.", required=True)
-    flags.DEFINE_string("responses", None, "Responses to score, JSON Lines.", required=True)
-    flags.DEFINE_string("output", None, "Where the verdicts go, JSON Lines.", required=True)
+    # Not at import: tests import this module beside programs that have flags of the same names.
+    flags.DEFINE_enum("benchmark", None, sorted(BENCHMARKS), "Whose prompts and rules.")
+    flags.DEFINE_string("prompts", None, "The benchmark's prompts.")
+    flags.DEFINE_string("responses", None, "Responses to score, JSON Lines.")
+    flags.DEFINE_string("output", None, "Where the verdicts go, JSON Lines.")
     flags.DEFINE_integer("workers", min(8, os.cpu_count() or 1), "Processes that check; 0: this one.", lower_bound=0)
     flags.DEFINE_float("timeout_seconds", 5.0, "Limit of one check, seconds.", lower_bound=0.001)
+    flags.DEFINE_string("judge", "", "endpoint:NAME or local:CHECKPOINT, for soft constraints.")
+    flags.DEFINE_multi_string("judge_option", [], "NAME=VALUE, a field of constraints.judge.JudgeSettings.")
+    flags.DEFINE_bool("code_checkers", False, "Run the Python checkers that HIR-16K rows carry, caged by bubblewrap.")
+
+
+def _run(args: flags.FlagValues) -> int:
+    names = ("prompts", "responses", "output")
+    missing = [f"--{name}" for name in names if not args[name].value]
+    if args.benchmark and missing:
+        raise RefusedError(f"--benchmark={args.benchmark} needs {', '.join(missing)}")
+    if not args.benchmark and not args.judge:
+        raise RefusedError(f"give --benchmark, one of {', '.join(sorted(BENCHMARKS))}, or --judge to measure one")
+    settings = judge_settings(args.judge, args.judge_option)
+    with ExitStack() as stack:
+        limits = {"workers": args.workers, "timeout_seconds": args.timeout_seconds}
+        deciders = open_deciders(stack, settings, code_checkers=args.code_checkers, **limits)
+        if not args.benchmark:
+            from hir_jax.constraints.calibration import calibrate
+
+            print(json.dumps(calibrate(deciders["judge"])))
+            return 0
+        verifier = stack.enter_context(Verifier(**limits, deciders=deciders))
+        summary, errors = score_files(args.benchmark, args.prompts, args.responses, args.output, verifier)
+    print(json.dumps(summary))
+    return 1 if errors else 0
 
 
 def main(argv: Sequence[str]) -> int:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument: {argv[1]}")
-    args = flags.FLAGS
     try:
-        with Verifier(args.workers, args.timeout_seconds) as verifier:
-            summary, errors = score_files(args.benchmark, args.prompts, args.responses, args.output, verifier)
-    except (RowError, RefusedError, MissingDataError, OSError) as error:
+        return _run(flags.FLAGS)
+    except (InputError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
-    print(json.dumps(summary))
-    return 1 if errors else 0
 
 
 if __name__ == "__main__":

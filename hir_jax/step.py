@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from hir_jax.constraints.verifier import Row, Verifier
-from hir_jax.engine import SAMPLE, SELECT, Engine, bucket
+from hir_jax.engine import SAMPLE, Engine, bucket
 from hir_jax.instructions.dataset import Dataset
 from hir_jax.instructions.roles import Encoded
 from hir_jax.instructions.templates import render
@@ -51,26 +51,37 @@ def put_slots(whole, part, prompts: int, first: int):
 
 
 def verify(
-    engine: Engine, verifier: Verifier, rows: list[Encoded], rollout: Rollout, width: int, step: int
+    engine: Engine, verifier: Verifier, rows: list[Encoded], rollout: Rollout, width: int, step: int, conditions
 ) -> Verdicts:
-    """Every constraint of every sample; row b belongs to prompt b // (B / N)."""
-    per_prompt = len(rollout.filled) // len(rows)
-    checks = []
+    """Every constraint of every sample; row b belongs to prompt b // (B / N). `conditions`: of the N prompts, for the
+    device to decide first, or None; the host decides what is left."""
+    samples, per_prompt = len(rollout.filled), len(rollout.filled) // len(rows)
+    found = Verdicts(*(np.zeros((samples, width), bool) for _ in Verdicts._fields))
+    if conditions is not None:
+        found = Verdicts(*map(np.array, engine.verify(conditions, rollout)))
+    checks, left = [], []
     for b, text in enumerate(engine.texts(rollout)):
         instruction = rows[b // per_prompt].instruction
         label = f"step {step}, row {b} ({instruction.source})"
-        checks.append(Row(instruction.constraints, text, render(instruction), label))
-    return verifier.verify(checks, width)
+        found.present[b, : len(instruction.constraints)] = True
+        left.append(np.flatnonzero(found.present[b] & ~found.known[b]))
+        checks.append(Row([instruction.constraints[c] for c in left[-1]], text, render(instruction), label))
+    host = verifier.verify(checks, width)
+    for b, positions in enumerate(left):
+        found.satisfied[b, positions] = host.satisfied[b, : len(positions)]
+        found.known[b, positions] = host.known[b, : len(positions)]
+    return found
 
 
-def roll_out(engine: Engine, verifier: Verifier, params, rows, prompts: PromptBatch, step: int, clock: Clock):
+def roll_out(
+    engine: Engine, verifier: Verifier, params, rows, prompts: PromptBatch, step: int, clock: Clock, conditions=None
+):
     """Samples m responses a prompt (m + k without replay), verifies them, and samples more where failures to replay lack.
 
     Returns (Rollout, Verdicts) of N * (m + k) slots and the number e of further rounds.
     """
     config, n, slots = engine.config, len(rows), engine.samples
-    first = config.rollout.m if config.method == "hir" else slots
-    settings = engine.sampling(config.rollout.temperature, top_k=config.rollout.top_k, top_p=config.rollout.top_p)
+    first, settings = engine.first_samples, engine.rollout_sampling
     ids = np.arange(n * slots).reshape(n, slots)  # a row's noise follows its slot, in whichever round it is drawn
     width = prompts.parts.present.shape[1]
     rollout = empty_rollout(n * slots, config.rollout.max_response, engine.pad_id)
@@ -80,53 +91,23 @@ def roll_out(engine: Engine, verifier: Verifier, params, rows, prompts: PromptBa
         count = first if begin == 0 else 1
         part = engine.sample(params, prompts, ids[:, begin : begin + count], engine.key(SAMPLE, step), settings)
         clock.lap("sample")
-        found = verify(engine, verifier, rows, part, width, step)
+        found = verify(engine, verifier, rows, part, width, step, conditions)
         clock.lap("verify")
         rollout, verdicts = put_slots((rollout, verdicts), (part, found), n, begin)
         begin += count
-        if begin == first and config.method == "hir" and config.replay.fill == "resample":
-            rounds = select.missing_rounds(int(candidates(engine, rollout, verdicts).sum()), n, config.replay.k)
+        if begin == first and engine.replays and config.replay.fill == "resample":
+            mask_truncated = config.learner.mask_truncated
+            usable = select.candidates(rollout, verdicts, mask_truncated=mask_truncated)
+            rounds = select.missing_rounds(int(usable.sum()), n, config.replay.k)
             end = first + rounds
     return rollout, verdicts, rounds
 
 
-def candidates(engine: Engine, rollout: Rollout, verdicts: Verdicts) -> np.ndarray:
-    """bool[B]: the failures that may be replayed."""
-    usable = rollout.filled & rollout.ended if engine.config.learner.mask_truncated else rollout.filled
-    return np.asarray(select.replayable(verdicts, usable))
-
-
 def select_replays(engine: Engine, rollout: Rollout, verdicts: Verdicts, rounds: int, step: int) -> Replays:
     """(k - e) * N failures with the largest F(y); no place at all without replay."""
-    config, slots = engine.config.replay, engine.samples
-    prompts = len(rollout.filled) // slots
-    if engine.config.method != "hir" or config.k == 0:
+    if not engine.replays:
         return Replays(np.zeros(0, np.int32), np.zeros(0, np.float32), np.zeros(0, bool))
-    scores = select.select_score(rollout, verdicts, step + 1, engine.key(SELECT, step), config)
-    return jax.device_get(
-        select.choose(
-            scores,
-            candidates(engine, rollout, verdicts),
-            np.arange(len(rollout.filled)) // slots,
-            (config.k - rounds) * prompts,
-            scope=config.scope,
-            places=config.k * prompts,
-            prompts=prompts,
-        )
-    )
-
-
-def rewards(engine: Engine, rollout: Rollout, verdicts: Verdicts) -> tuple[np.ndarray, np.ndarray]:
-    """Reward and weight of each original sample: ILA (CLA for clr); weight 0 where it is undecided or not to be trained on."""
-    ila, decided = (np.asarray(x) for x in select.ila(verdicts))
-    reward = ila
-    if engine.config.method == "clr":
-        reward = np.asarray(select.cla(verdicts))
-        decided = (verdicts.known | ~verdicts.present).all(-1)
-    usable = rollout.filled & decided
-    if engine.config.learner.mask_truncated:
-        usable &= rollout.ended
-    return reward.astype(np.float32), usable.astype(np.float32)
+    return engine.select(rollout, verdicts, step, rounds)
 
 
 def trim(engine: Engine, rollout: Rollout) -> Rollout:
@@ -140,7 +121,7 @@ def trim(engine: Engine, rollout: Rollout) -> Rollout:
 def build_batch(engine, ref_params, params, prompts, rollout, verdicts, replays) -> TrainBatch:
     """Reference log-probs, rewards, and the relabelling: the TrainBatch of a step."""
     rollout = trim(engine, rollout)
-    reward, weight = rewards(engine, rollout, verdicts)
+    reward, weight = select.rewards(rollout, verdicts, **engine.reward_settings)
     ref_logp = np.zeros_like(rollout.sampler_logp)
     if ref_params is not None:
         whole = np.concatenate([np.repeat(prompts.tokens, engine.samples, 0), rollout.tokens], axis=1)
@@ -184,10 +165,14 @@ def rollout_metrics(engine, rollout: Rollout, verdicts: Verdicts, replays: Repla
     return metrics
 
 
-def replay_rows(rows: list[Encoded], texts: list[str], verdicts: Verdicts, replays: Replays, slots: int, count: int):
-    """The `count` best replayed pairs as JSON objects for replays.jsonl; texts: of the N * slots samples."""
-    for row, score in list(zip(replays.row[replays.valid], replays.score[replays.valid], strict=True))[:count]:
-        instruction = rows[row // slots].instruction
+def replay_rows(
+    engine: Engine, rows: list[Encoded], rollout: Rollout, verdicts: Verdicts, replays: Replays, count: int
+):
+    """The `count` best replayed pairs as JSON objects for replays.jsonl."""
+    picked = replays.row[replays.valid][:count]
+    texts = engine.texts(jax.tree.map(lambda x: x[picked], rollout))
+    for row, text, score in zip(picked, texts, replays.score[replays.valid], strict=False):
+        instruction = rows[row // engine.samples].instruction
         met = verdicts.satisfied[row][: len(instruction.constraints)]
         yield {
             "key": instruction.key,
@@ -198,7 +183,7 @@ def replay_rows(rows: list[Encoded], texts: list[str], verdicts: Verdicts, repla
                 for c, ok in zip(instruction.constraints, met, strict=True)
             ],
             "original": render(instruction),
-            "response": texts[row],
+            "response": text,
             "rewritten": render(instruction, met),
             "score": float(score),
             "integrity": float(met.mean()),

@@ -19,6 +19,9 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from hir_jax import config as configs
+from hir_jax import deciders
+from hir_jax.constraints import on_device
+from hir_jax.constraints.judge import JudgeSettings
 from hir_jax.constraints.verifier import Verifier
 from hir_jax.engine import Engine
 from hir_jax.evaluate import accuracies
@@ -52,8 +55,14 @@ class Run:
         self.config, self.workdir = config, workdir
         self.console = Console()
         self.engine = Engine(config)
-        self.data = dataset.load(config, self.engine.frame, self.engine.stop_ids[0])
-        self.verifier = stack.enter_context(Verifier(config.constraints.workers, config.constraints.timeout_seconds))
+        k = config.constraints
+        judge = JudgeSettings(**k.judge)
+        wanted = deciders.enabled(judge, k.code_checkers)
+        self.data = dataset.load(config, self.engine.frame, self.engine.stop_ids[0], wanted)
+        limits = {"workers": k.workers, "timeout_seconds": k.timeout_seconds}
+        opened = deciders.open_deciders(stack, judge, code_checkers=k.code_checkers, **limits)
+        self.verifier = stack.enter_context(Verifier(**limits, deciders=opened))
+        self.conditions, self.fused = self._conditions()
         if old is None:
             self._write_config()
         self.checkpoints = stack.enter_context(Checkpoints(workdir / "checkpoints", config.checkpoint_keep))
@@ -61,6 +70,18 @@ class Run:
         self.stopping = False
         stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, self._stop))
         self._stack = stack
+
+    def _conditions(self):
+        """(the training rows' constraints for the device or None, whether whole steps can run there)."""
+        config = self.config
+        if not config.constraints.on_device or config.method == "sft":
+            return None, False
+        constraints = [row.instruction.constraints for row in self.data.rows]
+        found = on_device.conditions(constraints, self.data.shapes.constraints)
+        share = found.decidable.sum() / found.present.sum()
+        fused = share == 1 and not (self.engine.replays and config.replay.fill == "resample")
+        log.info("on-device checks decide %.0f%% of the constraints; one function a step: %s", 100 * share, fused)
+        return found, fused
 
     def _write_config(self) -> None:
         files.write_atomically(self.workdir / "config.json", configs.to_json(self.config))
@@ -128,19 +149,25 @@ class Run:
 
 def policy_step(run: Run, state, ref_params, step: int, clock: Clock):
     """Sample, verify, select, relabel, update: (state, metrics, sampled tokens, replays to show)."""
-    engine, indices = run.engine, run.data.indices(step)
+    engine, indices, rounds = run.engine, run.data.indices(step), 0
     rows = [run.data.rows[i] for i in indices]
     prompts = engine.prompts(rows, run.data.shapes)
-    rollout, verdicts, rounds = roll_out(engine, run.verifier, state.params, rows, prompts, step, clock)
-    replays = select_replays(engine, rollout, verdicts, rounds, step)
-    batch = build_batch(engine, ref_params, state.params, prompts, rollout, verdicts, replays)
-    clock.lap("relabel")
+    conditions = jax.tree.map(lambda x: x[indices], run.conditions)
+    if run.fused:
+        state, learned, rollout, verdicts, replays = engine.train_step(state, ref_params, prompts, conditions, step)
+        clock.lap("step_on_device")
+    else:
+        rollout, verdicts, rounds = roll_out(
+            engine, run.verifier, state.params, rows, prompts, step, clock, conditions
+        )  # fmt: skip
+        replays = select_replays(engine, rollout, verdicts, rounds, step)
+        batch = build_batch(engine, ref_params, state.params, prompts, rollout, verdicts, replays)
+        clock.lap("relabel")
+        state, learned = engine.update(state, batch)
+        clock.lap("update")
     metrics = rollout_metrics(engine, rollout, verdicts, replays, rounds)
-    shown = list(
-        replay_rows(rows, engine.texts(rollout), verdicts, replays, engine.samples, run.config.logging.replays_per_step)
-    )
-    state, learned = engine.update(state, batch)
-    clock.lap("update")
+    shown = list(replay_rows(engine, rows, rollout, verdicts, replays, run.config.logging.replays_per_step))
+    clock.lap("report")
     return state, metrics | learned, int(rollout.mask.sum()), shown
 
 

@@ -39,8 +39,8 @@ class Constraint:
 class Instruction:
     """q = (x, C): a task and its constraints, rendered with one of the templates of `instructions.templates`.
 
-    `source` says where the row is from ("file.jsonl:12"), for messages. `prompt` is what a verifier sees as the user's
-    request where the rendering is not it.
+    `source` says where the row is from ("file.jsonl:12"), for messages. `labels` are what a benchmark's breakdown goes by
+    ("level" -> "Level 3").
     """
 
     task: str
@@ -48,6 +48,7 @@ class Instruction:
     template: str = "type1"
     key: str | int = ""
     source: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 class PromptParts(NamedTuple):

@@ -31,6 +31,7 @@ SMALL = {
     "replay.k": 1,
     "replay.fill": "resample",
     "constraints.workers": 0,
+    "constraints.on_device": False,
     "learner.kl": 0.01,
     "learner.mini_batches": 1,
     "learner.schedule": "constant",

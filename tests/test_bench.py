@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from hir_jax import bench, peers
+from hir_jax import bench, bench_verify, peers
+from hir_jax.instructions import synthesis
 from hir_jax.models.config import ModelConfig
 from hir_jax.types import InputError
 
@@ -16,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 SMALL = (
     "--config=configs/tiny_hir.py", "--config.model.num_layers=1", "--config.model.hidden_size=16",
     "--config.model.intermediate_size=32", "--prompts=2", "--samples=2", "--new_tokens=3", "--learner_rows=2",
-    "--learner_columns=100", "--rounds=2",
+    "--learner_columns=100", "--verify_rows=4", "--rounds=2",
 )  # fmt: skip
 # weights of matrices: 2 layers of 8 x 4 (q), 2 of 8 x 2 (k, v), 4 x 8 (o), 3 of 8 x 16: 2 * (32 + 32 + 32 + 384) = 960;
 # output projection 8 x 10 = 80; attention 4 * (2 heads * 2) * 2 layers = 32 a pair
@@ -57,6 +58,31 @@ def test_the_program_prints_and_writes_one_json_object(tmp_path):
         assert part["fraction_of_matmul"]["float32"] == pytest.approx(expected)
         assert part["compile_seconds"] > 0 and part["compile_seconds_after_warm_up"] == 0
         assert "times_peer" not in part
+
+
+def test_host_checks_are_measured():
+    found = run(*SMALL, "--phase=verify")
+    assert found.returncode == 0, found.stderr
+    figures = json.loads(found.stdout.splitlines()[-1])
+    assert "rollout" not in figures and "learner" not in figures
+    part = figures["verify"]
+    assert (part["rows"], part["constraints"], part["workers"]) == (4, 6, 2)
+    for name in ("seconds", "pool_seconds", "language_seconds"):
+        assert 0 < part[name]["min"] <= part[name]["median"] <= part[name]["max"]
+    assert part["checks_per_s"] == pytest.approx(4 * 6 / part["core_seconds"])
+    assert part["pool_checks_per_s"] == pytest.approx(2 * 4 * 6 / part["pool_core_seconds"])
+    assert part["language_share"] == pytest.approx(part["language_seconds"]["median"] / part["core_seconds"])
+
+
+def test_rows_to_verify_are_of_all_types_and_of_the_stated_length():
+    rows = bench_verify.batch(0, 200)
+    assert rows == bench_verify.batch(0, 200) and not {r.response for r in rows} & {
+        r.response for r in bench_verify.batch(1, 9)
+    }
+    assert {c.id for row in rows for c in row.constraints} == set(synthesis.DRAWS)
+    assert all(len({c.id for c in row.constraints}) == 6 for row in rows)
+    words = sum(len(row.response.split()) for row in rows) / len(rows)
+    assert 280 < bench_verify.TOKENS_PER_WORD * words < 320
 
 
 def test_the_peer_runs_beside_ours():

@@ -31,8 +31,12 @@ def test_files_in_configs_pass_the_check_and_explain_themselves(path):
 
 def test_every_key_is_documented_where_it_is_declared():
     text = (ROOT / "hir_jax" / "config.py").read_text(encoding="utf-8")
+    settings = (ROOT / "hir_jax" / "constraints" / "judge.py").read_text(encoding="utf-8")
     for key in KEYS:
-        declared = re.findall(rf"^    [a-z.]+\.{key.split('.')[-1]} = (.*)$", text, re.MULTILINE)
+        name = key.split(".")[-1]
+        declared = re.findall(rf"^    [a-z.]+\.{name} = (.*)$", text, re.MULTILINE)
+        if key.startswith("constraints.judge."):
+            declared = re.findall(rf"^    {name}: [a-z]+ = (.*)$", settings, re.MULTILINE)
         declared = [line for line in declared if "ConfigDict" not in line]
         assert declared and all("  # " in line for line in declared), f"{key} has no comment"
 

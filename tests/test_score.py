@@ -1,5 +1,6 @@
 """The scoring program against the published figures, and what it does with files that are not as they should be."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -8,12 +9,17 @@ from pathlib import Path
 import pytest
 
 from hir_jax import score
+from hir_jax.benchmarks import BENCHMARKS, Response, RowScore, pass_at_k, score_rows
+from hir_jax.constraints import registry
 from hir_jax.constraints.verifier import Verifier
 from hir_jax.instructions.readers import RowError
 from hir_jax.types import Constraint, Instruction
 
+sys.path.insert(0, str(Path(__file__).parent / "instructions"))
+from hir16k_rows import bad_rows, good_rows
+
 REPOSITORY = Path(__file__).parents[1]
-IFEVAL = REPOSITORY / "../shared/benchmarks/ifeval"
+FIXTURES = REPOSITORY / "../shared/benchmarks"
 
 PROMPTS = [
     {"key": 1, "prompt": "No commas.", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]},
@@ -79,19 +85,26 @@ def _program(*flags):
     return subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, check=False)
 
 
-@pytest.mark.skipif(not IFEVAL.is_dir(), reason="the benchmark fixtures (../shared/benchmarks) are absent")
+@pytest.mark.skipif(not FIXTURES.is_dir(), reason="the benchmark fixtures (../shared/benchmarks) are absent")
 @pytest.mark.parametrize(
-    ("model", "percent"), [("llama_3b", (70.32, 78.67, 75.88, 82.89)), ("qwen25_7b", (72.91, 79.88, 74.77, 81.45))]
+    ("benchmark", "model", "rows", "percent"),
+    [
+        ("ifeval", "llama_3b", 539, (70.32, 78.67, 75.88, 82.89)),
+        ("ifeval", "qwen25_7b", 539, (72.91, 79.88, 74.77, 81.45)),
+        ("ifbench", "llama_3b", 293, (23.89, 25.45, 26.96, 30.24)),
+        ("ifbench", "qwen25_7b", 293, (26.28, 28.74, 28.67, 31.74)),
+    ],
 )
-def test_the_recorded_responses_give_the_published_scorers_figures(tmp_path, model, percent):
-    responses = IFEVAL / f"responses.{model}.jsonl"
-    files = (f"--prompts={IFEVAL / 'prompts.jsonl'}", f"--responses={responses}", f"--output={tmp_path / 'out'}")
-    done = _program("--benchmark=ifeval", "--workers=2", *files)
+def test_the_recorded_responses_give_the_published_scorers_figures(tmp_path, benchmark, model, rows, percent):
+    folder = FIXTURES / benchmark
+    responses = folder / f"responses.{model}.jsonl"
+    files = (f"--prompts={folder / 'prompts.jsonl'}", f"--responses={responses}", f"--output={tmp_path / 'out'}")
+    done = _program(f"--benchmark={benchmark}", "--workers=2", *files)
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout.splitlines()[-1])
     names = ("prompt_strict", "instruction_strict", "prompt_loose", "instruction_loose")
     assert tuple(round(100 * summary[name], 2) for name in names) == percent
-    assert (summary["rows"], summary["unknown"]) == (539, 0)
+    assert (summary["rows"], summary["unknown"]) == (rows, 0)
     with responses.open(encoding="utf-8") as file:
         expected = [{name: row[name] for name in ("key", "strict", "loose")} for row in map(json.loads, file)]
     assert [json.loads(line) for line in (tmp_path / "out").read_text().splitlines()] == expected
@@ -185,9 +198,77 @@ def test_the_programs_exit_status_and_message(tmp_path):
 
 def test_scoring_instructions_of_our_own(verifier):
     instruction = Instruction("Say hello.", (Constraint("punctuation:no_comma", text="Do not use any commas."),))
-    responses = [score.Response(instruction, text, f"row {i}") for i, text in enumerate(("Hello.", "Hello, you."))]
-    scores, summary = score.score_rows(responses, verifier)
-    assert scores == [score.RowScore([True], [True], [True]), score.RowScore([False], [False], [True])]
+    responses = [Response(instruction, text, f"row {i}") for i, text in enumerate(("Hello.", "Hello, you."))]
+    scores, summary = score_rows(BENCHMARKS["ifeval"], responses, verifier)
+    assert scores == [RowScore([True], [True], [True]), RowScore([False], [False], [True])]
     assert summary["prompt_strict"] == summary["instruction_loose"] == 0.5
+    assert summary["pass_at_k"] == {"1": 0.5, "2": 1.0}
     with pytest.raises(ValueError, match="no responses"):
-        score.score_rows([], verifier)
+        score_rows(BENCHMARKS["ifeval"], [], verifier)
+
+
+@pytest.mark.parametrize(("passed", "samples", "k"), [(0, 4, 2), (1, 4, 2), (3, 6, 4), (2, 5, 1), (5, 5, 3), (2, 7, 7)])
+def test_pass_at_k_is_the_share_of_subsets_with_a_pass(passed, samples, k):
+    subsets = list(itertools.combinations([True] * passed + [False] * (samples - passed), k))
+    assert pass_at_k(passed, samples, k) == pytest.approx(sum(map(any, subsets)) / len(subsets))
+
+
+def test_pass_at_k_of_several_responses_goes_up_to_what_every_prompt_has(run):
+    responses = [{"key": 1, "response": text} for text in ("a,", "b,", "c", "d,", "e")]
+    responses += [{"key": 3, "response": text} for text in ('"x"', "y", '"z"', "w")]
+    summary, _ = run(PROMPTS, responses)
+    # key 1: 2 of 5 pass, key 3: 2 of 4
+    assert summary["pass_at_k"] == {
+        "1": pytest.approx((2 / 5 + 2 / 4) / 2),
+        "2": pytest.approx((1 - 3 / 10 + 1 - 1 / 6) / 2),
+        "4": pytest.approx(1.0),
+    }
+
+
+MULDIMIF_ROWS = [
+    ("a", "Listing", "Level 1", [["Length", "Words", "At most 3 words"]]),
+    ("b", "Listing", "Level 2", [["Length", "Words", "At most 3 words"], ["Content", "Keywords", "Include 'sea'"]]),
+    ("c", "Example", "Level 2", [["Content", "Keywords", "Include 'sea'"]]),
+]
+
+
+def test_muldimif_rows_have_one_verdict_and_are_broken_down(tmp_path, verifier):
+    prompts = [
+        {"id": id, "conversations": [{"role": "user", "content": f"{id}?"}], "constraints": constraints,
+         "constraint_pattern": pattern, "difficulty": level}
+        for id, pattern, level, constraints in MULDIMIF_ROWS
+    ]  # fmt: skip
+    responses = [{"id": "b", "response": "the sea"}, {"id": "a", "response": "one two three four"}]
+    responses += [{"id": "c", "response": "the sea"}, {"prompt": "b?", "response": "the sky"}]
+    files = _write(tmp_path / "prompts", prompts), _write(tmp_path / "responses", responses)
+    summary, errors = score.score_files("muldimif", *files, str(tmp_path / "out"), verifier)
+    assert not errors
+    assert [json.loads(line) for line in (tmp_path / "out").read_text().splitlines()] == [
+        {"id": "b", "satisfied": [True, True]},
+        {"id": "a", "satisfied": [False]},
+        {"id": "c", "satisfied": [True]},
+        {"id": "b", "satisfied": [True, False]},
+    ]
+    assert summary == {
+        "overall": 0.5,
+        "constraints": 4 / 6,
+        "pattern": {"Example": 1.0, "Listing": 1 / 3},
+        "level": {"Level 1": 0.0, "Level 2": 2 / 3},
+        "family": {"muldimif:content_keywords": 2 / 3, "muldimif:length_words": 2 / 3},
+        "rows": 4,
+        "unknown": 0,
+    }
+
+
+def test_hir16k_rows_that_are_broken_or_need_a_decider_are_named(tmp_path, verifier, capsys):
+    rows = [row for row, _ in (*good_rows(), *bad_rows())]
+    prompts = _write(tmp_path / "prompts", rows)
+    usable, errors = BENCHMARKS["hir16k"].read(prompts)
+    plain = [q for q in usable if not registry.missing_decider(q.constraints, ())]
+    assert 0 < len(plain) < len(usable) and errors
+    responses = _write(tmp_path / "responses", [{"id": q.key, "response": "Words."} for q in usable])
+    summary, found = score.score_files("hir16k", prompts, responses, str(tmp_path / "out"), verifier)
+    assert summary["rows"] == len(plain) and set(summary["source"]) == {"type1", "type2", "type3"}
+    said = capsys.readouterr().err
+    assert len(found) == len(errors) and all(str(error) in said for error in errors)
+    assert "responses are left out: their prompts need the decider 'code', which is off" in said

@@ -13,6 +13,7 @@ import time
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 from small_runs import CONFIG, ROOT, arguments, small_config, start
 
 from hir_jax import config as configs
@@ -88,6 +89,39 @@ def test_methods_run_and_give_finite_metrics(tmp_path, changes):
         # On-policy and without replays, the learner finds the log-probs that the sampler gave.
         assert found[1]["gap"] < 1e-4
     assert (tmp_path / "run" / "model" / "model.safetensors").stat().st_size > 0
+
+
+def test_checks_on_the_device_change_nothing(tmp_path):
+    """One compiled function a step, and the device's checks between two compiled halves, against the host's checks."""
+    seen = {}
+    for name, changes in {
+        "host": {"constraints__on_device": False, "replay__fill": "mask"},
+        "one function": {"constraints__on_device": True, "replay__fill": "mask"},
+        "host, resampling": {"constraints__on_device": False},
+        "device, resampling": {"constraints__on_device": True},
+    }.items():
+        config = small_config(
+            total_steps=5, data__batch_prompts=8, eval_every=5, logging__replays_per_step=4, **changes
+        )
+        train(config, tmp_path / name)
+        steps = trajectory(tmp_path / name)
+        assert len(steps) == 6 and any(row.get("replays") for row in steps)
+        replays = (tmp_path / name / "replays.jsonl").read_text()
+        seen[name] = steps, replays, load_file(tmp_path / name / "model" / "model.safetensors")
+        on_device = "seconds/step_on_device" in rows(tmp_path / name / "metrics.jsonl")[-1]
+        assert on_device == (name == "one function")
+    assert seen["host, resampling"][:2] == seen["device, resampling"][:2]
+    # Two compilations of the same sums may round differently; nothing that is counted or chosen does.
+    for (steps, replays, _), (others, other_replays, _) in [(seen["host"], seen["one function"])]:
+        for step, other in zip(steps, others, strict=True):
+            assert other == pytest.approx(step, rel=1e-4, abs=1e-6)
+            for key in ("ila", "cla", "unknown_constraints", "replays", "replay_integrity", "heldout_cla"):
+                assert other.get(key) == step.get(key)
+        for row, other in zip(replays.splitlines(), other_replays.splitlines(), strict=True):
+            assert json.loads(other) == json.loads(row) | {"score": pytest.approx(json.loads(row)["score"])}
+    for one, other, tolerance in (("host", "one function", 1e-6), ("host, resampling", "device, resampling", 0)):
+        for tensor, values in seen[one][2].items():
+            np.testing.assert_allclose(values, seen[other][2][tensor], rtol=0, atol=tolerance, err_msg=tensor)
 
 
 def test_keys_outside_the_trajectory_may_change_and_a_finished_run_goes_on(tmp_path, capsys):

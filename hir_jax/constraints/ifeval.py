@@ -354,8 +354,7 @@ def quotation(response: str) -> bool:
     capital_relation=RELATION,
 )
 def capital_word_frequency(response: str, capital_frequency: int, capital_relation: str) -> bool:
-    capitals = sum(1 for token in english.word_tokens(response) if token.isupper())  # also "A" and "I"
-    return _holds(capitals, capital_relation, capital_frequency)
+    return _holds(english.capital_tokens(response), capital_relation, capital_frequency)  # also "A" and "I"
 
 
 @register(

@@ -2,8 +2,10 @@
 
 A family is a module of check functions, each under `@register(id, text, argument=kind, ...)`; the package's `__init__`
 imports it. A check gets the response and the parsed arguments by name, and the user's request if it has a parameter
-`prompt`; it returns a bool or raises. Nothing here guesses: an unknown id or an argument that cannot be used is a
-`ConstraintError`, never a pass and never a random default (the published scorers draw one there).
+`prompt`; it returns a bool or raises. Constraints that no rule of ours decides (an LLM judge does, or code out of the
+data) are `declare`d: they have arguments and a text, and the name of their decider. Nothing here guesses: an unknown id
+or an argument that cannot be used is a `ConstraintError`, never a pass and never a random default (the published
+scorers draw one there).
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import inspect
 import re
 import reprlib
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,9 +44,11 @@ class Entry:
     id: str
     arguments: Mapping[str, Argument]
     text: Callable[..., str]
-    check: Callable[..., bool]
-    together: Callable[..., str | None] | None  # complaint about arguments that do not fit one another
-    takes_prompt: bool
+    check: Callable[..., bool] | None  # None: `decider` decides
+    together: Callable[..., str | None] | None = None  # complaint about arguments that do not fit one another
+    takes_prompt: bool = False
+    as_is: bool = False
+    decider: str = ""
 
 
 _ENTRIES: dict[str, Entry] = {}
@@ -52,24 +56,43 @@ _LOADERS: list[Callable[[], None]] = []
 
 
 def register(
-    id: str, text: Callable[..., str], *, together: Callable[..., str | None] | None = None, **arguments: Argument
+    id: str,
+    text: Callable[..., str],
+    *,
+    together: Callable[..., str | None] | None = None,
+    as_is: bool = False,
+    **arguments: Argument,
 ) -> Callable[[Callable[..., bool]], Callable[..., bool]]:
     """Decorator of a check function `(response, [prompt,] *arguments)`.
 
     `text` (one sentence that ends in a period) and `together` (a complaint about arguments that do not fit one
-    another, or None) are called with the parsed arguments by name.
+    another, or None) are called with the parsed arguments by name. With `as_is` the check sees every response as it
+    stands, blank ones too, and there is no loose mode (MulDimIF); without, `check` adds IFEval's rules for both.
     """
 
     def decorate(check: Callable[..., bool]) -> Callable[..., bool]:
-        if id in _ENTRIES and _ENTRIES[id].check.__module__ != check.__module__:
-            raise ValueError(f"constraint id {id!r} is already registered by {_ENTRIES[id].check.__module__}")
+        other = _ENTRIES[id].check if id in _ENTRIES else check
+        if other is None or other.__module__ != check.__module__:
+            raise ValueError(
+                f"constraint id {id!r} is already registered by {other.__module__ if other else 'declare'}"
+            )
         parameters = set(inspect.signature(check).parameters)
         if parameters - {"response", "prompt"} != set(arguments):
             raise ValueError(f"{id}: the check takes {sorted(parameters)}, but the arguments are {sorted(arguments)}")
-        _ENTRIES[id] = Entry(id, arguments, text, check, together, "prompt" in parameters)
+        _ENTRIES[id] = Entry(id, arguments, text, check, together, "prompt" in parameters, as_is)
         return check
 
     return decorate
+
+
+def declare(id: str, text: Callable[..., str], *, decider: str, **arguments: Argument) -> None:
+    """Register a constraint that the decider of this name decides (see `verifier.Verifier`), not a check in a worker."""
+    _ENTRIES[id] = Entry(id, arguments, text, check=None, decider=decider)
+
+
+def decider(id: str) -> str:
+    """The name of the decider of a declared id; "" for an id with a check. UnknownConstraintError for no such id."""
+    return _entry(id).decider
 
 
 def needs(loader: Callable[[], None]) -> Callable[[], None]:
@@ -91,7 +114,7 @@ def ids() -> tuple[str, ...]:
 
 def modules() -> tuple[str, ...]:
     """Names of the modules that registered checks: what a worker process has to import."""
-    return tuple(sorted({entry.check.__module__ for entry in _ENTRIES.values()}))
+    return tuple(sorted({entry.check.__module__ for entry in _ENTRIES.values() if entry.check}))
 
 
 def _entry(id: str) -> Entry:
@@ -105,6 +128,12 @@ def _entry(id: str) -> Entry:
 def require_id(id: str) -> None:
     """Raise UnknownConstraintError, with the nearest known id, unless `id` is registered."""
     _entry(id)
+
+
+def missing_decider(constraints: Iterable[Constraint], deciders: Container[str]) -> str:
+    """The name of a decider that one of the constraints needs and `deciders` lacks; "" where there is none."""
+    needed = (decider(constraint.id) for constraint in constraints)
+    return next((name for name in needed if name and name not in deciders), "")
 
 
 def _parsed(entry: Entry, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -152,14 +181,19 @@ def loose_variants(response: str) -> Iterator[str]:
 
 
 def check(constraint: Constraint, response: str, prompt: str = "", *, loose: bool = False) -> bool:
-    """Whether `response` meets the constraint; a blank response meets none. `prompt` is the user's request in full.
+    """Whether `response` meets the constraint. `prompt` is the user's request in full.
 
-    Raises ConstraintError for what `validate` refuses, and whatever the check itself raises.
+    As in IFEval a blank response meets none and loose mode tries `loose_variants`, except for `as_is` entries. Raises
+    ConstraintError for what `validate` refuses, and whatever the check itself raises.
     """
     entry = _entry(constraint.id)
+    if entry.check is None:
+        raise ConstraintError(f"{entry.id}: decided by the {entry.decider}, not by a check")
     arguments = _parsed(entry, constraint.arguments)
     if entry.takes_prompt:
         arguments["prompt"] = prompt
+    if entry.as_is:
+        return bool(entry.check(response, **arguments))
     if loose:
         return any(entry.check(variant, **arguments) for variant in loose_variants(response))
     return bool(response.strip()) and bool(entry.check(response, **arguments))

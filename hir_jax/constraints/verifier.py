@@ -3,7 +3,7 @@
 Rows go to the workers in chunks. Inside a worker each check runs under an alarm; a check that no signal interrupts is
 stopped from outside by killing its worker, after which the checks of its chunk run one by one, so that only the guilty
 one is unknown. Verdicts do not depend on the number of workers; those of checks that come near the limit depend on the
-machine.
+machine. Constraints that are declared for a decider (a judge, caged code) go to it meanwhile, all of a batch in one call.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import logging
 import sys
 import threading
 import types as python_types
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from typing import NamedTuple, Self
@@ -38,6 +39,21 @@ class Row(NamedTuple):
     response: str
     prompt: str
     label: str
+
+
+class Question(NamedTuple):
+    """One declared constraint of a row, for its decider; `row` and `position` say where the verdict belongs."""
+
+    row: int
+    position: int
+    constraint: Constraint
+    response: str
+    prompt: str
+    label: str
+
+
+# Called from a thread, with the questions of one batch; an outcome for each, whatever happens, in any order.
+Decider = Callable[[Sequence[Question]], Sequence[Outcome]]
 
 
 _MAIN_LOCK = threading.Lock()
@@ -88,17 +104,20 @@ class Verifier:
     workers: processes, started and warm when the constructor returns; 0 checks in this process (main thread only, and
       then a check that ends its process, or that no signal interrupts, is not guarded against).
     timeout_seconds: wall-clock limit of each check.
-    unknown_counts: how many verdicts were unknown so far, by reason (bad_arguments, raised, timed_out, died).
+    deciders: by name, who decides the constraints that are declared for it. Also an attribute.
+    unknown_counts: how many verdicts were unknown so far, by reason (bad_arguments, raised, timed_out, died, and those
+      of the deciders).
     Raises `english.MissingDataError` if language data are missing.
     """
 
-    def __init__(self, workers: int, timeout_seconds: float):
+    def __init__(self, workers: int, timeout_seconds: float, deciders: Mapping[str, Decider] | None = None):
         if workers < 0 or not timeout_seconds > 0:
             raise ValueError(f"workers must be >= 0 and timeout_seconds > 0, not {workers} and {timeout_seconds}")
         registry.load()  # also with workers: missing data should be this process's one clear error, not theirs
         self.unknown_counts: collections.Counter[str] = collections.Counter()
         self._workers = workers
         self._seconds = timeout_seconds
+        self.deciders = dict(deciders or {})
         self._pool: ProcessPool | None = self._started_pool() if workers else None
 
     def __enter__(self) -> Self:
@@ -125,7 +144,9 @@ class Verifier:
         if self._workers < 0:
             raise RuntimeError("this Verifier was closed")
         jobs = [self._job(index, row, width) for index, row in enumerate(rows)]
-        outcomes = self._outcomes([job for job in jobs if job.checks], loose)
+        with self._asked(self._questions(rows)) as answers:
+            outcomes = self._outcomes([job for job in jobs if job.checks], loose)
+            outcomes += [outcome for answer in answers for outcome in answer.result()]
         satisfied, known, present = (np.zeros((len(rows), width), dtype=bool) for _ in range(3))
         for index, row in enumerate(rows):
             present[index, : len(row.constraints)] = True
@@ -144,13 +165,38 @@ class Verifier:
     def _job(self, index: int, row: Row, width: int) -> Job:
         if len(row.constraints) > width:
             raise ValueError(f"{row.label}: {len(row.constraints)} constraints, but room for {width}")
-        for constraint in row.constraints:
+        checks = []
+        for position, constraint in enumerate(row.constraints):
             try:
-                registry.require_id(constraint.id)
+                decider = registry.decider(constraint.id)
             except registry.UnknownConstraintError as error:
                 raise registry.UnknownConstraintError(f"{row.label}: {error}") from None
-        checks = tuple(Check(index, i, c.id, dict(c.arguments)) for i, c in enumerate(row.constraints))
-        return Job(row.response, row.prompt, checks)
+            if not decider:
+                checks.append(Check(index, position, constraint.id, dict(constraint.arguments)))
+            elif decider not in self.deciders:
+                raise registry.ConstraintError(
+                    f"{row.label}: {constraint.id} has no decider: {decider!r} is not set up"
+                )
+        return Job(row.response, row.prompt, tuple(checks))
+
+    def _questions(self, rows: Sequence[Row]) -> dict[str, list[Question]]:
+        """The declared constraints of the rows, by decider."""
+        questions: dict[str, list[Question]] = collections.defaultdict(list)
+        for index, row in enumerate(rows):
+            for position, constraint in enumerate(row.constraints):
+                if decider := registry.decider(constraint.id):
+                    question = Question(index, position, constraint, row.response, row.prompt, row.label)
+                    questions[decider].append(question)
+        return questions
+
+    @contextlib.contextmanager
+    def _asked(self, questions: dict[str, list[Question]]) -> Iterator[list[Future[Sequence[Outcome]]]]:
+        """The deciders at work, each in a thread."""
+        if not questions:
+            yield []
+            return
+        with ThreadPoolExecutor(len(questions)) as threads:
+            yield [threads.submit(self.deciders[name], asked) for name, asked in questions.items()]
 
     def _outcomes(self, jobs: list[Job], loose: bool) -> list[Outcome]:
         outcomes: list[Outcome] = []

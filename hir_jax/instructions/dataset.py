@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import grain
 import numpy as np
 
-from hir_jax.instructions import native, synthesis, witness
+from hir_jax.constraints import registry
+from hir_jax.instructions import hir16k, native, prepared, synthesis, witness
 from hir_jax.instructions.roles import ChatFrame, Encoded, EncodeError, PartShapes, encode
 from hir_jax.types import InputError, Instruction
 
@@ -37,71 +38,107 @@ class Dataset:
         return np.asarray(self.order[step])
 
 
-def _instructions(config) -> tuple[list[Instruction], list[str], list[Instruction]]:
-    """(training instructions, responses for sft, held-out instructions) of the config's source."""
-    data, sft = config.data, config.method == "sft"
+def _published(path: str, template: str, left_out: Counter) -> list[Instruction]:
+    """HIR-16K rows; those that break the schema are named in the log and counted."""
+    instructions, errors = hir16k.read(path, template=template or None)
+    for error in errors:
+        log.warning("left out (broken row): %s", error)
+    left_out["broken row"] += len(errors)
+    return instructions
+
+
+def _pairs(config, left_out: Counter) -> tuple[list[tuple[Instruction, str]], list[Instruction]]:
+    """((instruction, response or "") for training, held-out instructions) of the config's source."""
+    data, noise = config.data, config.data.label_noise if config.method == "sft" else 0.0
     limits = {"min_constraints": data.min_constraints, "max_constraints": data.max_constraints}
     limits["templates"] = tuple(data.templates)
-    if data.source == "jsonl":
-        heldout = native.read(data.eval_path)[: data.eval_size] if data.eval_path else []
-        if not sft:
-            return native.read(data.path), [], heldout
-        pairs = native.read_pairs(data.path)
-    elif data.source == "witness":
-        limits["ids"] = tuple(data.constraint_ids)
-        heldout = [q for q, _ in witness.generate(data.seed, data.eval_size, split="heldout", **limits)]
-        noise = data.label_noise if sft else 0.0
-        pairs = witness.generate(data.seed, data.size, split="train", label_noise=noise, **limits)
-    else:
-        if sft:
-            raise DataError("data.source = 'generated' has no responses to fit: sft needs 'jsonl' or 'witness'")
-        heldout = synthesis.generate(data.seed, data.eval_size, split="heldout", **limits)
-        return synthesis.generate(data.seed, data.size, split="train", **limits), [], heldout
-    return [q for q, _ in pairs], [y for _, y in pairs] if sft else [], heldout
+    match data.source:
+        case "jsonl":
+            heldout = native.read(data.eval_path) if data.eval_path else []
+            pairs = native.read_pairs(data.path) if config.method == "sft" else _unanswered(native.read(data.path))
+        case "hir16k":
+            heldout = _published(data.eval_path, data.template, left_out) if data.eval_path else []
+            pairs = _unanswered(_published(data.path, data.template, left_out))
+        case "tfds":
+            heldout = prepared.read_heldout(data.path, data.name)
+            pairs = prepared.read_pairs(data.path, data.name, "train")
+        case "witness":
+            limits["ids"] = tuple(data.constraint_ids)
+            heldout = [q for q, _ in witness.generate(data.seed, data.eval_size, split="heldout", **limits)]
+            pairs = witness.generate(data.seed, data.size, split="train", label_noise=noise, **limits)
+        case "generated":
+            heldout = synthesis.generate(data.seed, data.eval_size, split="heldout", **limits)
+            pairs = _unanswered(synthesis.generate(data.seed, data.size, split="train", **limits))
+    return pairs, heldout[: data.eval_size]
 
 
-def _encode_rows(frame: ChatFrame, instructions: Sequence[Instruction], limit: int, left_out: Counter, *, roles: bool):
+def _unanswered(instructions: Sequence[Instruction]) -> list[tuple[Instruction, str]]:
+    return [(instruction, "") for instruction in instructions]
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """What a row must fit to be used."""
+
+    frame: ChatFrame
+    limit: int  # tokens of a prompt
+    roles: bool  # whether it may be rewritten
+    deciders: frozenset[str]
+
+    def encode(self, instruction: Instruction) -> tuple[Encoded | None, str, str]:
+        """The row, or None with the reason in short and in detail."""
+        if name := registry.missing_decider(instruction.constraints, self.deciders):
+            return None, f"needs the decider {name!r}", f"{instruction.source}: config.constraints has it off"
+        try:
+            row = encode(self.frame, instruction, roles=self.roles)
+        except EncodeError as error:
+            return None, "roles", str(error)
+        if row.longest > self.limit:
+            detail = f"{instruction.source}: {row.longest} tokens, max_prompt is {self.limit}"
+            return None, "longer than max_prompt", detail
+        return row, "", ""
+
+
+def _encode_rows(fit: _Fit, instructions: Sequence[Instruction], left_out: Counter) -> Iterator[tuple[int, Encoded]]:
     """(index, Encoded) of the rows that can be used; the others are counted by reason, the first of each logged."""
     for index, instruction in enumerate(instructions):
-        try:
-            row = encode(frame, instruction, roles=roles)
-        except EncodeError as error:
-            reason, detail = "roles", str(error)
-        else:
-            if row.longest <= limit:
-                yield index, row
-                continue
-            reason, detail = (
-                "longer than max_prompt",
-                f"{instruction.source}: {row.longest} tokens, max_prompt is {limit}",
-            )
+        row, reason, detail = fit.encode(instruction)
+        if row is not None:
+            yield index, row
+            continue
         if not left_out[reason]:
             log.warning("left out (%s): %s", reason, detail)
         left_out[reason] += 1
 
 
-def load(config, frame: ChatFrame, stop_id: int) -> Dataset:
+def load(config, frame: ChatFrame, stop_id: int, deciders: frozenset[str] = frozenset()) -> Dataset:
     """Reads everything before the first step: a bad row is an error here, not in the middle of a run.
+
+    Rows that need a decider (`registry.declare`) other than those named are left out.
 
     Raises RowError (file:line) for rows that break the format, DataError where nothing is left to train on.
     """
-    instructions, texts, heldout = _instructions(config)
     left_out: Counter = Counter()
-    limit, roles = config.data.max_prompt, config.method != "sft"  # baselines without replay see the rows that HiR sees
-    kept = list(_encode_rows(frame, instructions, limit, left_out, roles=roles))
+    pairs, heldout = _pairs(config, left_out)
+    # Without replay nothing is rewritten, but a baseline should see the rows that HiR sees.
+    fit = _Fit(frame, config.data.max_prompt, config.method != "sft", deciders)
+    kept = list(_encode_rows(fit, [instruction for instruction, _ in pairs], left_out))
     rows, responses = [row for _, row in kept], []
     if config.method == "sft":
-        encoded = frame.tokenizer([texts[i] for i, _ in kept], add_special_tokens=False)["input_ids"]
+        texts = [pairs[i][1] for i, _ in kept]
+        if not all(texts):
+            raise DataError(f"config.data.source = {config.data.source!r} has rows without a response, which sft fits")
+        encoded = frame.tokenizer(texts, add_special_tokens=False)["input_ids"]
         responses = [[*ids, stop_id] for ids in encoded]
         short = [i for i, ids in enumerate(responses) if len(ids) <= config.rollout.max_response]
         left_out["longer than max_response"] += len(responses) - len(short)
         rows, responses = [rows[i] for i in short], [responses[i] for i in short]
-    heldout_rows = [row for _, row in _encode_rows(frame, heldout, limit, left_out, roles=roles)]
+    heldout_rows = [row for _, row in _encode_rows(fit, heldout, left_out)]
     left_out = +left_out
     if left_out:
-        log.warning("left out of %d rows: %s", len(instructions) + len(heldout), dict(left_out))
+        log.warning("left out of %d rows: %s", len(pairs) + len(heldout), dict(left_out))
     if not rows:
-        raise DataError(f"no training row is left of {len(instructions)}; left out: {dict(left_out) or 'none'}")
+        raise DataError(f"no training row is left of {len(pairs)}; left out: {dict(left_out) or 'none'}")
     constraints = max(len(r.segments) for r in [*rows, *heldout_rows])
-    order = grain.MapDataset.range(len(rows)).seed(config.seed).shuffle().repeat().batch(config.data.batch_prompts)
+    order = prepared.epochs(range(len(rows)), config.seed).batch(config.data.batch_prompts)
     return Dataset(rows, responses, heldout_rows, PartShapes.of([*rows, *heldout_rows], constraints), left_out, order)

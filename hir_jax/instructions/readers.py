@@ -1,4 +1,4 @@
-"""Reading instructions from JSON Lines: rows with their place, and the published IFEval prompts.
+"""Reading instructions from JSON Lines: rows with their place, and the published IFEval and IFBench prompts.
 
 A row that cannot be read is a `RowError` that says where it stands; nothing is guessed or skipped in silence.
 """
@@ -56,7 +56,7 @@ def _object(line: bytes, place: str) -> dict[str, Any]:
     return row
 
 
-def _ifeval_instruction(row: dict[str, Any], source: str) -> Instruction:
+def _verbatim_instruction(row: dict[str, Any], source: str) -> Instruction:
     key, prompt = row.get("key"), row.get("prompt")
     ids, arguments = row.get("instruction_id_list"), row.get("kwargs")
     if isinstance(key, bool) or not isinstance(key, int | str):
@@ -81,6 +81,18 @@ def _ifeval_instruction(row: dict[str, Any], source: str) -> Instruction:
     return Instruction(task=prompt, constraints=constraints, template="verbatim", key=key, source=source)
 
 
+def _read_prompts(path: str | Path) -> list[Instruction]:
+    instructions: dict[str, Instruction] = {}
+    for number, row in read_jsonl(path):
+        instruction = _verbatim_instruction(row, f"{path}:{number}")
+        first = instructions.setdefault(str(instruction.key), instruction)
+        if first is not instruction:
+            raise RowError(f"{path}:{number}: key {instruction.key!r} was used before, in {first.source}")
+    if not instructions:
+        raise RowError(f"{path}: holds no rows")
+    return list(instructions.values())
+
+
 def read_ifeval(path: str | Path) -> list[Instruction]:
     """IFEval's prompts (rows of key, prompt, instruction_id_list, kwargs) in the form they are published in.
 
@@ -89,12 +101,13 @@ def read_ifeval(path: str | Path) -> list[Instruction]:
     repeated key. Arguments that cannot be used do not raise: two published rows have such (keys 1122 and 1129, where
     the published scorer draws a random letter); a verifier's verdict on them is unknown.
     """
-    instructions: dict[str, Instruction] = {}
-    for number, row in read_jsonl(path):
-        instruction = _ifeval_instruction(row, f"{path}:{number}")
-        first = instructions.setdefault(str(instruction.key), instruction)
-        if first is not instruction:
-            raise RowError(f"{path}:{number}: key {instruction.key!r} was used before, in {first.source}")
-    if not instructions:
-        raise RowError(f"{path}: holds no rows")
-    return list(instructions.values())
+    return _read_prompts(path)
+
+
+def read_ifbench(path: str | Path) -> list[Instruction]:
+    """IFBench's prompts, which have the form and the rules of IFEval's (`read_ifeval`).
+
+    Keys are strings, and many integers are written as 5.0: the constraints take them as they are. One published row
+    has an argument that cannot be used (key "286", where the published scorer draws a random position).
+    """
+    return _read_prompts(path)

@@ -95,6 +95,50 @@ def choose(
     return Replays(row, scores[row], eligible[taken] & (jnp.arange(taken.shape[0]) < budget))
 
 
+def candidates(rollout: Rollout, verdicts: Verdicts, *, mask_truncated: bool) -> Array:
+    """bool[B]: the failures that may be replayed; with `mask_truncated` only those that ended."""
+    return replayable(verdicts, rollout.filled & rollout.ended if mask_truncated else rollout.filled)
+
+
+def select(
+    rollout: Rollout,
+    verdicts: Verdicts,
+    step: Array,
+    key: Array,
+    config,
+    *,
+    rounds: Array,
+    slots: int,
+    mask_truncated: bool,
+) -> Replays:
+    """(k - rounds) * N failures of N * slots rows with the largest F(y) for the update after `step`, k * N places."""
+    prompts = rollout.filled.shape[0] // slots
+    return choose(
+        select_score(rollout, verdicts, step + 1, key, config),
+        candidates(rollout, verdicts, mask_truncated=mask_truncated),
+        jnp.arange(rollout.filled.shape[0]) // slots,
+        (config.k - rounds) * prompts,
+        scope=config.scope,
+        places=config.k * prompts,
+        prompts=prompts,
+    )
+
+
+def rewards(rollout: Rollout, verdicts: Verdicts, *, fractional: bool, mask_truncated: bool) -> tuple[Array, Array]:
+    """Reward of each original sample, ILA or (`fractional`) CLA, and its weight, f32[B] both.
+
+    The weight is 0 where the reward is undecided: an ILA that hangs on an unknown verdict, a CLA with any unknown one.
+    """
+    if fractional:
+        reward, decided = cla(verdicts), (verdicts.known | ~verdicts.present).all(-1)
+    else:
+        reward, decided = ila(verdicts)
+    usable = rollout.filled & decided
+    if mask_truncated:
+        usable &= rollout.ended
+    return reward.astype(jnp.float32), usable.astype(jnp.float32)
+
+
 def missing_rounds(candidates: int, prompts: int, k: int) -> int:
     """e = ceil((k*N - R) / N): further samples per prompt that `fill="resample"` draws when only R failures can be replayed."""
     return max(0, -((candidates - k * prompts) // prompts))

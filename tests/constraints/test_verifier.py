@@ -13,8 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hir_jax.constraints.registry import UnknownConstraintError
+from hir_jax.constraints import registry
+from hir_jax.constraints.registry import ConstraintError, UnknownConstraintError
 from hir_jax.constraints.verifier import Row, Verifier
+from hir_jax.constraints.worker import Outcome
 from hir_jax.types import Constraint
 
 sys.path.insert(0, str(Path(__file__).parent))  # workers import it by this name, whatever way pytest imports tests
@@ -162,6 +164,7 @@ sys.path[:0] = [{str(REPOSITORY)!r}, {str(Path(__file__).parent)!r}]
 sys.modules["jax"] = sys  # as if this program imported jax: a worker that imports the program has it too
 import hostile_checks
 from hir_jax.constraints.verifier import Row, Verifier
+from hir_jax.constraints.worker import Outcome
 from hir_jax.types import Constraint
 if __name__ == "__main__":
     with Verifier(1, 30) as verifier:
@@ -197,3 +200,43 @@ def test_a_closed_verifier_says_so():
     verifier.close()
     with pytest.raises(RuntimeError, match="closed"):
         verifier.verify([_row(NO_COMMA)], 1)
+
+
+@pytest.fixture
+def declared(monkeypatch):
+    monkeypatch.setattr(registry, "_ENTRIES", dict(registry._ENTRIES))
+    registry.declare("test:asked", lambda: "Please someone.", decider="oracle")
+    return Constraint("test:asked", text="Be kind.")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_declared_constraints_go_to_their_decider_in_one_call(declared, workers, caplog):
+    asked = []
+
+    def oracle(questions):
+        asked.append(questions)
+        return [
+            Outcome(q.row, q.position, "kind" in q.response, "" if q.response else "silent")
+            for q in reversed(questions)
+        ]
+
+    rows = [_row(NO_COMMA, declared, response="kind"), _row(declared, response="a, b"), _row(declared, response="")]
+    with Verifier(workers, 0.5, {"oracle": oracle}) as verifier, caplog.at_level(logging.WARNING):
+        verdicts = verifier.verify(rows, 2)
+        assert verifier.unknown_counts == {"silent": 1}
+    assert _masks(verdicts) == [[[1, 1], [0, 0], [0, 0]], [[1, 1], [1, 0], [0, 0]], [[1, 1], [1, 0], [1, 0]]]
+    (questions,) = asked
+    assert [(q.row, q.position, q.constraint.text, q.prompt) for q in questions] == [
+        (row, position, "Be kind.", "the request") for row, position in ((0, 1), (1, 0), (2, 0))
+    ]
+    assert "constraint 0 (test:asked) is unknown, silent" in caplog.text
+
+
+def test_a_declared_constraint_without_its_decider_is_refused(declared):
+    with (
+        Verifier(0, 0.5) as verifier,
+        pytest.raises(ConstraintError, match=r"row: test:asked has no decider: .oracle. is not"),
+    ):
+        verifier.verify([_row(declared)], 1)
+    with pytest.raises(ConstraintError, match="decided by the oracle"):
+        registry.check(declared, "text")

@@ -1,15 +1,15 @@
-"""Reading JSON Lines and IFEval's prompts."""
+"""Reading JSON Lines and the prompts of IFEval and IFBench."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from hir_jax.instructions.readers import RowError, read_ifeval, read_jsonl
+from hir_jax.instructions.readers import RowError, read_ifbench, read_ifeval, read_jsonl
 from hir_jax.instructions.templates import render
 from hir_jax.types import Constraint, Instruction
 
-IFEVAL = Path(__file__).parents[2] / "../shared/benchmarks/ifeval"
+BENCHMARKS = Path(__file__).parents[2] / "../shared/benchmarks"
 
 GOOD = {
     "key": 5,
@@ -90,9 +90,30 @@ def test_an_empty_file_of_prompts_is_an_error(tmp_path):
         read_ifeval(tmp_path / "prompts.jsonl")
 
 
-@pytest.mark.skipif(not IFEVAL.is_dir(), reason="the benchmark fixtures (../shared/benchmarks) are absent")
-def test_the_published_prompts():
-    instructions = read_ifeval(IFEVAL / "prompts.jsonl")
-    assert len(instructions) == 541
-    assert sum(len(instruction.constraints) for instruction in instructions) == 834
-    assert len({c.id for instruction in instructions for c in instruction.constraints}) == 25
+def test_an_ifbench_row(tmp_path):
+    row = {
+        "key": "7",
+        "prompt": "Name three fruits, with two numbers.",
+        "instruction_id_list": ["count:numbers", "format:no_whitespace"],
+        "kwargs": [{"N": 2.0}, {}],
+    }
+    path = tmp_path / "prompts.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    (instruction,) = read_ifbench(path)
+    assert instruction.key == "7" and render(instruction) == row["prompt"]
+    assert instruction.constraints == (Constraint("count:numbers", {"N": 2}), Constraint("format:no_whitespace", {}))
+    path.write_text(json.dumps({**row, "instruction_id_list": ["count:number", "format:no_whitespace"]}) + "\n")
+    with pytest.raises(RowError, match=r":1: unknown constraint id 'count:number'; .* 'count:numbers'"):
+        read_ifbench(path)
+
+
+@pytest.mark.skipif(not BENCHMARKS.is_dir(), reason="the benchmark fixtures (../shared/benchmarks) are absent")
+@pytest.mark.parametrize(
+    ("read", "name", "rows", "constraints", "ids"),
+    [(read_ifeval, "ifeval", 541, 834, 25), (read_ifbench, "ifbench", 294, 335, 57)],
+)
+def test_the_published_prompts(read, name, rows, constraints, ids):
+    instructions = read(BENCHMARKS / name / "prompts.jsonl")
+    assert len(instructions) == rows
+    assert sum(len(instruction.constraints) for instruction in instructions) == constraints
+    assert len({c.id for instruction in instructions for c in instruction.constraints}) == ids

@@ -1,0 +1,62 @@
+"""What runs inside the cage: one check of one response, then the end of the process. Not part of the package.
+
+`code.Cage` starts it as a script under bubblewrap, by path, with the standard library and nothing else in reach. The
+request comes as JSON on standard input: limits, source, function, instruction, response. The answer goes out on a copy
+of standard output that the checked code is not told of: "true", "false", or a reason and a detail. Whatever the code
+prints goes to /dev/null. It shares this interpreter, so it can forge its own verdict, but only its own.
+"""
+
+import json
+import os
+import re
+import resource
+import sys
+
+_LONGEST_DETAIL = 500  # characters
+
+
+def _limit(seconds: int, memory_bytes: int) -> None:
+    for limit, amount in (
+        (resource.RLIMIT_CPU, seconds),
+        (resource.RLIMIT_AS, memory_bytes),
+        (resource.RLIMIT_FSIZE, 0),  # files in memory (memfd) too
+        (resource.RLIMIT_NOFILE, 16),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        resource.setrlimit(limit, (amount, amount))
+
+
+def _verdict(source: str, function: str, instruction: str, response: str) -> str:
+    # `re` is there already because published checkers count on it.
+    namespace = {"__name__": "checker", "re": re}
+    try:
+        program = compile(source, "<checker>", "exec", dont_inherit=True)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        return f"refused the source is not Python: {error}"
+    try:
+        exec(program, namespace)
+        check = namespace.get(function)
+        if not callable(check):
+            return f"refused the source defines no function {function!r}"
+        takes_one = getattr(getattr(check, "__code__", None), "co_argcount", 2) == 1
+        result = check(response) if takes_one else check(instruction, response)
+    except BaseException as error:  # SystemExit and KeyboardInterrupt are ways out of a function like any other
+        return f"raised {type(error).__name__}: {error}"
+    if type(result) is not bool:
+        return f"nonsense a bool is wanted, but {function} returned {type(result).__name__}"
+    return "true" if result else "false"
+
+
+def main() -> None:
+    request = json.load(sys.stdin)
+    answer, null = os.dup(1), os.open("/dev/null", os.O_RDWR)
+    for standard in range(3):
+        os.dup2(null, standard)
+    _limit(request.pop("seconds"), request.pop("memory_bytes"))
+    reply = _verdict(**request)[:_LONGEST_DETAIL]
+    os.write(answer, reply.encode(errors="replace"))
+    os._exit(0)  # past whatever the code has registered for the end
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""The training step as one function: update . relabel . select . verify . sample, for constraints decided on the device.
+
+The same pure functions that `step.py` strings together on the host. Nothing leaves the device in between, so what depends
+on a count of failures (sampling more of them, `replay.fill = "resample"`) is not done here.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from hir_jax.constraints import on_device
+from hir_jax.learner.update import LearnerSettings, score_responses, update
+from hir_jax.models import decoder
+from hir_jax.models.config import ModelConfig
+from hir_jax.replay import select
+from hir_jax.replay.relabel import relabel
+from hir_jax.rollout.sample import Sampling, sample
+from hir_jax.types import Array, PromptBatch, Replays, Rollout, TrainState, Verdicts
+
+
+class Plan(NamedTuple):
+    """What does not change from step to step. `slots` a prompt, of which the first `samples` are filled."""
+
+    model: ModelConfig
+    learner: LearnerSettings
+    sampling: Sampling
+    replay: object  # the config's `replay` group
+    replays: bool  # whether failures are replayed at all
+    samples: int
+    slots: int
+    fractional: bool  # reward: CLA instead of ILA
+    mask_truncated: bool
+    text_width: int  # bytes of a response that are looked at
+    shard: decoder.Shard = decoder.no_shard
+    multiple: int = 1  # devices that share rows
+
+
+def in_slots(tree, prompts: int, slots: int, pad_id: int):
+    """Rollout and Verdicts of N * S rows in the first S of `slots` places a prompt; the others are empty."""
+
+    def spread(x, fill):
+        x = x.reshape(prompts, -1, *x.shape[1:])
+        widths = ((0, 0), (0, slots - x.shape[1])) + ((0, 0),) * (x.ndim - 2)
+        return jnp.pad(x, widths, constant_values=fill).reshape(prompts * slots, *x.shape[2:])
+
+    rollout, verdicts = jax.tree.map(lambda x: spread(x, jnp.zeros((), x.dtype)), tree)
+    return rollout._replace(tokens=spread(tree[0].tokens, pad_id)), verdicts
+
+
+def train_step(
+    state: TrainState,
+    ref_params: decoder.Params | None,
+    prompts: PromptBatch,
+    conditions: on_device.Conditions,
+    table: on_device.TokenBytes,
+    sample_key: Array,
+    select_key: Array,
+    *,
+    plan: Plan,
+) -> tuple[TrainState, dict[str, Array], Rollout, Verdicts, Replays]:
+    """One step on N prompts. Returns the new state, the learner's metrics, and rollout, verdicts of N * slots rows and
+    replays as the step saw them."""
+    count, pad_id = prompts.tokens.shape[0], plan.sampling.pad_id
+    ids = jnp.arange(count * plan.slots).reshape(count, plan.slots)[:, : plan.samples]
+    fixed = {"model": plan.model, "shard": plan.shard}
+    rollout = sample(state.params, prompts.tokens, prompts.length, ids, sample_key, settings=plan.sampling, **fixed)
+    verdicts = on_device.verify(table, conditions, rollout.tokens, rollout.mask, width=plan.text_width)
+    rollout, verdicts = in_slots((rollout, verdicts), count, plan.slots, pad_id)
+    replays = Replays(jnp.zeros(0, jnp.int32), jnp.zeros(0), jnp.zeros(0, bool))
+    if plan.replays:
+        how = {"rounds": 0, "slots": plan.slots, "mask_truncated": plan.mask_truncated}
+        replays = select.select(rollout, verdicts, state.step, select_key, plan.replay, **how)
+    reward, weight = select.rewards(rollout, verdicts, fractional=plan.fractional, mask_truncated=plan.mask_truncated)
+    fixed |= {"settings": plan.learner, "multiple": plan.multiple}
+    ref_logp = jnp.zeros_like(rollout.sampler_logp)
+    if ref_params is not None:
+        whole = jnp.concatenate([jnp.repeat(prompts.tokens, plan.slots, axis=0), rollout.tokens], axis=1)
+        ref_logp = score_responses(ref_params, whole, jnp.repeat(prompts.length, plan.slots), rollout.mask, **fixed)
+    batch = relabel(
+        prompts.tokens, prompts.length, prompts.parts, rollout, ref_logp, reward, weight, verdicts, replays,
+        samples=plan.slots, pad_id=pad_id,
+    )  # fmt: skip
+    if plan.replay.behaviour == "rewritten":
+        fresh = score_responses(state.params, batch.tokens, batch.prompt_length, batch.response_mask, **fixed)
+        batch = batch._replace(behaviour_logp=jnp.where(batch.is_replay[:, None], fresh, batch.behaviour_logp))
+    state, metrics = update(state, batch, **fixed)
+    return state, metrics, rollout, verdicts, replays

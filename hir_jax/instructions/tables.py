@@ -1,0 +1,117 @@
+"""Rows of a data set, with their place, from what they are handed around in.
+
+A path may be a JSON Lines file, a parquet file, a directory that the `datasets` library saved, or a directory of JSON
+Lines or parquet files; a name OWNER/NAME that is no path is a data set of the Hugging Face hub. Nothing of these is
+executed: no loading scripts, no pickles.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hir_jax.instructions.readers import RowError, read_jsonl
+
+if TYPE_CHECKING:
+    import pyarrow
+
+_SUFFIXES = (".jsonl", ".json", ".parquet", ".arrow")  # never a hub id, even where there is no such file
+
+Row = tuple[str, dict[str, Any]]  # ("FILE:NUMBER", the row); NUMBER is the line or, in a table, the row, from 1
+
+
+def rows(path: str | Path, on_error: Callable[[RowError], None]) -> Iterator[Row]:
+    """The rows in order, a directory's files by name. A line that is no JSON object goes to `on_error`.
+
+    In a table every row has all columns, at all depths: where it has no value there is None. Raises RowError for what
+    cannot be read at all.
+    """
+    for file in _files(Path(path)):
+        if file.suffix == ".parquet":
+            yield from _numbered(file, _parquet(file))
+        elif file.suffix == ".arrow":
+            yield from _numbered(file, _arrow(file))
+        else:
+            yield from ((f"{file}:{number}", row) for number, row in read_jsonl(file, on_error))
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_dir():
+        return _files_of(path)
+    if not path.exists() and path.suffix not in _SUFFIXES and re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
+        return _files_of(_downloaded(str(path)))
+    return [path]
+
+
+def _files_of(directory: Path) -> list[Path]:
+    if (directory / "dataset_dict.json").is_file():
+        directory = _split(directory)
+    if (directory / "state.json").is_file():
+        return [directory / entry["filename"] for entry in _json(directory / "state.json")["_data_files"]]
+    found = {end: sorted(directory.rglob(f"*{end}")) for end in (".jsonl", ".parquet")}
+    kinds = [end for end, files in found.items() if files]
+    if len(kinds) != 1:
+        holds = (
+            "both .jsonl and .parquet files" if kinds else "no .jsonl or .parquet file and is no `datasets` directory"
+        )
+        raise RowError(f"{directory}: holds {holds}; give the path of the file or directory to read")
+    return found[kinds[0]]
+
+
+def _split(directory: Path) -> Path:
+    """Of several splits that the `datasets` library saved together: the one named train, or the only one."""
+    splits = _json(directory / "dataset_dict.json")["splits"]
+    if "train" not in splits and len(splits) != 1:
+        raise RowError(f"{directory}: holds the splits {', '.join(splits)}; give the path of the one to read")
+    return directory / ("train" if "train" in splits else splits[0])
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RowError(f"{path}: cannot be read: {error}") from error
+
+
+def _downloaded(hub_id: str) -> Path:
+    from huggingface_hub import errors, snapshot_download
+
+    try:
+        return Path(snapshot_download(hub_id, repo_type="dataset", allow_patterns=["*.jsonl", "*.parquet"]))
+    except (errors.RepositoryNotFoundError, errors.GatedRepoError) as error:
+        raise RowError(f"{hub_id}: the hub does not give this data set out ({error})") from None
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, errors.HfHubHTTPError, OSError) as error:
+        raise RowError(
+            f"{hub_id}: there is no such file or directory, and as a data set of the hub it is not in the local cache "
+            f"and the hub was not reached ({type(error).__name__}); give the path of a downloaded file"
+        ) from None
+
+
+def _parquet(file: Path) -> Iterator[pyarrow.RecordBatch]:
+    import pyarrow.parquet  # takes a moment, and only tables need it
+
+    with pyarrow.parquet.ParquetFile(file) as table:
+        yield from table.iter_batches(batch_size=1000)
+
+
+def _arrow(file: Path) -> Iterator[pyarrow.RecordBatch]:
+    import pyarrow
+
+    with pyarrow.OSFile(str(file)) as source, pyarrow.ipc.open_stream(source) as batches:
+        yield from batches
+
+
+def _numbered(file: Path, batches: Iterator[pyarrow.RecordBatch]) -> Iterator[Row]:
+    import pyarrow
+
+    number = 0
+    try:
+        for batch in batches:
+            for row in batch.to_pylist():
+                number += 1
+                yield f"{file}:{number}", row
+    except (pyarrow.ArrowException, OSError) as error:
+        raise RowError(f"{file}: cannot be read: {str(error).splitlines()[0]}") from error
