@@ -30,8 +30,6 @@ CONSTRAINT_IDS = (
     "detectable_content:postscript",
     "startend:quotation",
     "punctuation:no_comma",
-    "detectable_format:multiple_sections",
-    "startend:end_checker",
 )
 
 
@@ -67,7 +65,7 @@ def get_config(variant: str = "hir"):
         c.checkpoint_every = 150
     else:
         c.data.size = 2000
-        c.data.min_constraints, c.data.max_constraints = 5, 6
+        c.data.min_constraints, c.data.max_constraints = 4, 5
         c.data.batch_prompts = 16
         c.constraints.on_device = True  # all of CONSTRAINT_IDS are decided there: one compiled function a step
         c.replay.fill = "mask"

@@ -39,6 +39,8 @@ def judge_settings(judge: str, options: Sequence[str]) -> JudgeSettings:
 
 def open_judge(settings: JudgeSettings) -> Judge:
     """A decider of soft constraints, to be closed in the end. JudgeError for what cannot be set up."""
+    if not settings.kind:
+        raise JudgeError("no judge is configured: set its kind to 'endpoint' or 'local'")
     cache = VerdictCache(settings.cache)
     try:
         # Loaded here because each takes seconds, and a run needs one of them at most.

@@ -172,9 +172,9 @@ def _run(args: flags.FlagValues) -> int:
         limits = {"workers": args.workers, "timeout_seconds": args.timeout_seconds}
         deciders = open_deciders(stack, settings, code_checkers=args.code_checkers, **limits)
         if not args.benchmark:
-            from hir_jax.constraints.calibration import calibrate
+            from hir_jax.constraints.calibration import calibration
 
-            print(json.dumps(calibrate(deciders["judge"])))
+            print(json.dumps(calibration(deciders["judge"])))
             return 0
         verifier = stack.enter_context(Verifier(**limits, deciders=deciders))
         summary, errors = score_files(args.benchmark, args.prompts, args.responses, args.output, verifier)

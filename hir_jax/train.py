@@ -7,6 +7,7 @@ The same command again continues a run that was stopped, from its last committed
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import shutil
 import signal
@@ -121,6 +122,11 @@ class Run:
         found = accuracies(self.verifier, [row.instruction for row in self.data.heldout], texts)
         return {f"heldout_{name}": value for name, value in found.items()}
 
+    def judge_usage(self) -> dict[str, float]:
+        """What the judge was asked so far, and what that cost."""
+        judge = self.verifier.deciders.get("judge")
+        return {f"judge_{name}": value for name, value in dataclasses.asdict(judge.usage).items()} if judge else {}
+
     def record(self, step: int, metrics, clock: Clock, tokens: int, replays=()) -> None:
         """One line of metrics.jsonl, the sampled replays, TensorBoard and the terminal."""
         total = sum(clock.seconds.values())
@@ -165,7 +171,7 @@ def policy_step(run: Run, state, ref_params, step: int, clock: Clock):
         clock.lap("relabel")
         state, learned = engine.update(state, batch)
         clock.lap("update")
-    metrics = rollout_metrics(engine, rollout, verdicts, replays, rounds)
+    metrics = rollout_metrics(engine, rollout, verdicts, replays, rounds) | run.judge_usage()
     shown = list(replay_rows(engine, rows, rollout, verdicts, replays, run.config.logging.replays_per_step))
     clock.lap("report")
     return state, metrics | learned, int(rollout.mask.sum()), shown

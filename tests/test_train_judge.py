@@ -5,7 +5,7 @@ import threading
 
 import jax
 import pytest
-from judge_server import JudgeServer, completion, set_environment
+from judge_server import KEY, KEY_NAME, JudgeServer, completion, set_environment
 from small_runs import small_config
 
 from hir_jax.constraints.judge import SOFT
@@ -21,11 +21,11 @@ def compiled(tmp_path):
     """What the first run compiles serves the second."""
     names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
     before = [getattr(jax.config, name) for name in names]
-    for values in ((str(tmp_path / "compiled"), 0.2), before):
-        for name, value in zip(names, values, strict=True):
-            jax.config.update(name, value)
-        if values is not before:
-            yield
+    for name, value in zip(names, (str(tmp_path / "compiled"), 0.2), strict=True):
+        jax.config.update(name, value)
+    yield
+    for name, value in zip(names, before, strict=True):
+        jax.config.update(name, value)
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def config(tmp_path, monkeypatch):
     ]
     native.write(tmp_path / "rows.jsonl", instructions)
     judge = {
-        "kind": "endpoint", "model": "grader", "cache": str(tmp_path / "verdicts"), "retries": 0, "api_key_env": "",
+        "kind": "endpoint", "model": "grader", "cache": str(tmp_path / "verdicts"), "retries": 0, "api_key_env": KEY_NAME,
         "backoff_seconds": 0.0,
     }  # fmt: skip
 
@@ -87,3 +87,6 @@ def test_steps_complete_while_the_judge_dies_and_a_restart_asks_nothing_twice(co
     assert [step["step"] for step in steps] == [1, 2] and "judge_unanswered" not in caplog.text
     assert not answered & set(again.asked) and max(again.asked.values()) == 1
     assert set(server.asked) & set(again.asked)  # what was not answered then is asked now
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert tmp_path / "first/config.json" in files and again.keys == {f"Bearer {KEY}"}
+    assert not any(KEY.encode() in path.read_bytes() for path in files) and KEY not in caplog.text
