@@ -9,8 +9,8 @@ Phases, each through the functions that train.py calls:
     learner   one optimiser update (gradients, clipping, AdamW) of learner_rows x learner_columns tokens
     step      two whole steps of the config by hir_jax.train in a temporary directory; the second one is reported, with
               its seconds per phase and the largest memory of the process. Minutes with a real model: only when named.
-    verify    the host's checks of verify_rows responses of about 300 tokens with 6 constraints each, in this process
-              and by the config's number of workers (see bench_verify); needs no model: only when named.
+    verify    checks of verify_rows responses of about 300 tokens with 6 constraints each, in this process and by the
+              config's number of workers, and on the device (see bench_verify); needs no model: only when named.
 
 --peer=hf loads the same weights in transformers, from a directory written by hir_jax.models.hf, and lets `generate` draw
 as many tokens for the same prompts and torch make the same update (log-probs of the same columns, clipping, AdamW), at the
@@ -254,6 +254,8 @@ def bench_host_checks(config, sizes: Sizes) -> dict:
     return found | laps | {
         "checks_per_s": count / one, "pool_checks_per_s": count / pool, "core_seconds": one,
         "pool_core_seconds": pool * found["workers"], "language_share": laps["language_seconds"]["median"] / one,
+        "device_checks_per_s": found["device_checks"] / laps["device_seconds"]["median"],
+        "device_host_checks_per_s": found["device_checks"] / laps["device_host_seconds"]["median"],
     }  # fmt: skip
 
 
@@ -352,7 +354,8 @@ def show(found: dict, console: Console) -> None:
             f"{checks['rows']} x {checks['constraints']} host checks of {checks['response_tokens']:.0f} tokens, seconds: "
             f"{_range(checks['seconds'])} on one core, {checks['language_share']:.0%} of it to identify languages; "
             f"{_range(checks['pool_seconds'])} with {checks['workers']} workers; "
-            f"checks/s: {checks['checks_per_s']:.0f} and {checks['pool_checks_per_s']:.0f}"
+            f"checks/s: {checks['checks_per_s']:.0f} and {checks['pool_checks_per_s']:.0f}; those that the device decides: "
+            f"{checks['device_checks_per_s']:.0f} there, {checks['device_host_checks_per_s']:.0f} on one core"
         )
     before, after = found["load_average"]
     console.print(

@@ -1,4 +1,4 @@
-"""How long the host takes to verify a batch: rows that look like a rollout, checked in this process and by the pool.
+"""How long it takes to verify a batch: rows that look like a rollout, checked in this process, by the pool, on the device.
 
 Responses are made of this project's own words (base tasks, their keywords, wordings of constraints) in the shapes that
 constraints ask for: paragraphs, headings, bullet points, highlights, brackets; now and then in one case, as a policy
@@ -10,6 +10,10 @@ from __future__ import annotations
 import random
 import time
 
+import jax
+import numpy as np
+
+from hir_jax.constraints import on_device
 from hir_jax.constraints.verifier import Row, Verifier
 from hir_jax.instructions import conflicts, phrasings, synthesis
 from hir_jax.types import Constraint
@@ -72,23 +76,50 @@ def _seconds(verifier: Verifier, rows: list[Row]) -> float:
     return seconds
 
 
+def _on_device(batches: list[list[Row]]) -> tuple[list[list[Row]], list[float]]:
+    """The batches with the checks that the device decides alone, and its seconds for each, text to verdicts."""
+    only = [
+        [row._replace(constraints=[c for c in row.constraints if on_device.decides(c)]) for row in b] for b in batches
+    ]
+    rows = [row for batch in only for row in batch]
+    conditions = on_device.conditions([row.constraints for row in rows], CONSTRAINTS)
+    texts = [row.response.encode() for row in rows]
+    length = np.array([len(text) for text in texts], np.int32)
+    bytes_of = np.zeros((len(rows), -(-length.max() // 256) * 256), np.uint8)
+    for place, text in zip(bytes_of, texts, strict=True):
+        place[: len(text)] = np.frombuffer(text, np.uint8)
+    verify, seconds, size = jax.jit(on_device.verify_bytes), [], len(batches[0])
+    parts = [(conditions, bytes_of, length, length >= 0)]
+    parts = [jax.tree.map(lambda x, i=i: x[i * size : (i + 1) * size], parts[0]) for i in range(len(batches))]
+    for part in (parts[0], *parts):  # the first twice: it compiles
+        start = time.perf_counter()
+        jax.block_until_ready(verify(*part))
+        seconds.append(time.perf_counter() - start)
+    return only, seconds[1:]
+
+
 def measure(rounds: int, rows: int, workers: int, timeout_seconds: float) -> dict:
     """Seconds of `rounds` batches, a list each: in this process ("seconds"), by a pool ("pool_seconds"), and in this
-    process the checks of LANGUAGE_IDS alone, of as many other batches ("language_seconds"); and what was measured.
+    process the checks of LANGUAGE_IDS alone, of as many other batches ("language_seconds"). Of batches of `device_checks`
+    checks that the device decides: there ("device_seconds") and in this process ("device_host_seconds").
 
-    workers: of the pool; 0: one. Before the clock starts, the verifiers do, and each checks a small batch.
+    workers: of the pool; 0: one. Before the clock starts, the verifiers do, and each checks a small batch; what runs on
+    the device is compiled.
     """
     workers = max(1, workers)
-    batches = [batch(seed, rows) for seed in range(2 * rounds)]
+    batches = [batch(seed, rows) for seed in range(3 * rounds)]
     words = sum(len(row.response.split()) for row in batches[0])
     found: dict = {"rows": rows, "constraints": CONSTRAINTS, "response_tokens": TOKENS_PER_WORD * words / rows}
-    found |= {"workers": workers, "seconds": [], "pool_seconds": [], "language_seconds": []}
+    found |= {"workers": workers, "seconds": [], "pool_seconds": [], "language_seconds": [], "device_host_seconds": []}
     warm_up = batch(-1, max(1, rows // 8))
+    only, found["device_seconds"] = _on_device(batches[2 * rounds :])
+    found["device_checks"] = sum(len(row.constraints) for b in only for row in b) / rounds
     with Verifier(0, timeout_seconds) as here, Verifier(workers, timeout_seconds) as pool:
         for verifier in (here, pool):
             verifier.verify(warm_up, CONSTRAINTS)
-        for one, other in zip(batches[:rounds], batches[rounds:], strict=True):
+        for one, other, third in zip(batches[:rounds], batches[rounds : 2 * rounds], only, strict=True):
             found["seconds"].append(_seconds(here, one))
             found["pool_seconds"].append(_seconds(pool, one))
             found["language_seconds"].append(_seconds(here, _only(other, LANGUAGE_IDS)))
+            found["device_host_seconds"].append(_seconds(here, third))
     return found

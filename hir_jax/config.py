@@ -16,6 +16,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from hir_jax.constraints.judge import JudgeSettings
+from hir_jax.instructions.joint import FAMILIES
 from hir_jax.instructions.templates import REWRITABLE
 from hir_jax.types import InputError
 
@@ -69,6 +70,7 @@ def defaults() -> ml_collections.ConfigDict:
     d.size = 2000  # generated training instructions (or pairs, for sft)
     d.eval_size = 64  # held-out instructions
     d.eval_batch = 32  # prompts decoded at a time in evaluation
+    d.families = ("ifeval",)  # generated: ifeval, muldimif, training, soft, ifbench (test types: see README)
     d.min_constraints = 3  # a row, generators
     d.max_constraints = 8  # a row, generators
     d.templates = ("type1", "type2", "type3", "type4", "type5", "type6")  # of the generators
@@ -154,6 +156,7 @@ def _require(ok: bool, message: str) -> None:
 def _check_types(config, known) -> None:
     """Command-line overrides have their key's type already; what a file in configs/ sets and what tuples hold has not."""
     elements = {
+        "data.families": str,
         "data.templates": str,
         "data.constraint_ids": str,
         "data.prompt_buckets": int,
@@ -230,6 +233,10 @@ def check(config) -> None:
     _require(
         config.data.templates and set(config.data.templates) <= set(REWRITABLE),
         f"config.data.templates = {tuple(config.data.templates)}: give one or more of {', '.join(REWRITABLE)}",
+    )
+    _require(
+        config.data.families and set(config.data.families) <= set(FAMILIES),
+        f"config.data.families = {tuple(config.data.families)}: give one or more of {', '.join(FAMILIES)}",
     )
     width, heads = config.model.hidden_size, config.model.num_heads
     _require(

@@ -20,6 +20,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from hir_jax.types import Constraint
 
@@ -106,6 +107,17 @@ _RANGES = {
     FREQUENCY: ("frequency", "relation", "keyword", 1),
     LETTER: ("let_frequency", "let_relation", "letter", 3),
 }
+
+
+class Besides(NamedTuple):
+    """What else a response has to hold: text that is demanded, and words and sentences that this and more takes."""
+
+    text: str = ""
+    words: int = 0
+    sentences: int = 0
+
+
+_NOTHING = Besides()
 
 
 def is_upper_bound(constraint: Constraint) -> bool:
@@ -244,17 +256,18 @@ def _letters(constraint: Constraint, words: float) -> float:
     return words * _LETTERS_PER_WORD * _LETTER_PERCENT.get(constraint.arguments["letter"].lower(), 1.0) / 100
 
 
-def _over_budget(constraints: Sequence[Constraint]) -> str | None:
+def _over_budget(constraints: Sequence[Constraint], besides: Besides) -> str | None:
     """Counts demanded by the whole set against its limits."""
     most_sentences = _upper(constraints, SENTENCES, "num_sentences")
     most_words = _upper(constraints, WORDS, "num_words")
     asked_words = [c.arguments["num_words"] for c in constraints if c.id == WORDS and not is_upper_bound(c)]
-    needed_words = _least_words(constraints)
+    needed_words = _least_words(constraints) + besides.words
     if most_words is not None and needed_words > most_words:
         return f"about {needed_words} words are needed, at most {most_words} allowed"
     if most_sentences is not None:
         items = [c.arguments[key[1]] for c in constraints for key in _SENTENCES_EACH if key[0] == c.id]
         needed = max(items, default=0) + sum(_count_sentences(literal_text(c)) for c in constraints)
+        needed += besides.sentences
         if needed > most_sentences:
             return f"{needed} sentences are needed, at most {most_sentences} allowed"
         longest = max([*asked_words, needed_words])
@@ -268,10 +281,10 @@ def _over_budget(constraints: Sequence[Constraint]) -> str | None:
             if not is_upper_bound(c) and most_words is not None and number > 1.5 * _letters(c, most_words):
                 return f"{number} of {letter!r} in at most {most_words} words"
     for limit in constraints:
-        if is_upper_bound(limit):
-            reason = _against_text(limit, " ".join(filter(None, map(literal_text, constraints))))
-            if reason:
-                return reason
+        own = " ".join(filter(None, map(literal_text, constraints))) if is_upper_bound(limit) else ""
+        reason = _against_text(limit, f"{own} {besides.text}".strip())
+        if reason:
+            return reason
     return None
 
 
@@ -293,16 +306,17 @@ def _subject(constraint: Constraint) -> str | None:
     return str(constraint.arguments[subject]).lower() if subject else None
 
 
-def clash(constraints: Sequence[Constraint]) -> str | None:
+def clash(constraints: Sequence[Constraint], besides: Besides = _NOTHING) -> str | None:
     """Why these constraints do not go together in one instruction, or None if they do.
 
-    Arguments must be valid for their ids (`registry.validate`): a missing one raises KeyError.
+    `besides` is what constraints of other families demand. Arguments must be valid for their ids (`registry.validate`):
+    a missing one raises KeyError.
     """
     for a, b in itertools.combinations(constraints, 2):
         reason = next((why for why in _pair_rules(a, b) if why), None)
         if reason:
             return f"{a.id} and {b.id}: {reason}"
-    return _over_budget(constraints)
+    return _over_budget(constraints, besides)
 
 
 def conflict(a: Constraint, b: Constraint) -> str | None:

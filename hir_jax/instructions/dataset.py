@@ -67,6 +67,7 @@ def _pairs(config, left_out: Counter) -> tuple[list[tuple[Instruction, str]], li
             heldout = [q for q, _ in witness.generate(data.seed, data.eval_size, split="heldout", **limits)]
             pairs = witness.generate(data.seed, data.size, split="train", label_noise=noise, **limits)
         case "generated":
+            limits["families"] = tuple(data.families)
             heldout = synthesis.generate(data.seed, data.eval_size, split="heldout", **limits)
             pairs = _unanswered(synthesis.generate(data.seed, data.size, split="train", **limits))
     return pairs, heldout[: data.eval_size]

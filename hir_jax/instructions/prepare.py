@@ -32,7 +32,7 @@ from hir_jax.instructions.templates import REWRITABLE
 from hir_jax.types import InputError, Instruction
 
 _OPTIONS = {
-    "generated": ("size", "heldout_size", "seed", "min_constraints", "max_constraints"),
+    "generated": ("size", "heldout_size", "seed", "min_constraints", "max_constraints", "families"),
     "native": ("path", "heldout_path", "responses"),
     "hir16k": ("path", "heldout_path", "template"),
     "ifeval": ("path",),
@@ -55,7 +55,7 @@ def _unanswered(instructions: Sequence[Instruction]) -> list[Row]:
 
 
 def _generated(options: flags.FlagValues) -> Made:
-    limits = {"min_constraints": options.min_constraints, "max_constraints": options.max_constraints}
+    limits = {name: options[name].value for name in ("min_constraints", "max_constraints", "families")}
     sizes = {"train": options.size, "heldout": options.heldout_size}
     splits = {
         split: _unanswered(synthesis.generate(options.seed, size, split=split, **limits))
@@ -127,6 +127,7 @@ def _define_flags() -> None:
     flags.DEFINE_integer("seed", 0, "Seed of all draws.")
     flags.DEFINE_integer("min_constraints", 3, "Fewest constraints of a generated row.", lower_bound=1)
     flags.DEFINE_integer("max_constraints", 8, "Most constraints of a generated row.", lower_bound=1)
+    flags.DEFINE_list("families", ["ifeval"], f"Families of generated constraints: {', '.join(synthesis.FAMILIES)}.")
 
 
 if __name__ == "__main__":

@@ -1,63 +1,41 @@
-"""Training instructions of our own: base tasks crossed with constraints of the 25 IFEval types.
+"""Training instructions of our own: base tasks (see `tasks`) crossed with constraints that go together (see `joint`).
 
 A row is a function of (seed, split, index) and the options alone, so a longer list extends a shorter one, on every
-machine and under every hash seed. Base tasks (`tasks.jsonl`: task, genre, keywords that fit) are divided by the hash of
-their text: a fifth is held out for evaluation, and no task is in both splits. No task is from IFEval.
+machine and under every hash seed. No base task is in both splits, and none is from a benchmark.
+
+Families of constraints, drawn evenly by type:
+
+- ifeval: the 25 IFEval types, the only ones unless others are asked for;
+- muldimif: MulDimIF's 12 families, in wordings of our own;
+- training: types of our own in the manner of IFBench, none of which is among its 58;
+- soft: requirements of which a judge decides, so that a run needs one (rows with them are left out otherwise);
+- ifbench: types of IFBench itself. They are off unless named, because IFBench is a test of how a model copes with types
+  that it has not been trained on: after training on them its score says nothing about that. The published HIR-16K
+  data hold some of them; who reports IFBench should know.
 
 Numbers are drawn from ranges that a small model meets now and then within some 250 tokens.
 
     python -m hir_jax.instructions.synthesis --count=2000 --seed=0 --split=train --output=train.jsonl
+    python -m hir_jax.instructions.synthesis --families=ifeval,muldimif,training --max_constraints=10 --output=wide.jsonl
 """
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import json
 import random
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from importlib import resources
 from typing import Any
 
 from absl import app, flags
 
 from hir_jax.constraints import registry
 from hir_jax.instructions import conflicts as c
-from hir_jax.instructions import native
+from hir_jax.instructions import joint, native
+from hir_jax.instructions.joint import FAMILIES
 from hir_jax.instructions.phrasings import phrase
+from hir_jax.instructions.tasks import SPLITS, VERDICT, BaseTask, base_tasks
 from hir_jax.instructions.templates import REWRITABLE
 from hir_jax.types import Constraint, InputError, Instruction
-
-SPLITS = ("train", "heldout")
-VERDICT = "verdict"  # the genre of questions that yes, no or maybe can answer
-_HELDOUT_SHARE = 5  # one task in so many
-
-
-@dataclass(frozen=True)
-class BaseTask:
-    """A request without constraints. `keywords` are single lower-case words that suit it and are not in it."""
-
-    task: str
-    genre: str
-    keywords: tuple[str, ...]
-
-
-@functools.cache
-def base_tasks(split: str) -> tuple[BaseTask, ...]:
-    """The base tasks of a split, in file order. Raises ValueError for an unknown split."""
-    if split not in SPLITS:
-        raise ValueError(f"unknown split {split!r}; known: {', '.join(SPLITS)}")
-    lines = resources.files(__package__).joinpath("tasks.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = [json.loads(line) for line in lines]
-    tasks = [BaseTask(row["task"], row["genre"], tuple(row["keywords"])) for row in rows]
-    return tuple(task for task in tasks if _is_heldout(task.task) == (split == "heldout"))
-
-
-def _is_heldout(text: str) -> bool:
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") % _HELDOUT_SHARE == 0
-
 
 # Arguments. Every function takes the base task and the row's generator and returns the arguments of one constraint.
 
@@ -171,40 +149,46 @@ _DRAWS_PER_ID = 3  # arguments tried before an id is passed over
 _TRIES = 100  # fresh starts of a row whose first constraints left too few others
 
 
-def _candidates(base: BaseTask, rng: random.Random) -> list[str]:
-    """All ids that suit the task in random order, the repeatable ones now and then a second time."""
-    ids = [id for id in DRAWS if id != c.CHOICE]
+def _ifeval(id: str) -> joint.Draw:
+    """Draws the arguments alone: the wording is chosen once the set is complete."""
+    return lambda base, rng: Constraint(id, DRAWS[id](base, rng))
+
+
+def draws_of(families: Sequence[str]) -> dict[str, joint.Draw]:
+    """What may be drawn -> how, in the order of `FAMILIES` whatever order they are named in."""
+    chosen = {id: _ifeval(id) for id in DRAWS} if "ifeval" in families else {}
+    for family, draws in joint.DRAWS.items():
+        if family in families:
+            chosen.update(draws)
+    return chosen
+
+
+def _candidates(base: BaseTask, names: Sequence[str], rng: random.Random) -> list[str]:
+    """All that suits the task in random order, what is repeatable now and then a second time."""
+    ids = [id for id in names if id != c.CHOICE]
     rng.shuffle(ids)
-    if base.genre == VERDICT:
+    if base.genre == VERDICT and c.CHOICE in names:
         ids.insert(rng.randrange(4), c.CHOICE)  # few tasks allow it: early, so that it is not rarer still
     return ids + [id for id in ids if id in c.REPEATABLE and rng.random() < 0.3]
 
 
-def _draw_constraints(base: BaseTask, count: int, rng: random.Random) -> tuple[Constraint, ...]:
+def _draw_constraints(
+    base: BaseTask, count: int, draws: dict[str, joint.Draw], rng: random.Random
+) -> tuple[Constraint, ...]:
     for _ in range(_TRIES):
         chosen: list[Constraint] = []
-        ids = _candidates(base, rng)
+        ids = _candidates(base, list(draws), rng)
         while ids and len(chosen) < count:
             id = ids.pop(0)
             for _ in range(_DRAWS_PER_ID):
-                constraint = Constraint(id, DRAWS[id](base, rng))
-                if c.compatible([*chosen, constraint]):
+                constraint = draws[id](base, rng)
+                if constraint is not None and joint.compatible([*chosen, constraint]):
                     chosen.append(constraint)
                     break
         if len(chosen) == count:
             rng.shuffle(chosen)
-            return tuple(Constraint(x.id, x.arguments, phrase(x.id, x.arguments, rng)) for x in chosen)
+            return tuple(Constraint(x.id, x.arguments, x.text or phrase(x.id, x.arguments, rng)) for x in chosen)
     raise InputError(f"no {count} constraints that go together found for {base.task!r}; ask for fewer")
-
-
-def _row(seed: int, split: str, index: int, low: int, high: int, templates: Sequence[str]) -> Instruction:
-    rng = random.Random(f"{seed}:{split}:{index}")  # a string seed goes through SHA-512, whatever PYTHONHASHSEED is
-    base = rng.choice(base_tasks(split))
-    constraints = _draw_constraints(base, rng.randint(low, high), rng)
-    for constraint in constraints:
-        registry.validate(constraint)
-    source = f"generated:{seed}:{index}"
-    return Instruction(base.task, constraints, rng.choice(list(templates)), f"{split}-{seed}-{index}", source)
 
 
 def generate(
@@ -215,22 +199,36 @@ def generate(
     max_constraints: int = 8,
     templates: Sequence[str] = REWRITABLE,
     split: str = "train",
+    families: Sequence[str] = ("ifeval",),
 ) -> list[Instruction]:
     """`count` instructions with min to max (inclusive) constraints each that do not contradict one another.
 
     Row i depends on (seed, split, i) and the options only. `key` is SPLIT-SEED-INDEX, `source` generated:SEED:INDEX.
-    Raises InputError for an unknown template, a negative count, or bounds that are not 1 <= min <= max; ValueError for
-    an unknown split.
+    `families` are some of FAMILIES, in any order. With "ifeval" among them, sets of up to 10 are found for every task.
+    Raises InputError for an unknown template or family, a negative count, or bounds that are not 1 <= min <= max;
+    ValueError for an unknown split.
     """
     unknown = [name for name in templates if name not in REWRITABLE]
     if unknown or not templates:
         raise InputError(f"templates must be some of {', '.join(REWRITABLE)}, not {list(templates)!r}")
+    if not families or not set(families) <= set(FAMILIES):
+        raise InputError(f"families must be some of {', '.join(FAMILIES)}, not {list(families)!r}")
     if not 1 <= min_constraints <= max_constraints:
         raise InputError(f"need 1 <= min_constraints <= max_constraints, not {min_constraints} and {max_constraints}")
     if count < 0:
         raise InputError(f"count must not be negative, it is {count}")
-    base_tasks(split)
-    return [_row(seed, split, i, min_constraints, max_constraints, templates) for i in range(count)]
+    tasks, draws = base_tasks(split), draws_of(families)
+
+    def row(index: int) -> Instruction:
+        rng = random.Random(f"{seed}:{split}:{index}")  # a string seed goes through SHA-512, whatever PYTHONHASHSEED is
+        base = rng.choice(tasks)
+        constraints = _draw_constraints(base, rng.randint(min_constraints, max_constraints), draws, rng)
+        for constraint in constraints:
+            registry.validate(constraint)
+        source = f"generated:{seed}:{index}"
+        return Instruction(base.task, constraints, rng.choice(list(templates)), f"{split}-{seed}-{index}", source)
+
+    return [row(index) for index in range(count)]
 
 
 def _define_flags() -> None:
@@ -239,6 +237,7 @@ def _define_flags() -> None:
     flags.DEFINE_enum("split", "train", SPLITS, "Base tasks to draw from.")
     flags.DEFINE_integer("min_constraints", 3, "Fewest constraints of a row.", lower_bound=1)
     flags.DEFINE_integer("max_constraints", 8, "Most constraints of a row.", lower_bound=1)
+    flags.DEFINE_list("families", ["ifeval"], f"Families of constraints, separated by commas: {', '.join(FAMILIES)}.")
     flags.DEFINE_string("output", None, "Native JSONL file to write.", required=True)
 
 
@@ -253,6 +252,7 @@ def main(argv: Sequence[str]) -> None:
             min_constraints=options.min_constraints,
             max_constraints=options.max_constraints,
             split=options.split,
+            families=options.families,
         )
         native.write(options.output, rows)
     except ValueError as error:

@@ -164,7 +164,7 @@ TWO, TITLE, QUOTATION, NO_COMMA, ANSWER = map(
 # Pieces of which every text of so many is made, and what is asked of them.
 EVERY = {
     "highlights": ("*x \n", 7, HIGHLIGHTS),
-    "long runs": (["*", "**", "*****", "x", "\n"], 6, HIGHLIGHTS),
+    "long runs": (["*x", "**x", "***x", "**** ", "*****\n"], 6, HIGHLIGHTS),
     "bullets": ("*-x \n", 6, BULLETS),
     "bullets across lines": (["*", "*\n", "\n", " ", "* x", "-"], 6, BULLETS),
     "paragraphs": (["*", "**", "***", " ", "x", "\n"], 5, [*PARAGRAPHS, TWO]),

@@ -14,7 +14,7 @@ from hir_jax.constraints import registry
 from hir_jax.types import Constraint
 
 # The English filler does without the letters b f g j k p q v w x z, commas and words in capitals.
-_FILLER = {
+FILLER = {
     "en": (
         "The door is closed",
         "She has a cold",
@@ -75,7 +75,7 @@ _FILLER = {
 _STUB = {"en": "so it is", "de": "so ist es", "es": "así es", "fr": "c'est ainsi", "it": "è così", "pt": "não é assim"}
 
 
-def _arguments(constraints: Sequence[Constraint], name: str) -> list[Any]:
+def arguments_of(constraints: Sequence[Constraint], name: str) -> list[Any]:
     return [c.arguments for c in constraints if c.id.endswith(":" + name)]
 
 
@@ -84,81 +84,81 @@ def _at_least(found: list[dict[str, Any]], relation: str) -> list[dict[str, Any]
 
 
 def _language(constraints: Sequence[Constraint]) -> str:
-    return next((a["language"] for a in _arguments(constraints, "response_language")), "en")
+    return next((a["language"] for a in arguments_of(constraints, "response_language")), "en")
 
 
-def _filler(constraints: Sequence[Constraint]) -> list[str]:
+def fillers(constraints: Sequence[Constraint]) -> list[str]:
     """Sentences without full stop that keep clear of what must not occur."""
     language = _language(constraints)
-    barred = [word for a in _arguments(constraints, "forbidden_words") for word in a["forbidden_words"]]
-    barred += [a["keyword"] for a in _arguments(constraints, "frequency") if a["relation"] == "less than"]
-    letters = [a["letter"] for a in _arguments(constraints, "letter_frequency") if a["let_relation"] == "less than"]
-    allowed = [s for s in _FILLER[language] if not any(word in s.lower() for word in barred)]
-    short = any(a["relation"] == "less than" for a in _arguments(constraints, "number_words"))
+    barred = [word for a in arguments_of(constraints, "forbidden_words") for word in a["forbidden_words"]]
+    barred += [a["keyword"] for a in arguments_of(constraints, "frequency") if a["relation"] == "less than"]
+    letters = [a["letter"] for a in arguments_of(constraints, "letter_frequency") if a["let_relation"] == "less than"]
+    allowed = [s for s in FILLER[language] if not any(word in s.lower() for word in barred)]
+    short = any(a["relation"] == "less than" for a in arguments_of(constraints, "number_words"))
     best = sorted(allowed, key=lambda s: (sum(s.lower().count(letter) for letter in letters), len(s) * short))
     return best[:3] if letters or short else best
 
 
-def _items(constraints: Sequence[Constraint]) -> list[str]:
+def wanted_items(constraints: Sequence[Constraint]) -> list[str]:
     """Words that have to stand somewhere in the text."""
-    items = [word for a in _arguments(constraints, "existence") for word in a["keywords"]]
-    for a in _at_least(_arguments(constraints, "frequency"), "relation"):
+    items = [word for a in arguments_of(constraints, "existence") for word in a["keywords"]]
+    for a in _at_least(arguments_of(constraints, "frequency"), "relation"):
         items += [a["keyword"]] * a["frequency"]
-    for a in _at_least(_arguments(constraints, "letter_frequency"), "let_relation"):
+    for a in _at_least(arguments_of(constraints, "letter_frequency"), "let_relation"):
         items += [a["letter"] * 4] * (a["let_frequency"] // 4 + 1)
-    for a in _at_least(_arguments(constraints, "capital_word_frequency"), "capital_relation"):
+    for a in _at_least(arguments_of(constraints, "capital_word_frequency"), "capital_relation"):
         items += ["AH"] * a["capital_frequency"]
-    items += ["[name]"] * sum(a["num_placeholders"] for a in _arguments(constraints, "number_placeholders"))
-    items += ["*dim*"] * sum(a["num_highlights"] for a in _arguments(constraints, "number_highlighted_sections"))
+    items += ["[name]"] * sum(a["num_placeholders"] for a in arguments_of(constraints, "number_placeholders"))
+    items += ["*dim*"] * sum(a["num_highlights"] for a in arguments_of(constraints, "number_highlighted_sections"))
     return items
 
 
-def _lines(constraints: Sequence[Constraint]) -> list[str]:
+def own_lines(constraints: Sequence[Constraint]) -> list[str]:
     """Lines of their own."""
     stub = _STUB[_language(constraints)]
-    lines = ["<<Tale>>" for _ in _arguments(constraints, "title")]
-    lines += ["My answer is no." for _ in _arguments(constraints, "constrained_response")]
-    for a in _arguments(constraints, "multiple_sections"):
+    lines = ["<<Tale>>" for _ in arguments_of(constraints, "title")]
+    lines += ["My answer is no." for _ in arguments_of(constraints, "constrained_response")]
+    for a in arguments_of(constraints, "multiple_sections"):
         lines += [f"{a['section_spliter']} {i + 1}\n{stub}" for i in range(a["num_sections"])]
-    for a in _arguments(constraints, "number_bullet_lists"):
+    for a in arguments_of(constraints, "number_bullet_lists"):
         lines += ["* a note"] * a["num_bullets"]
     return lines
 
 
 def _assemble(constraints: Sequence[Constraint], sentences: int, words: int) -> str:
-    filler = itertools.cycle(_filler(constraints))
+    filler = itertools.cycle(fillers(constraints))
     padding = " ".join(itertools.islice((w.lower() for s in filler for w in s.split()), words))
-    body = " ".join([next(filler) + "." for _ in range(sentences)] + [padding, *_items(constraints)]).strip()
-    is_json = bool(_arguments(constraints, "json_format"))
+    body = " ".join([next(filler) + "." for _ in range(sentences)] + [padding, *wanted_items(constraints)]).strip()
+    is_json = bool(arguments_of(constraints, "json_format"))
     text = '{"text": "' + body + '"}' if is_json else _structured(constraints, body)
-    if _arguments(constraints, "english_capital"):
+    if arguments_of(constraints, "english_capital"):
         return text.upper()
-    return text.lower() if _arguments(constraints, "english_lowercase") else text
+    return text.lower() if arguments_of(constraints, "english_lowercase") else text
 
 
 def _structured(constraints: Sequence[Constraint], body: str) -> str:
     stub = _STUB[_language(constraints)]
-    head = [a["prompt_to_repeat"] for a in _arguments(constraints, "repeat_prompt")]
+    head = [a["prompt_to_repeat"] for a in arguments_of(constraints, "repeat_prompt")]
     # A line that begins with a highlight would count as a bullet.
-    pieces = ["\n".join([*head, f"{stub} {body}" if body.startswith("*") else body, *_lines(constraints)]).strip()]
+    pieces = ["\n".join([*head, f"{stub} {body}" if body.startswith("*") else body, *own_lines(constraints)]).strip()]
     divider = ""
-    for a in _arguments(constraints, "nth_paragraph_first_word"):
+    for a in arguments_of(constraints, "nth_paragraph_first_word"):
         divider = "\n\n"
         pieces += [stub] * (a["num_paragraphs"] - 1)
         nth = a["nth_paragraph"] - 1
         pieces[nth] = f"{a['first_word']} {pieces[nth]}"
-    for a in _arguments(constraints, "number_paragraphs"):
+    for a in arguments_of(constraints, "number_paragraphs"):
         divider = "\n***\n"
         pieces += [stub] * (a["num_paragraphs"] - 1)
-    if _arguments(constraints, "two_responses"):
+    if arguments_of(constraints, "two_responses"):
         divider = "\n******\n"
         pieces += [stub]
-    for a in _arguments(constraints, "postscript"):
+    for a in arguments_of(constraints, "postscript"):
         pieces[-1] += f"\n{a['postscript_marker']} {stub}"
-    for a in _arguments(constraints, "end_checker"):
+    for a in arguments_of(constraints, "end_checker"):
         pieces[-1] += "\n" + a["end_phrase"]
     text = divider.join(piece or stub for piece in pieces)
-    return f'"{text}"' if _arguments(constraints, "quotation") else text
+    return f'"{text}"' if arguments_of(constraints, "quotation") else text
 
 
 def _cost(constraint: Constraint) -> bool:
