@@ -7,7 +7,7 @@ from typing import Any
 
 from hir_jax.constraints import muldimif
 from hir_jax.constraints.registry import ConstraintError
-from hir_jax.instructions.readers import RowError, read_jsonl
+from hir_jax.instructions.readers import RowError, read_prompts
 from hir_jax.types import Constraint, Instruction
 
 
@@ -61,12 +61,4 @@ def read(path: str | Path) -> list[Instruction]:
     Labels: "pattern" (Example, Listing, Incorporation) and "level" ("Level 1" to "Level 4"). Raises RowError for an
     unreadable or empty file, a broken row, levels without a checker, and a repeated id.
     """
-    instructions: dict[str, Instruction] = {}
-    for number, row in read_jsonl(path):
-        instruction = _instruction(row, f"{path}:{number}")
-        first = instructions.setdefault(str(instruction.key), instruction)
-        if first is not instruction:
-            raise RowError(f"{path}:{number}: id {instruction.key!r} was used before, in {first.source}")
-    if not instructions:
-        raise RowError(f"{path}: holds no rows")
-    return list(instructions.values())
+    return read_prompts(path, _instruction)

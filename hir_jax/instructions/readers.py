@@ -81,10 +81,14 @@ def _verbatim_instruction(row: dict[str, Any], source: str) -> Instruction:
     return Instruction(task=prompt, constraints=constraints, template="verbatim", key=key, source=source)
 
 
-def _read_prompts(path: str | Path) -> list[Instruction]:
+def read_prompts(path: str | Path, make: Callable[[dict[str, Any], str], Instruction]) -> list[Instruction]:
+    """`make(row, "PATH:LINE")` of every row of a published file.
+
+    Raises RowError for an unreadable or empty file and for a repeated key, and what `make` raises.
+    """
     instructions: dict[str, Instruction] = {}
     for number, row in read_jsonl(path):
-        instruction = _verbatim_instruction(row, f"{path}:{number}")
+        instruction = make(row, f"{path}:{number}")
         first = instructions.setdefault(str(instruction.key), instruction)
         if first is not instruction:
             raise RowError(f"{path}:{number}: key {instruction.key!r} was used before, in {first.source}")
@@ -101,7 +105,7 @@ def read_ifeval(path: str | Path) -> list[Instruction]:
     repeated key. Arguments that cannot be used do not raise: two published rows have such (keys 1122 and 1129, where
     the published scorer draws a random letter); a verifier's verdict on them is unknown.
     """
-    return _read_prompts(path)
+    return read_prompts(path, _verbatim_instruction)
 
 
 def read_ifbench(path: str | Path) -> list[Instruction]:
@@ -110,4 +114,4 @@ def read_ifbench(path: str | Path) -> list[Instruction]:
     Keys are strings, and many integers are written as 5.0: the constraints take them as they are. One published row
     has an argument that cannot be used (key "286", where the published scorer draws a random position).
     """
-    return _read_prompts(path)
+    return read_prompts(path, _verbatim_instruction)

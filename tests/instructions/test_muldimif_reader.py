@@ -68,7 +68,7 @@ def test_a_broken_row_is_named(tmp_path, change, message):
 
 def test_a_repeated_id_and_an_empty_file_are_refused(tmp_path):
     path = _written(tmp_path, GOOD, GOOD)
-    with pytest.raises(RowError, match=f"^{path}:2: id '7' was used before, in {path}:1"):
+    with pytest.raises(RowError, match=f"^{path}:2: key '7' was used before, in {path}:1"):
         read(path)
     path.write_text("\n")
     with pytest.raises(RowError, match="holds no rows"):
