@@ -10,6 +10,7 @@ one JSON object, last on stdout. Prompts that need a judge or a code checker whi
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -105,6 +106,7 @@ def evaluate_file(config, workdir: Path, benchmark: str, prompts: str, limit: in
 def main(argv) -> None:
     del argv
     args = flags.FLAGS
+    logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax reports through it
     configs.check(args.config)
     found = evaluate_file(
         args.config, Path(args.workdir), args.benchmark, args.prompts, args.limit, args.temperature
