@@ -118,7 +118,7 @@ def good_row(number: int, source: str, template: str) -> tuple[Row, Instruction]
         "ground_truth": truth,
         "extra_info": {"question": task, "criteria": list(texts), "q_type": template},
     }
-    return row, Instruction(task, tuple(constraints), template, number)
+    return row, Instruction(task, tuple(constraints), template, number, labels={"source": source})
 
 
 def good_rows() -> list[tuple[Row, Instruction]]:
