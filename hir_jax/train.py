@@ -30,7 +30,7 @@ from hir_jax.instructions import dataset
 from hir_jax.models import hf
 from hir_jax.runs import files
 from hir_jax.runs.checkpoints import Checkpoints
-from hir_jax.runs.progress import Compilations, RunProgress, show_replay
+from hir_jax.runs.progress import Compilations, RunProgress, show_replay, use_compilation_cache
 from hir_jax.step import (
     Clock,
     build_batch,
@@ -215,6 +215,7 @@ def train(config, workdir: Path) -> None:
         run.checkpoints.wait()
         if config.save_model:
             run.export(state.params)
+        run.say(str(run.compilations))
         run.say(f"metrics: {workdir / 'metrics.jsonl'}   replays: {workdir / 'replays.jsonl'}")
 
 
@@ -225,8 +226,7 @@ def main(argv) -> None:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     config = flags.FLAGS.config
     configs.check(config)
-    if config.compilation_cache:
-        jax.config.update("jax_compilation_cache_dir", config.compilation_cache)
+    use_compilation_cache(config.compilation_cache)
     train(config, Path(flags.FLAGS.workdir))
 
 

@@ -9,6 +9,7 @@ ROOT = Path(__file__).parents[1]
 CONFIG = "configs/tiny_hir.py"
 # The configs may change what they like: every key that decides about time or about what is tested is set here.
 SMALL = {
+    "compilation_cache": "",
     "method": "hir",
     "model.checkpoint": "",
     "model.hidden_size": 32,

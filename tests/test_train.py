@@ -170,6 +170,8 @@ def resume(workdir, undisturbed, **changes) -> int:
     assert process.returncode == 0, errors
     said = re.search(r"resuming .*\s+from\s+step\s+(\d+)", output)
     assert said, output
+    cached = re.search(r"(\d+) compilations, [\d.]+ s; (\d+) of them\s+read from the cache", output)
+    assert cached and 4 <= int(cached[2]) <= int(cached[1]), output  # all of the step's functions at least
     assert trajectory(workdir) == trajectory(undisturbed)
     assert rows(workdir / "replays.jsonl") == rows(undisturbed / "replays.jsonl")
     expected, found = state(undisturbed), state(workdir)
