@@ -87,6 +87,7 @@ def defaults() -> ml_collections.ConfigDict:
     r.temperature = 1.0  # HiR: 1.0; the learner's log-probs are at this temperature too
     r.top_k = 0  # 0: off
     r.top_p = 1.0  # 1: off
+    r.slots = 0  # rows decoded at a time, refilled as they end (continuous batching); 0: all rows at once
 
     c.constraints = k = ml_collections.ConfigDict()
     k.workers = 2  # verifier processes; 0: in this process
@@ -212,6 +213,7 @@ def check(config) -> None:
         _require(flat[key] > 0, f"config.{key} is {flat[key]}; it must be positive")
     for key in (
         "eval_every",
+        "rollout.slots",
         "replay.k",
         "replay.lambda_0",
         "learner.kl",

@@ -25,6 +25,7 @@ from hir_jax.models.config import ModelConfig
 from hir_jax.parallel import mesh as meshes
 from hir_jax.replay import select
 from hir_jax.replay.relabel import relabel
+from hir_jax.rollout.continuous import sample_continuous
 from hir_jax.rollout.sample import Sampling, sample
 from hir_jax.types import InputError, PromptBatch, Replays, Rollout, TrainBatch, TrainState, Verdicts
 
@@ -129,12 +130,24 @@ class Engine:
         return meshes.put_rows(self.mesh, tree)
 
     @cached_property
+    def _sampler(self):
+        """`sample`, or the same in `rollout.slots` slots."""
+        fixed, slots = {"model": self.model, "shard": self.shard}, self.config.rollout.slots
+        if not slots:
+            return partial(sample, **fixed)
+        ways = meshes.row_devices(self.mesh)
+        if slots % ways:
+            raise InputError(f"config.rollout.slots = {slots} must be a multiple of the {ways} devices that share rows")
+        run = partial(sample_continuous, slots=slots, queues=ways, **fixed)
+
+        def sample_in_slots(params, prompts, length, rows, key, *, settings):
+            return run(params, prompts, length, rows, key, settings=settings)[0]
+
+        return sample_in_slots
+
+    @cached_property
     def _sample(self):
-        return jax.jit(
-            partial(sample, model=self.model, shard=self.shard),
-            static_argnames="settings",
-            out_shardings=meshes.rows(self.mesh),
-        )
+        return jax.jit(self._sampler, static_argnames="settings", out_shardings=meshes.rows(self.mesh))
 
     @cached_property
     def _score(self):
@@ -181,7 +194,7 @@ class Engine:
     @cached_property
     def _train_step(self):
         plan = fused.Plan(
-            self.model, self.settings, self.rollout_sampling, self.config.replay, self.replays, self.first_samples,
+            self._sampler, self.model, self.settings, self.rollout_sampling, self.config.replay, self.replays, self.first_samples,
             self.samples, **self.reward_settings, text_width=self._text_width, shard=self.shard,
             multiple=meshes.row_devices(self.mesh),
         )  # fmt: skip

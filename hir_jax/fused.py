@@ -6,6 +6,7 @@ on a count of failures (sampling more of them, `replay.fill = "resample"`) is no
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -17,13 +18,14 @@ from hir_jax.models import decoder
 from hir_jax.models.config import ModelConfig
 from hir_jax.replay import select
 from hir_jax.replay.relabel import relabel
-from hir_jax.rollout.sample import Sampling, sample
+from hir_jax.rollout.sample import Sampling
 from hir_jax.types import Array, PromptBatch, Replays, Rollout, TrainState, Verdicts
 
 
 class Plan(NamedTuple):
     """What does not change from step to step. `slots` a prompt, of which the first `samples` are filled."""
 
+    sampler: Callable[..., Rollout]  # `rollout.sample.sample` with its model
     model: ModelConfig
     learner: LearnerSettings
     sampling: Sampling
@@ -65,8 +67,7 @@ def train_step(
     replays as the step saw them."""
     count, pad_id = prompts.tokens.shape[0], plan.sampling.pad_id
     ids = jnp.arange(count * plan.slots).reshape(count, plan.slots)[:, : plan.samples]
-    fixed = {"model": plan.model, "shard": plan.shard}
-    rollout = sample(state.params, prompts.tokens, prompts.length, ids, sample_key, settings=plan.sampling, **fixed)
+    rollout = plan.sampler(state.params, prompts.tokens, prompts.length, ids, sample_key, settings=plan.sampling)
     verdicts = on_device.verify(table, conditions, rollout.tokens, rollout.mask, width=plan.text_width)
     rollout, verdicts = in_slots((rollout, verdicts), count, plan.slots, pad_id)
     replays = Replays(jnp.zeros(0, jnp.int32), jnp.zeros(0), jnp.zeros(0, bool))
@@ -74,7 +75,7 @@ def train_step(
         how = {"rounds": 0, "slots": plan.slots, "mask_truncated": plan.mask_truncated}
         replays = select.select(rollout, verdicts, state.step, select_key, plan.replay, **how)
     reward, weight = select.rewards(rollout, verdicts, fractional=plan.fractional, mask_truncated=plan.mask_truncated)
-    fixed |= {"settings": plan.learner, "multiple": plan.multiple}
+    fixed = {"model": plan.model, "settings": plan.learner, "shard": plan.shard, "multiple": plan.multiple}
     ref_logp = jnp.zeros_like(rollout.sampler_logp)
     if ref_params is not None:
         whole = jnp.concatenate([jnp.repeat(prompts.tokens, plan.slots, axis=0), rollout.tokens], axis=1)

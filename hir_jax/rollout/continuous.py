@@ -1,0 +1,261 @@
+"""Continuous batching in one compiled loop: a row that ends leaves its slot to the next waiting row.
+
+`sample` decodes all rows until the longest has ended; here a fixed number of slots is kept busy, so that few long rows do
+not make the others wait. A row's noise hangs on its id and position alone, hence the tokens are those of `sample`.
+
+Prompts are prefilled once, before the loop, and their first tokens drawn there: a row that ends at once takes no slot.
+A slot holds its prompt's keys and values in columns 0 to P, copied from the prompt's when a row moves in, and those of its
+response in a ring of R - 1 columns, of which all slots write the same one at the same step, wherever in their responses
+they are: rotary positions are in the keys, so a column's place means nothing, and one dynamic_update_slice, in place,
+serves all rows (`decoder.decode_step` as it is). The cache is N * P + slots * (P + R - 1) columns, not N * S * (P + R).
+
+On several devices each has its own queue: its share of the prompts, rows and slots, so that no cache travels.
+
+Letters: N prompts, S samples of each, B = N * S rows, P prompt columns, R the longest response, T steps of the loop;
+D queues, each with n = N / D prompts, b = B / D rows and g slots.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from hir_jax.models import decoder
+from hir_jax.models.config import ModelConfig
+from hir_jax.rollout.sample import Sampling, draw, row_keys
+from hir_jax.types import Array, Rollout
+
+
+class Usage(NamedTuple):
+    """How well the slots were used: busy / (slots * steps) is the share of them that held a row."""
+
+    slots: Array  # i32[]: those there were, not more than rows
+    steps: Array  # i32[]: of the decoding loop
+    busy: Array  # i32[]: slots that held a row, summed over the steps
+
+
+class _Slots(NamedTuple):
+    row: Array  # i32[D, g]: which of its queue's rows the slot holds; b when it is idle
+    count: Array  # i32[D, g]: tokens of that row so far
+    token: Array  # i32[D, g]: the last of them
+
+
+class _Queue(NamedTuple):
+    """Rows in order of their turn. A slot's column of the log, from the step on at which a row moved in, is the row's."""
+
+    taken: Array  # i32[D]: how many of the waiting rows have had their turn
+    place: Array  # i32[D, b]: step * g + slot at which a row moved in
+
+
+class _First(NamedTuple):
+    """What is known of all rows before the loop."""
+
+    prompts: decoder.Cache  # per layer (k, v), each dtype[N, Hkv, P, Dh]
+    length: Array  # i32[D, n]: of the prompts
+    token: Array  # i32[D, b]: the first one of each row, with its log-prob and entropy
+    logp: Array  # f32[D, b]
+    entropy: Array  # f32[D, b]
+    keys: jax.Array  # key[D, b]
+    limits: Array  # i32[D, b]: most tokens of each row
+    order: Array  # i32[D, b]: rows, those that go on first
+    waiting: Array  # i32[D]: how many go on
+
+
+def _prefill(model: ModelConfig, params, prompts: Array, length: Array, queues: int, slots: int, shard: decoder.Shard):
+    """`decoder.prefill` of N prompts, at most about `slots` (and at least one a queue) at a time."""
+    count, columns = prompts.shape
+    each = count // queues
+    most = max(1, slots // queues)
+    chunks = next(k for k in range(1, each + 1) if each % k == 0 and each // k <= most)
+
+    def one(part):
+        tokens, length = part
+        positions = jnp.arange(columns) - (columns - length[:, None])
+        return decoder.prefill(model, params, tokens, jnp.maximum(positions, 0), positions >= 0, shard)
+
+    if chunks == 1:
+        return one((prompts, length))
+
+    def split(x):  # chunk c has the c-th part of every queue's prompts
+        return x.reshape(queues, chunks, -1, *x.shape[1:]).swapaxes(0, 1).reshape(chunks, -1, *x.shape[1:])
+
+    def join(x):
+        return x.reshape(chunks, queues, -1, *x.shape[2:]).swapaxes(0, 1).reshape(count, *x.shape[2:])
+
+    return jax.tree.map(join, jax.lax.map(one, jax.tree.map(split, (prompts, length))))
+
+
+def _first(
+    model: ModelConfig, params, prompts, length, rows, limits, key, settings: Sampling, queues: int, slots: int, shard
+) -> _First:
+    hidden, cache = _prefill(model, params, prompts, length, queues, slots, shard)
+    logits = shard(decoder.logits(model, params, hidden), ("batch", "vocab"))
+    keys = row_keys(key, rows.reshape(-1)).reshape(rows.shape)
+    drawn = jax.lax.map(lambda keys: draw(logits, keys, 0, settings), keys.T)
+    token, logp, entropy = (x.T.reshape(queues, -1) for x in drawn)
+    limits = limits.reshape(queues, -1)
+    over = (token[..., None] == jnp.asarray(settings.stop_ids, jnp.int32)).any(-1) | (limits <= 1)
+    return _First(
+        cache, length.reshape(queues, -1), token, logp, entropy, keys.reshape(queues, -1), limits,
+        order=jnp.argsort(over, axis=-1, stable=True), waiting=(~over).sum(-1),
+    )  # fmt: skip
+
+
+@jax.vmap
+def _pick(values: Array, index: Array) -> Array:
+    """values[d, index[d, j]]; the last one of a queue for an index past its end."""
+    return values.at[index].get(mode="clip")
+
+
+def _refill(first: _First, step: Array, slots: _Slots, queue: _Queue, cache: decoder.Cache):
+    """Moves waiting rows into idle slots, one slot of every queue at a time; what finds no slot or no row moves nothing."""
+    queues, g = slots.row.shape
+    b = first.order.shape[1]
+
+    def idle(slots):
+        return slots.row == b
+
+    def possible(slots, queue):
+        return idle(slots).any(-1) & (queue.taken < first.waiting)
+
+    def move(carry):
+        slots, queue, cache = carry
+        moves = possible(slots, queue)
+        row = _pick(first.order, queue.taken[:, None])
+        slot = jnp.where(moves, idle(slots).argmax(-1), g)  # g and b are past the end: nothing is written there
+        prompt = row[:, 0] // (b // first.length.shape[1])
+        here = jnp.arange(g) == slot[:, None]
+        slots = _Slots(
+            jnp.where(here, row, slots.row),
+            jnp.where(here, 1, slots.count),
+            jnp.where(here, _pick(first.token, row), slots.token),
+        )
+        owner = jnp.arange(b) == jnp.where(moves[:, None], row, b)
+        queue = _Queue(queue.taken + moves, jnp.where(owner, step * g + slot[:, None], queue.place))
+
+        def copy(own, prompts):
+            kept = prompts.reshape(queues, -1, *prompts.shape[1:])
+            piece = _pick(kept, prompt)
+            own_by_queue = own.reshape(queues, g, *own.shape[1:])
+            width = prompts.shape[2]
+            moved = jax.vmap(lambda o, s, p: o.at[s, :, :width].set(p, mode="drop"))(own_by_queue, slot, piece)
+            return moved.reshape(own.shape)
+
+        return slots, queue, jax.tree.map(copy, cache, first.prompts)
+
+    def more(carry):
+        return possible(*carry[:2]).any()
+
+    return jax.lax.while_loop(more, move, (slots, queue, cache))
+
+
+def _decode(
+    model: ModelConfig,
+    params,
+    first: _First,
+    settings: Sampling,
+    shard: decoder.Shard,
+    step: Array,
+    slots: _Slots,
+    cache: decoder.Cache,
+):
+    """The next token of every slot, its log-prob and the entropy, each [D * g], and the cache with this step's column."""
+    columns = first.prompts[0][0].shape[2]
+    ring = cache[0][0].shape[2] - columns
+    count = slots.count.reshape(-1)
+    length = _pick(first.length, slots.row // (first.order.shape[1] // first.length.shape[1])).reshape(-1)
+    age = (step - jnp.arange(ring)) % ring
+    valid = jnp.concatenate([jnp.arange(columns) >= columns - length[:, None], age < count[:, None]], axis=1)
+    hidden, cache = decoder.decode_step(
+        model, params, slots.token.reshape(-1), length + count - 1, columns + step % ring, valid, cache, shard
+    )
+    logits = shard(decoder.logits(model, params, hidden), ("batch", "vocab"))
+    keys = _pick(first.keys, slots.row).reshape(-1)
+    # draw takes one position for all its rows, and these differ
+    drawn = jax.vmap(lambda x, k, t: draw(x[None], k[None], t, settings))(logits, keys, count)
+    return tuple(x[:, 0] for x in drawn), cache
+
+
+def _gather(first: _First, queue: _Queue, log: tuple[Array, ...], settings: Sampling) -> Rollout:
+    """The Rollout, from the first tokens and the log: per array [T, D * g], one row of it a step of the loop."""
+    queues, b = first.token.shape
+    later = jnp.arange(settings.max_response - 1)
+
+    def whole(first_column, logged):
+        by_queue = logged.reshape(logged.shape[0], queues, -1)
+        g = by_queue.shape[2]
+        flat = by_queue.swapaxes(0, 1).reshape(queues, -1)
+        index = (queue.place[..., None] + later * g).reshape(queues, -1)
+        columns = _pick(flat, index).reshape(queues, b, later.size)
+        return jnp.concatenate([first_column[..., None], columns], axis=-1).reshape(queues * b, -1)
+
+    tokens, logp, entropy = map(whole, (first.token, first.logp, first.entropy), log)
+    stop = (tokens[..., None] == jnp.asarray(settings.stop_ids, jnp.int32)).any(-1)
+    before = jnp.cumsum(stop, axis=-1) - stop
+    limits = first.limits.reshape(-1)
+    mask = (before == 0) & (jnp.arange(settings.max_response) < limits[:, None])
+    return Rollout(
+        jnp.where(mask, tokens, settings.pad_id), mask, jnp.where(mask, logp, 0.0), jnp.where(mask, entropy, 0.0),
+        ended=(stop & mask).any(-1), filled=limits > 0,
+    )  # fmt: skip
+
+
+def sample_continuous(
+    params: decoder.Params,
+    prompts: Array,
+    length: Array,
+    rows: Array,
+    key: jax.Array,
+    limits: Array | None = None,
+    *,
+    model: ModelConfig,
+    settings: Sampling,
+    slots: int,
+    queues: int = 1,
+    shard: decoder.Shard = decoder.no_shard,
+) -> tuple[Rollout, Usage]:
+    """What `sample` returns for these arguments, by at most `slots` rows at a time, and how well the slots were used.
+
+    limits: i32[N, S], the most tokens of each row, not above settings.max_response (where None); a row of 0 is not filled.
+    queues: the devices that share the rows (`parallel.mesh.row_devices`); it must divide N and `slots`.
+    """
+    count, columns = prompts.shape
+    longest, b = settings.max_response, rows.size // queues
+    if count % queues or slots % queues or slots < 1:
+        raise ValueError(f"{queues} queues (devices that share rows) must divide {count} prompts and {slots} slots")
+    g = min(slots // queues, b)
+    params = jax.tree.map(lambda x: x.astype(model.compute_dtype), params)
+    limits = jnp.full(rows.shape, longest, jnp.int32) if limits is None else limits
+    first = _first(model, params, prompts, length, rows, limits, key, settings, queues, slots, shard)
+    unstacked = decoder.unstack_layers(params)
+    stops = jnp.asarray(settings.stop_ids, jnp.int32)
+    ring = max(longest - 1, 1)
+    last_start = (b - 1) * (longest - 1) // g  # no later: until then all other rows keep all slots busy
+
+    def running(state):
+        return (state[1].row < b).any()
+
+    def advance(state):
+        step, slots, queue, cache, log, busy = state
+        drawn, cache = _decode(model, unstacked, first, settings, shard, step, slots, cache)
+        log = tuple(jax.lax.dynamic_update_slice(x, d[None], (step, 0)) for x, d in zip(log, drawn, strict=True))
+        token, count = drawn[0].reshape(queues, g), slots.count + 1
+        over = (token[..., None] == stops).any(-1) | (count >= _pick(first.limits, slots.row))
+        busy = busy + (slots.row < b).sum()
+        slots = _Slots(jnp.where(over, b, slots.row), count, token)
+        slots, queue, cache = _refill(first, step + 1, slots, queue, cache)
+        return step + 1, slots, queue, cache, log, busy
+
+    def empty(x):
+        space = jnp.zeros((queues * g, x.shape[1], columns + ring, x.shape[3]), x.dtype)
+        return shard(space, ("batch", "kv_heads", None, None))
+
+    idle = _Slots(*(jnp.full((queues, g), value, jnp.int32) for value in (b, 0, settings.pad_id)))
+    queue = _Queue(jnp.zeros(queues, jnp.int32), jnp.zeros((queues, b), jnp.int32))
+    start = _refill(first, jnp.int32(0), idle, queue, jax.tree.map(empty, first.prompts))
+    log = tuple(jnp.zeros((last_start + ring, queues * g), dtype) for dtype in (jnp.int32, jnp.float32, jnp.float32))
+    steps, _, queue, _, log, busy = jax.lax.while_loop(running, advance, (jnp.int32(0), *start, log, jnp.int32(0)))
+    usage = Usage(jnp.int32(queues * g), steps, busy)
+    return _gather(first, queue, log, settings), usage
