@@ -89,8 +89,8 @@ def _on_device(batches: list[list[Row]]) -> tuple[list[list[Row]], list[float]]:
     for place, text in zip(bytes_of, texts, strict=True):
         place[: len(text)] = np.frombuffer(text, np.uint8)
     verify, seconds, size = jax.jit(on_device.verify_bytes), [], len(batches[0])
-    parts = [(conditions, bytes_of, length, length >= 0)]
-    parts = [jax.tree.map(lambda x, i=i: x[i * size : (i + 1) * size], parts[0]) for i in range(len(batches))]
+    whole = (conditions, bytes_of, length, length >= 0)
+    parts = [jax.tree.map(lambda x, i=i: x[i * size : (i + 1) * size], whole) for i in range(len(batches))]
     for part in (parts[0], *parts):  # the first twice: it compiles
         start = time.perf_counter()
         jax.block_until_ready(verify(*part))

@@ -1,6 +1,6 @@
 """Who decides what no rule of ours does: a judge for soft constraints, the cage for Python checkers out of the data.
 
-The one place that knows them all; programs hand the deciders to their `constraints.verifier.Verifier`.
+The one place that knows them all, and where programs get their `constraints.verifier.Verifier` from.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from contextlib import ExitStack
 
 from hir_jax.constraints.code import Cage
 from hir_jax.constraints.judge import Judge, JudgeError, JudgeSettings, VerdictCache
-from hir_jax.constraints.verifier import Decider
+from hir_jax.constraints.verifier import Decider, Verifier
 
 
 def judge_settings(judge: str, options: Sequence[str]) -> JudgeSettings:
@@ -57,20 +57,20 @@ def open_judge(settings: JudgeSettings) -> Judge:
 
 
 def enabled(settings: JudgeSettings, code_checkers: bool) -> frozenset[str]:
-    """Names of the deciders that `open_deciders` would open."""
+    """Names of the deciders that `open_verifier` would open."""
     return frozenset(name for name, wanted in (("judge", settings.kind), ("code", code_checkers)) if wanted)
 
 
-def open_deciders(
+def open_verifier(
     stack: ExitStack, settings: JudgeSettings, *, code_checkers: bool, workers: int, timeout_seconds: float
-) -> dict[str, Decider]:
-    """The deciders by name, to be closed with `stack`. InputError for one that cannot be set up.
+) -> Verifier:
+    """A verifier with the deciders that are wanted, all to be closed with `stack`. InputError for what cannot be set up.
 
-    workers, timeout_seconds: of the code checkers, as for the verifier's own checks.
+    workers, timeout_seconds: of the verifier's own checks and of the code checkers.
     """
     deciders: dict[str, Decider] = {}
     if settings.kind:
         deciders["judge"] = stack.enter_context(open_judge(settings))
     if code_checkers:
         deciders["code"] = Cage(max(1, workers), timeout_seconds)
-    return deciders
+    return stack.enter_context(Verifier(workers, timeout_seconds, deciders))

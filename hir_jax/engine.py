@@ -163,24 +163,18 @@ class Engine:
 
     @cached_property
     def _select(self):
-        mask_truncated = self.config.learner.mask_truncated
-        return jax.jit(
-            lambda rollout, verdicts, step, key, rounds: select.select(
-                rollout,
-                verdicts,
-                step,
-                key,
-                self.config.replay,
-                rounds=rounds,
-                slots=self.samples,
-                mask_truncated=mask_truncated,
-            )
-        )
+        fixed = {"slots": self.samples, "mask_truncated": self.config.learner.mask_truncated}
+        return jax.jit(partial(select.select, config=self.config.replay, **fixed))
 
     @cached_property
     def token_bytes(self) -> on_device.TokenBytes:
         """What each token adds to a text. InputError for a tokenizer of which that cannot be said."""
         return on_device.token_bytes(self.tokenizer, self.model.vocab_size)
+
+    @cached_property
+    def _table(self) -> on_device.TokenBytes:
+        """The same on the devices, where every step needs it."""
+        return jax.device_put(self.token_bytes, meshes.replicated(self.mesh))
 
     @cached_property
     def _text_width(self) -> int:
@@ -261,13 +255,13 @@ class Engine:
     def select(self, rollout: Rollout, verdicts: Verdicts, step: int, rounds: int) -> Replays:
         """Which of B = N * samples slots are replayed in the step after `step`; `rounds`: e of `select.missing_rounds`."""
         key = self.key(SELECT, step)
-        return jax.device_get(self._select(rollout, verdicts, np.int32(step), key, np.int32(rounds)))
+        return jax.device_get(self._select(rollout, verdicts, np.int32(step), key, rounds=np.int32(rounds)))
 
     def verify(self, conditions: on_device.Conditions, rollout: Rollout) -> Verdicts:
         """NumPy Verdicts of what can be decided on the device; conditions: of the N prompts."""
         conditions, tokens, mask = self._rows((conditions, rollout.tokens, rollout.mask))
         with jax.set_mesh(self.mesh):
-            return jax.device_get(self._verify(self.token_bytes, conditions, tokens, mask))
+            return jax.device_get(self._verify(self._table, conditions, tokens, mask))
 
     def train_step(
         self, state: TrainState, ref_params, prompts: PromptBatch, conditions: on_device.Conditions, step: int
@@ -276,7 +270,7 @@ class Engine:
         prompts, conditions = self._rows((prompts, conditions))
         keys = self.key(SAMPLE, step), self.key(SELECT, step)
         with jax.set_mesh(self.mesh):
-            state, *rest = self._train_step(state, ref_params, prompts, conditions, self.token_bytes, *keys)
+            state, *rest = self._train_step(state, ref_params, prompts, conditions, self._table, *keys)
         metrics, *seen = jax.device_get(rest)
         return state, {name: float(value) for name, value in metrics.items()}, *seen
 

@@ -64,8 +64,9 @@ def _readable(console: Console, benchmark: str, prompts: str, enabled: frozenset
     for error in errors:
         console.print(f"left out: {error}", soft_wrap=True, markup=False)
     if len(usable) < len(instructions):
+        on = ", ".join(sorted(enabled)) or "none"
         console.print(
-            f"left out: {len(instructions) - len(usable)} prompts that need a decider other than {set(enabled)}"
+            f"left out: {len(instructions) - len(usable)} prompts that need a decider which is off (on: {on})"
         )
     if not usable:
         raise InputError(f"{prompts}: no prompt is left to answer")
@@ -88,9 +89,9 @@ def evaluate_file(config, workdir: Path, benchmark: str, prompts: str, limit: in
         texts = engine.respond(params, rows, temperature, lambda done: progress.update(task, completed=done))
     answers = [Response(q, y, q.source) for q, y in zip(instructions, texts, strict=True)]
     with ExitStack() as stack:
-        limits = {"workers": k.workers, "timeout_seconds": k.timeout_seconds}
-        opened = deciders.open_deciders(stack, judge, code_checkers=k.code_checkers, **limits)
-        verifier = stack.enter_context(Verifier(**limits, deciders=opened))
+        verifier = deciders.open_verifier(
+            stack, judge, code_checkers=k.code_checkers, workers=k.workers, timeout_seconds=k.timeout_seconds
+        )
         scores, summary = score_rows(BENCHMARKS[benchmark], answers, verifier)
     out = workdir / "evaluations" / f"{benchmark}-step-{step}"
     responses = [

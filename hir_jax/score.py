@@ -37,8 +37,9 @@ from rich.progress import Progress
 
 from hir_jax.benchmarks import BENCHMARKS, Benchmark, Response, score_rows
 from hir_jax.constraints import registry
+from hir_jax.constraints.calibration import calibration
 from hir_jax.constraints.verifier import Decider, Verifier
-from hir_jax.deciders import judge_settings, open_deciders
+from hir_jax.deciders import judge_settings, open_judge, open_verifier
 from hir_jax.instructions.readers import RowError, read_jsonl
 from hir_jax.instructions.templates import render
 from hir_jax.types import InputError, Instruction
@@ -168,15 +169,15 @@ def _run(args: flags.FlagValues) -> int:
     if not args.benchmark and not args.judge:
         raise RefusedError(f"give --benchmark, one of {', '.join(sorted(BENCHMARKS))}, or --judge to measure one")
     settings = judge_settings(args.judge, args.judge_option)
+    if not args.benchmark:
+        with open_judge(settings) as judge:
+            print(json.dumps(calibration(judge)))
+        return 0
     with ExitStack() as stack:
-        limits = {"workers": args.workers, "timeout_seconds": args.timeout_seconds}
-        deciders = open_deciders(stack, settings, code_checkers=args.code_checkers, **limits)
-        if not args.benchmark:
-            from hir_jax.constraints.calibration import calibration
-
-            print(json.dumps(calibration(deciders["judge"])))
-            return 0
-        verifier = stack.enter_context(Verifier(**limits, deciders=deciders))
+        verifier = open_verifier(
+            stack, settings,
+            code_checkers=args.code_checkers, workers=args.workers, timeout_seconds=args.timeout_seconds,
+        )  # fmt: skip
         summary, errors = score_files(args.benchmark, args.prompts, args.responses, args.output, verifier)
     print(json.dumps(summary))
     return 1 if errors else 0

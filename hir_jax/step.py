@@ -59,17 +59,22 @@ def verify(
     found = Verdicts(*(np.zeros((samples, width), bool) for _ in Verdicts._fields))
     if conditions is not None:
         found = Verdicts(*map(np.array, engine.verify(conditions, rollout)))
-    checks, left = [], []
-    for b, text in enumerate(engine.texts(rollout)):
+    for b, present in enumerate(found.present):
+        present[: len(rows[b // per_prompt].instruction.constraints)] = True
+    left = found.present & ~found.known
+    open_rows = np.flatnonzero(left.any(-1))  # only these have to become text
+    if not len(open_rows):
+        return found
+    checks = []
+    for b, text in zip(open_rows, engine.texts(jax.tree.map(lambda x: x[open_rows], rollout)), strict=True):
         instruction = rows[b // per_prompt].instruction
         label = f"step {step}, row {b} ({instruction.source})"
-        found.present[b, : len(instruction.constraints)] = True
-        left.append(np.flatnonzero(found.present[b] & ~found.known[b]))
-        checks.append(Row([instruction.constraints[c] for c in left[-1]], text, render(instruction), label))
+        open_constraints = [instruction.constraints[c] for c in np.flatnonzero(left[b])]
+        checks.append(Row(open_constraints, text, render(instruction), label))
     host = verifier.verify(checks, width)
-    for b, positions in enumerate(left):
-        found.satisfied[b, positions] = host.satisfied[b, : len(positions)]
-        found.known[b, positions] = host.known[b, : len(positions)]
+    for i, b in enumerate(open_rows):
+        found.satisfied[b, left[b]] = host.satisfied[i, : len(checks[i].constraints)]
+        found.known[b, left[b]] = host.known[i, : len(checks[i].constraints)]
     return found
 
 

@@ -23,7 +23,6 @@ from hir_jax import config as configs
 from hir_jax import deciders
 from hir_jax.constraints import on_device
 from hir_jax.constraints.judge import JudgeSettings
-from hir_jax.constraints.verifier import Verifier
 from hir_jax.engine import Engine
 from hir_jax.evaluate import accuracies
 from hir_jax.instructions import dataset
@@ -60,9 +59,9 @@ class Run:
         judge = JudgeSettings(**k.judge)
         wanted = deciders.enabled(judge, k.code_checkers)
         self.data = dataset.load(config, self.engine.frame, self.engine.stop_ids[0], wanted)
-        limits = {"workers": k.workers, "timeout_seconds": k.timeout_seconds}
-        opened = deciders.open_deciders(stack, judge, code_checkers=k.code_checkers, **limits)
-        self.verifier = stack.enter_context(Verifier(**limits, deciders=opened))
+        self.verifier = deciders.open_verifier(
+            stack, judge, code_checkers=k.code_checkers, workers=k.workers, timeout_seconds=k.timeout_seconds
+        )
         self.conditions, self.fused = self._conditions()
         if old is None:
             self._write_config()
