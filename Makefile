@@ -1,9 +1,9 @@
-# make demo | make test [TORCH=1] [SLOW=1] | make lint. The environment is .venv, made from PYTHON (3.11 or 3.12).
+# make demo | make test [TORCH=1] [SLOW=1] | make peers | make lint. The environment is .venv, made from PYTHON (3.11 or 3.12).
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint environment
+.PHONY: demo test lint environment peers
 environment: $(VENV)/ready
 
 $(VENV)/ready: requirements.txt requirements-data.txt
@@ -15,6 +15,12 @@ $(VENV)/ready: requirements.txt requirements-data.txt
 
 $(VENV)/torch: $(VENV)/ready
 	$(BIN)/python -m pip install --quiet torch==2.13.0
+	touch $@
+
+# What the bench compares with; TRL's other needs are there already.
+peers: $(VENV)/peers
+$(VENV)/peers: $(VENV)/torch
+	$(BIN)/python -m pip install --quiet --no-deps trl==1.16.0 accelerate==1.15.0
 	touch $@
 
 test: $(VENV)/ready $(if $(TORCH),$(VENV)/torch)

@@ -83,10 +83,12 @@ def defaults() -> ml_collections.ConfigDict:
     c.rollout = r = ml_collections.ConfigDict()
     r.m = 6  # responses a prompt; HiR: 6. Without replay (ilr, clr): m + replay.k
     r.max_response = 4096  # tokens; HiR: 4096
-    r.response_buckets = ()  # tokens, for the learner; (): max_response alone
+    r.response_buckets = ()  # tokens at which the sampler's cache grows (read less early on); (): max_response alone
     r.temperature = 1.0  # HiR: 1.0; the learner's log-probs are at this temperature too
     r.top_k = 0  # 0: off
     r.top_p = 1.0  # 1: off
+    r.method = "gumbel"  # gumbel | inverse_cdf: how a word is drawn from the soft-max; see rollout/sample.py
+    r.dtype = ""  # of the sampler's weights, float32 | bfloat16; "": model.compute_dtype. See learner.importance_cap
     r.slots = 0  # rows decoded at a time, refilled as they end (continuous batching); 0: all rows at once
 
     c.constraints = k = ml_collections.ConfigDict()
@@ -121,9 +123,11 @@ def defaults() -> ml_collections.ConfigDict:
     o.clip_low = 0.2  # PPO; HiR: 0.2
     o.clip_high = 0.2  # HiR: 0.2
     o.dual_clip = 3.0  # bound on the loss where the advantage is negative; HiR: 3
+    o.importance_cap = 2.0  # of trainer / sampler, which corrects the loss if rollout.dtype is not the trainer's
     o.kl = 0.001  # beta of the KL in reward; HiR: 0.001; 0: no reference policy is kept
     o.mini_batches = 2  # optimiser updates a step; HiR: 2
-    o.micro_batch_tokens = 8192  # prompt + response columns in one backward pass, all devices together
+    o.micro_batch_tokens = 8192  # packed columns in one backward pass, all devices together; see packing.py
+    o.pack_columns = 0  # columns that several rows are packed into; 0: twice the longest prompt + response
     o.mask_truncated = False  # give responses cut at max_response weight 0
 
     c.mesh = ml_collections.ConfigDict()
@@ -191,6 +195,8 @@ def check(config) -> None:
         "data.source": ("generated", "witness", "jsonl", "hir16k", "tfds"),
         "data.template": ("", *REWRITABLE),
         "model.remat": ("none", "dots", "full"),
+        "rollout.method": ("gumbel", "inverse_cdf"),
+        "rollout.dtype": ("", "float32", "bfloat16"),
         "model.compute_dtype": ("float32", "bfloat16"),
         "model.param_dtype": ("float32", "bfloat16"),
         "replay.strategy": ("curriculum", "entropy", "integrity", "random"),
@@ -207,7 +213,7 @@ def check(config) -> None:
     positive = (
         "total_steps", "checkpoint_every", "checkpoint_keep", "data.batch_prompts", "data.max_prompt", "rollout.m",
         "rollout.max_response", "learner.mini_batches", "learner.micro_batch_tokens", "constraints.timeout_seconds",
-        "data.eval_batch", "rollout.temperature",
+        "data.eval_batch", "rollout.temperature", "learner.importance_cap",
     )  # fmt: skip
     for key in positive:
         _require(flat[key] > 0, f"config.{key} is {flat[key]}; it must be positive")
@@ -217,6 +223,7 @@ def check(config) -> None:
         "replay.k",
         "replay.lambda_0",
         "learner.kl",
+        "learner.pack_columns",
         "constraints.workers",
         "data.label_noise",
         "learner.learning_rate",

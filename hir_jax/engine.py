@@ -6,7 +6,7 @@ Programs talk to the device through an Engine; the functions it compiles are the
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
 
 import jax
@@ -26,7 +26,7 @@ from hir_jax.parallel import mesh as meshes
 from hir_jax.replay import select
 from hir_jax.replay.relabel import relabel
 from hir_jax.rollout.continuous import sample_continuous
-from hir_jax.rollout.sample import Sampling, sample
+from hir_jax.rollout.sample import Sampling, advance, begin, finished, sample
 from hir_jax.types import InputError, PromptBatch, Replays, Rollout, TrainBatch, TrainState, Verdicts
 
 _BYTES_PER_TOKEN = 8  # room for text on the device; English has 3 to 5
@@ -72,6 +72,7 @@ class Engine:
         self.pad_id = pad if pad is not None else self.stop_ids[0]
         self.frame = chat_frame(self.tokenizer)
         self.samples = config.rollout.m + config.replay.k
+        self.corrects = (config.rollout.dtype or self.model.compute_dtype) != self.model.compute_dtype
         self.replays = config.method == "hir" and config.replay.k > 0
         self.first_samples = config.rollout.m if config.method == "hir" else self.samples  # the others fill all slots
         self.settings = learner_settings(config)
@@ -130,9 +131,13 @@ class Engine:
         return meshes.put_rows(self.mesh, tree)
 
     @cached_property
+    def _sampler_model(self) -> ModelConfig:
+        return dataclasses.replace(self.model, compute_dtype=self.config.rollout.dtype or self.model.compute_dtype)
+
+    @cached_property
     def _sampler(self):
         """`sample`, or the same in `rollout.slots` slots."""
-        fixed, slots = {"model": self.model, "shard": self.shard}, self.config.rollout.slots
+        fixed, slots = {"model": self._sampler_model, "shard": self.shard}, self.config.rollout.slots
         if not slots:
             return partial(sample, **fixed)
         ways = meshes.row_devices(self.mesh)
@@ -148,6 +153,15 @@ class Engine:
     @cached_property
     def _sample(self):
         return jax.jit(self._sampler, static_argnames="settings", out_shardings=meshes.rows(self.mesh))
+
+    @cached_property
+    def _begin(self):
+        return jax.jit(partial(begin, model=self._sampler_model, shard=self.shard), static_argnames="settings")
+
+    @cached_property
+    def _advance(self):
+        fixed = {"model": self._sampler_model, "shard": self.shard}
+        return jax.jit(partial(advance, **fixed), static_argnames=("width", "settings"))
 
     @cached_property
     def _score(self):
@@ -189,7 +203,7 @@ class Engine:
     def _train_step(self):
         plan = fused.Plan(
             self._sampler, self.model, self.settings, self.rollout_sampling, self.config.replay, self.replays, self.first_samples,
-            self.samples, **self.reward_settings, text_width=self._text_width, shard=self.shard,
+            self.samples, **self.reward_settings, corrects=self.corrects, text_width=self._text_width, shard=self.shard,
             multiple=meshes.row_devices(self.mesh),
         )  # fmt: skip
         state = jax.tree.map(lambda s: s.sharding, self.abstract_state)
@@ -211,7 +225,8 @@ class Engine:
     def sampling(self, temperature: float, *, top_k: int = 0, top_p: float = 1.0) -> Sampling:
         return Sampling(
             self.config.rollout.max_response, self.stop_ids, self.pad_id, temperature, top_k, top_p,
-            policy_temperature=self.config.rollout.temperature,
+            policy_temperature=self.config.rollout.temperature, method=self.config.rollout.method,
+            widths=tuple(self.config.rollout.response_buckets),
         )  # fmt: skip
 
     def _check_lengths(self, rows: Sequence[Encoded]) -> None:
@@ -236,6 +251,30 @@ class Engine:
         with jax.set_mesh(self.mesh):
             return jax.device_get(self._sample(params, tokens, length, rows, key, settings=settings))
 
+    def sample_in_parts(
+        self, params, prompts: PromptBatch, rows: np.ndarray, key, settings: Sampling
+    ) -> Iterator[tuple[Rollout, np.ndarray]]:
+        """The same Rollout after each of `rollout.response_buckets`, as soon as it is there, with the rows that are complete
+        since the one before, bool[B]. The devices go on decoding meanwhile: all parts are asked for at once."""
+        if self.config.rollout.slots:
+            whole = self.sample(params, prompts, rows, key, settings)
+            yield whole, np.ones(rows.size, bool)
+            return
+        arrays = self._rows((prompts.tokens, prompts.length, rows.astype(np.int32)))
+        with jax.set_mesh(self.mesh):
+            context, progress, cache = self._begin(params, *arrays, key, settings=settings)
+            parts = []
+            for width in settings.all_widths:
+                progress, cache = self._advance(context, progress, cache=cache, width=width, settings=settings)
+                parts.append(finished(progress))
+        del context, progress, cache
+        before = np.zeros(rows.size, bool)
+        for i, part in enumerate(parts):
+            part = jax.device_get(part)
+            complete = part.ended | (i == len(parts) - 1)
+            yield part, complete & ~before
+            before = complete
+
     def score(self, params, tokens, prompt_length, response_mask) -> np.ndarray:
         """Log-probs f32[B, R] of responses under `params`."""
         arrays = self._rows((tokens, prompt_length, response_mask))
@@ -243,11 +282,19 @@ class Engine:
             return jax.device_get(self._score(params, *arrays))
 
     def relabel(
-        self, prompts: PromptBatch, rollout: Rollout, ref_logp, reward, weight, verdicts: Verdicts, replays: Replays
+        self,
+        prompts: PromptBatch,
+        rollout: Rollout,
+        ref_logp,
+        importance,
+        reward,
+        weight,
+        verdicts: Verdicts,
+        replays: Replays,
     ) -> TrainBatch:
         """The TrainBatch, on device, of B = N * samples slots."""
         arrays = self._rows(
-            (prompts.tokens, prompts.length, prompts.parts, rollout, ref_logp, reward, weight, verdicts)
+            (prompts.tokens, prompts.length, prompts.parts, rollout, ref_logp, importance, reward, weight, verdicts)
         )
         with jax.set_mesh(self.mesh):
             return self._relabel(*arrays, replays)

@@ -32,6 +32,7 @@ from hir_jax.instructions.templates import render
 from hir_jax.replay import select
 from hir_jax.runs import files
 from hir_jax.runs.checkpoints import Checkpoints
+from hir_jax.runs.memory import keep_freed_memory
 from hir_jax.runs.progress import use_compilation_cache
 from hir_jax.types import InputError, Instruction
 
@@ -111,6 +112,7 @@ def main(argv) -> None:
     logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax reports through it
     configs.check(args.config)
     use_compilation_cache(args.config.compilation_cache)
+    keep_freed_memory()
     found = evaluate_file(
         args.config, Path(args.workdir), args.benchmark, args.prompts, args.limit, args.temperature
     )  # fmt: skip

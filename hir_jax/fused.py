@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from hir_jax.constraints import on_device
+from hir_jax.learner.losses import truncated_importance
 from hir_jax.learner.update import LearnerSettings, score_responses, update
 from hir_jax.models import decoder
 from hir_jax.models.config import ModelConfig
@@ -35,6 +36,7 @@ class Plan(NamedTuple):
     slots: int
     fractional: bool  # reward: CLA instead of ILA
     mask_truncated: bool
+    corrects: bool  # the sampler's weights have another dtype than the trainer's
     text_width: int  # bytes of a response that are looked at
     shard: decoder.Shard = decoder.no_shard
     multiple: int = 1  # devices that share rows
@@ -76,16 +78,23 @@ def train_step(
         replays = select.select(rollout, verdicts, state.step, select_key, plan.replay, **how)
     reward, weight = select.rewards(rollout, verdicts, fractional=plan.fractional, mask_truncated=plan.mask_truncated)
     fixed = {"model": plan.model, "settings": plan.learner, "shard": plan.shard, "multiple": plan.multiple}
-    ref_logp = jnp.zeros_like(rollout.sampler_logp)
+    ref_logp, importance = jnp.zeros_like(rollout.sampler_logp), jnp.ones_like(rollout.sampler_logp)
+    whole = jnp.concatenate([jnp.repeat(prompts.tokens, plan.slots, axis=0), rollout.tokens], axis=1)
+    given = whole, jnp.repeat(prompts.length, plan.slots), rollout.mask
     if ref_params is not None:
-        whole = jnp.concatenate([jnp.repeat(prompts.tokens, plan.slots, axis=0), rollout.tokens], axis=1)
-        ref_logp = score_responses(ref_params, whole, jnp.repeat(prompts.length, plan.slots), rollout.mask, **fixed)
+        ref_logp = score_responses(ref_params, *given, **fixed)
+    corrected = {}
+    if plan.corrects:
+        trainer = score_responses(state.params, *given, **fixed)
+        cap = plan.learner.importance_cap
+        importance, corrected = truncated_importance(trainer, rollout.sampler_logp, rollout.mask, cap)
+        rollout = rollout._replace(sampler_logp=trainer)
     batch = relabel(
-        prompts.tokens, prompts.length, prompts.parts, rollout, ref_logp, reward, weight, verdicts, replays,
+        prompts.tokens, prompts.length, prompts.parts, rollout, ref_logp, importance, reward, weight, verdicts, replays,
         samples=plan.slots, pad_id=pad_id,
     )  # fmt: skip
     if plan.replay.behaviour == "rewritten":
         fresh = score_responses(state.params, batch.tokens, batch.prompt_length, batch.response_mask, **fixed)
         batch = batch._replace(behaviour_logp=jnp.where(batch.is_replay[:, None], fresh, batch.behaviour_logp))
     state, metrics = update(state, batch, **fixed)
-    return state, metrics, rollout, verdicts, replays
+    return state, metrics | corrected, rollout, verdicts, replays

@@ -8,10 +8,11 @@ import jax
 import numpy as np
 
 from hir_jax.constraints.verifier import Row, Verifier
-from hir_jax.engine import SAMPLE, Engine, bucket
+from hir_jax.engine import SAMPLE, Engine
 from hir_jax.instructions.dataset import Dataset
 from hir_jax.instructions.roles import Encoded
 from hir_jax.instructions.templates import render
+from hir_jax.learner.losses import truncated_importance
 from hir_jax.replay import select
 from hir_jax.types import PromptBatch, Replays, Rollout, TrainBatch, Verdicts
 
@@ -51,17 +52,17 @@ def put_slots(whole, part, prompts: int, first: int):
 
 
 def verify(
-    engine: Engine, verifier: Verifier, rows: list[Encoded], rollout: Rollout, width: int, step: int, conditions
+    engine: Engine, verifier: Verifier, rows: list[Encoded], rollout: Rollout, which, width: int, step: int, conditions
 ) -> Verdicts:
-    """Every constraint of every sample; row b belongs to prompt b // (B / N). `conditions`: of the N prompts, for the
-    device to decide first, or None; the host decides what is left."""
+    """Every constraint of the samples `which`, bool[B]; row b belongs to prompt b // (B / N). `conditions`: of the N
+    prompts, for the device to decide first, or None; the host decides what is left."""
     samples, per_prompt = len(rollout.filled), len(rollout.filled) // len(rows)
     found = Verdicts(*(np.zeros((samples, width), bool) for _ in Verdicts._fields))
     if conditions is not None:
         found = Verdicts(*map(np.array, engine.verify(conditions, rollout)))
     for b, present in enumerate(found.present):
         present[: len(rows[b // per_prompt].instruction.constraints)] = True
-    left = found.present & ~found.known
+    left = found.present & ~found.known & which[:, None]
     open_rows = np.flatnonzero(left.any(-1))  # only these have to become text
     if not len(open_rows):
         return found
@@ -78,6 +79,29 @@ def verify(
     return found
 
 
+def sample_and_verify(
+    engine: Engine, verifier: Verifier, params, rows, prompts: PromptBatch, ids, step: int, clock: Clock, conditions
+) -> tuple[Rollout, Verdicts]:
+    """Responses with ids i32[N, S] and their verdicts. Responses that end early are verified while the others are still
+    being decoded, except where the device has a say, which is busy then."""
+    width = prompts.parts.present.shape[1]
+    how = params, prompts, ids, engine.key(SAMPLE, step), engine.rollout_sampling
+    if conditions is not None:
+        whole = engine.sample(*how)
+        clock.lap("sample")
+        found = verify(engine, verifier, rows, whole, whole.filled, width, step, conditions)
+        clock.lap("verify")
+        return whole, found
+    verdicts = Verdicts(*(np.zeros((ids.size, width), bool) for _ in Verdicts._fields))
+    for rollout, complete in engine.sample_in_parts(*how):
+        clock.lap("sample")
+        if complete.any():
+            part = verify(engine, verifier, rows, rollout, complete, width, step, None)
+            verdicts = jax.tree.map(lambda new, old, w=complete: np.where(w[:, None], new, old), part, verdicts)
+        clock.lap("verify")
+    return rollout, verdicts
+
+
 def roll_out(
     engine: Engine, verifier: Verifier, params, rows, prompts: PromptBatch, step: int, clock: Clock, conditions=None
 ):
@@ -86,19 +110,17 @@ def roll_out(
     Returns (Rollout, Verdicts) of N * (m + k) slots and the number e of further rounds.
     """
     config, n, slots = engine.config, len(rows), engine.samples
-    first, settings = engine.first_samples, engine.rollout_sampling
+    first = engine.first_samples
     ids = np.arange(n * slots).reshape(n, slots)  # a row's noise follows its slot, in whichever round it is drawn
-    width = prompts.parts.present.shape[1]
     rollout = empty_rollout(n * slots, config.rollout.max_response, engine.pad_id)
+    width = prompts.parts.present.shape[1]
     verdicts = Verdicts(*(np.zeros((n * slots, width), bool) for _ in Verdicts._fields))
     begin, end, rounds = 0, first, 0
     while begin < end:
         count = first if begin == 0 else 1
-        part = engine.sample(params, prompts, ids[:, begin : begin + count], engine.key(SAMPLE, step), settings)
-        clock.lap("sample")
-        found = verify(engine, verifier, rows, part, width, step, conditions)
-        clock.lap("verify")
-        rollout, verdicts = put_slots((rollout, verdicts), (part, found), n, begin)
+        now = ids[:, begin : begin + count]
+        found = sample_and_verify(engine, verifier, params, rows, prompts, now, step, clock, conditions)
+        rollout, verdicts = put_slots((rollout, verdicts), found, n, begin)
         begin += count
         if begin == first and engine.replays and config.replay.fill == "resample":
             mask_truncated = config.learner.mask_truncated
@@ -115,28 +137,28 @@ def select_replays(engine: Engine, rollout: Rollout, verdicts: Verdicts, rounds:
     return engine.select(rollout, verdicts, step, rounds)
 
 
-def trim(engine: Engine, rollout: Rollout) -> Rollout:
-    """The rollout in the smallest response bucket that holds its longest response."""
-    r = engine.config.rollout
-    columns = bucket(int(rollout.mask.sum(-1).max()), r.response_buckets, r.max_response)
-    cut = {name: getattr(rollout, name)[:, :columns] for name in ("tokens", "mask", "sampler_logp", "entropy")}
-    return rollout._replace(**cut)
-
-
-def build_batch(engine, ref_params, params, prompts, rollout, verdicts, replays) -> TrainBatch:
-    """Reference log-probs, rewards, and the relabelling: the TrainBatch of a step."""
-    rollout = trim(engine, rollout)
+def build_batch(engine, ref_params, params, prompts, rollout, verdicts, replays) -> tuple[TrainBatch, dict[str, float]]:
+    """Reference log-probs, rewards, and the relabelling: the TrainBatch of a step. Where the sampler's weights have another
+    dtype, the trainer's log-probs take the place of the sampler's, and their ratio corrects the loss: metrics say how far
+    the two are apart."""
     reward, weight = select.rewards(rollout, verdicts, **engine.reward_settings)
-    ref_logp = np.zeros_like(rollout.sampler_logp)
+    ref_logp, importance = np.zeros_like(rollout.sampler_logp), np.ones_like(rollout.sampler_logp)
+    whole = np.concatenate([np.repeat(prompts.tokens, engine.samples, 0), rollout.tokens], axis=1)
+    given = whole, np.repeat(prompts.length, engine.samples), rollout.mask
     if ref_params is not None:
-        whole = np.concatenate([np.repeat(prompts.tokens, engine.samples, 0), rollout.tokens], axis=1)
-        ref_logp = engine.score(ref_params, whole, np.repeat(prompts.length, engine.samples), rollout.mask)
-    batch = engine.relabel(prompts, rollout, ref_logp, reward, weight, verdicts, replays)
+        ref_logp = engine.score(ref_params, *given)
+    metrics = {}
+    if engine.corrects:
+        trainer = engine.score(params, *given)
+        cap = engine.settings.importance_cap
+        importance, metrics = jax.device_get(truncated_importance(trainer, rollout.sampler_logp, rollout.mask, cap))
+        rollout = rollout._replace(sampler_logp=trainer)
+    batch = engine.relabel(prompts, rollout, ref_logp, importance, reward, weight, verdicts, replays)
     if engine.config.replay.behaviour == "rewritten" and replays.valid.any():
         fresh = engine.score(params, batch.tokens, batch.prompt_length, batch.response_mask)
         old = jax.device_get(batch.behaviour_logp)
         batch = batch._replace(behaviour_logp=np.where(jax.device_get(batch.is_replay)[:, None], fresh, old))
-    return batch
+    return batch, {name: float(value) for name, value in metrics.items()}
 
 
 def rollout_metrics(engine, rollout: Rollout, verdicts: Verdicts, replays: Replays, rounds: int) -> dict[str, float]:
@@ -199,8 +221,7 @@ def sft_batch(engine: Engine, data: Dataset, indices: np.ndarray) -> TrainBatch:
     """Instruction/response pairs as a NumPy TrainBatch; the response's end token is trained on."""
     rows = [data.rows[i] for i in indices]
     prompts = engine.prompts(rows, data.shapes)
-    r = engine.config.rollout
-    columns = bucket(max(len(data.responses[i]) for i in indices), r.response_buckets, r.max_response)
+    columns = engine.config.rollout.max_response
     responses = np.full((len(rows), columns), engine.pad_id, np.int32)
     mask = np.zeros((len(rows), columns), bool)
     for b, i in enumerate(indices):
@@ -209,6 +230,6 @@ def sft_batch(engine: Engine, data: Dataset, indices: np.ndarray) -> TrainBatch:
     zeros = np.zeros(mask.shape, np.float32)
     ones = np.ones(len(rows), np.float32)
     return TrainBatch(
-        np.concatenate([prompts.tokens, responses], axis=1), prompts.length, mask, zeros, zeros, ones, ones,
+        np.concatenate([prompts.tokens, responses], axis=1), prompts.length, mask, zeros, zeros, np.ones_like(zeros), ones, ones,
         group=np.arange(len(rows), dtype=np.int32), is_replay=np.zeros(len(rows), bool),
     )  # fmt: skip

@@ -29,6 +29,7 @@ from hir_jax.instructions import dataset
 from hir_jax.models import hf
 from hir_jax.runs import files
 from hir_jax.runs.checkpoints import Checkpoints
+from hir_jax.runs.memory import keep_freed_memory
 from hir_jax.runs.progress import Compilations, RunProgress, show_replay, use_compilation_cache
 from hir_jax.step import (
     Clock,
@@ -166,9 +167,10 @@ def policy_step(run: Run, state, ref_params, step: int, clock: Clock):
             engine, run.verifier, state.params, rows, prompts, step, clock, conditions
         )  # fmt: skip
         replays = select_replays(engine, rollout, verdicts, rounds, step)
-        batch = build_batch(engine, ref_params, state.params, prompts, rollout, verdicts, replays)
+        batch, corrected = build_batch(engine, ref_params, state.params, prompts, rollout, verdicts, replays)
         clock.lap("relabel")
         state, learned = engine.update(state, batch)
+        learned |= corrected
         clock.lap("update")
     metrics = rollout_metrics(engine, rollout, verdicts, replays, rounds) | run.judge_usage()
     shown = list(replay_rows(engine, rows, rollout, verdicts, replays, run.config.logging.replays_per_step))
@@ -184,10 +186,10 @@ def sft_step(run: Run, state, step: int, clock: Clock):
     return state, metrics, int(batch.response_mask.sum()), []
 
 
-def train(config, workdir: Path) -> None:
+def train(config, workdir: Path, make_run: type[Run] = Run) -> None:
     """Runs or continues the run in `workdir` to `config.total_steps`."""
     with ExitStack() as stack:
-        run = Run(config, workdir, stack)
+        run = make_run(config, workdir, stack)
         state, ref_params = run.restore_or_init()
         first = int(state.step)
         if first == 0:
@@ -226,6 +228,7 @@ def main(argv) -> None:
     config = flags.FLAGS.config
     configs.check(config)
     use_compilation_cache(config.compilation_cache)
+    keep_freed_memory()
     train(config, Path(flags.FLAGS.workdir))
 
 

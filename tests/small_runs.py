@@ -34,6 +34,7 @@ SMALL = {
     "constraints.workers": 0,
     "constraints.on_device": False,
     "learner.kl": 0.01,
+    "learner.micro_batch_tokens": 200,
     "learner.mini_batches": 1,
     "learner.schedule": "constant",
     "total_steps": 2,

@@ -1,4 +1,4 @@
-"""The bench program on the tiny model: its JSON, and the FLOP counts against hand-worked numbers."""
+"""The bench program on the tiny model: its JSON."""
 
 import json
 import os
@@ -8,64 +8,95 @@ from pathlib import Path
 
 import pytest
 
-from hir_jax import bench, bench_verify, peers
+from hir_jax.bench import machine, scaling, table, verify
 from hir_jax.instructions import synthesis
-from hir_jax.models.config import ModelConfig
 from hir_jax.types import InputError
 
 ROOT = Path(__file__).parents[1]
 SMALL = (
     "--config=configs/tiny_hir.py", "--config.model.num_layers=1", "--config.model.hidden_size=16",
-    "--config.model.intermediate_size=32", "--prompts=2", "--samples=2", "--new_tokens=3", "--learner_rows=2",
-    "--learner_columns=100", "--verify_rows=4", "--rounds=2",
+    "--config.model.intermediate_size=32", "--config.compilation_cache=", "--config.data.size=24", "--prompts=2",
+    "--samples=3", "--new_tokens=8", "--tail_tokens=20", "--slots=2", "--verify_rows=4", "--rounds=2", "--steps=3",
+    "--config.data.batch_prompts=2",
 )  # fmt: skip
-# weights of matrices: 2 layers of 8 x 4 (q), 2 of 8 x 2 (k, v), 4 x 8 (o), 3 of 8 x 16: 2 * (32 + 32 + 32 + 384) = 960;
-# output projection 8 x 10 = 80; attention 4 * (2 heads * 2) * 2 layers = 32 a pair
-MODEL = ModelConfig("llama", 10, 8, 16, 2, 2, 1, 2)
 
 
 def run(*arguments):
     return subprocess.run(
-        [sys.executable, "-m", "hir_jax.bench", *arguments],
+        [sys.executable, "-m", "hir_jax.bench", *SMALL, *arguments],
         cwd=ROOT, capture_output=True, text=True, timeout=600, env=os.environ | {"JAX_PLATFORMS": "cpu"}, check=False,
     )  # fmt: skip
 
 
-def test_flops_worked_by_hand():
-    layers = 2 * (8 * 4 + 2 * 8 * 2 + 4 * 8 + 3 * 8 * 16)
-    assert layers == 960
-    assert bench.forward_flops(MODEL, tokens=5, unembedded=3, pairs=7) == 2 * (960 * 5 + 80 * 3) + 32 * 7 == 10304
-    # prompt of 3: 3 tokens, 6 pairs, 1 projection; two rows, each a 4th and a 5th token: 9 pairs, 2 projections
-    prefill, decode = 2 * (960 * 3 + 80) + 32 * 6, 2 * (960 * 2 + 80 * 2) + 32 * 9
-    assert bench.rollout_flops(MODEL, [3], samples=2, new_tokens=3) == prefill + 2 * decode == 15008
-    # prompt of 3 and response of 2: 4 tokens are read, 10 pairs, 2 projections; forward and twice as much backward
-    assert bench.learner_flops(MODEL, [3, 3], responses=2) == 2 * 3 * (2 * (960 * 4 + 80 * 2) + 32 * 10) == 49920
-
-
-def test_the_program_prints_and_writes_one_json_object(tmp_path):
-    found = run(*SMALL, f"--output={tmp_path / 'bench.json'}")
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    """The phases that compile little, in one process."""
+    output = tmp_path_factory.mktemp("bench") / "bench.json"
+    found = run("--phase=rollout,learner,step,verify", f"--output={output}")
     assert found.returncode == 0, found.stderr
     figures = json.loads(found.stdout.splitlines()[-1])
-    assert json.loads((tmp_path / "bench.json").read_text()) == figures
-    assert figures["rollout"]["tokens"] == 2 * 2 * 3 and figures["rollout"]["stop_ids"] == [-1]
-    assert figures["learner"]["tokens"] == 64 + 96 + 2 * 4
-    assert figures["peak_memory_gb"] > 0.05 and figures["matmul_flops_per_s"]["float32"] > 1e8
-    for phase in ("rollout", "learner"):
-        part = figures[phase]
+    assert json.loads(output.read_text()) == figures
+    return figures
+
+
+def test_head_of_the_report(report):
+    assert report["versions"]["jax"] and report["date"].endswith("Z") and len(report["load_average"]) == 2
+    assert report["peak_memory_gb"] > 0.05 and report["matmul_flops_per_s"]["float32"] > 1e8
+    assert report["read_bytes_per_s"] > 1e7 and report["config"]["model.num_layers"] == 1
+    assert report["sizes"]["samples"] == 3 and report["config_file"] == "configs/tiny_hir.py"
+
+
+def test_rollout_and_learner(report):
+    rollout, learner = report["rollout"], report["learner"]
+    assert rollout["tokens"] == 2 * 3 * 8 and rollout["stops"] == "off"
+    assert learner["even"]["tokens"] == 6 * (80 + 8) and learner["even"]["padding_given"] == 0
+    assert 0 < learner["packed"]["padding_given"] < 1 and learner["packed"]["tokens"] < 6 * (96 + 8)
+    peak = report["matmul_flops_per_s"]["float32"]
+    for part in (rollout, learner["even"], learner["packed"]):
         assert part["tokens_per_s"] == pytest.approx(part["tokens"] / part["seconds"]["median"])
         assert part["flops_per_s"] == pytest.approx(part["flops"] / part["seconds"]["median"])
-        expected = part["flops_per_s"] / figures["matmul_flops_per_s"]["float32"] / figures["devices"]
-        assert part["fraction_of_matmul"]["float32"] == pytest.approx(expected)
+        assert part["fraction_of_matmul"] == pytest.approx(part["flops_per_s"] / peak)
         assert part["compile_seconds"] > 0 and part["compile_seconds_after_warm_up"] == 0
-        assert "times_peer" not in part
+        assert len(part["rounds"]) == 2 and "times_peer" not in part
+    assert rollout["fraction_of_floor"] == pytest.approx(rollout["floor_seconds"] / rollout["seconds"]["median"])
+    assert min(rollout["decode_step_floor_seconds"].values()) > 0
 
 
-def test_host_checks_are_measured():
-    found = run(*SMALL, "--phase=verify")
+@pytest.fixture(scope="module")
+def longer_report():
+    found = run("--phase=long_tail,grpo")
     assert found.returncode == 0, found.stderr
-    figures = json.loads(found.stdout.splitlines()[-1])
-    assert "rollout" not in figures and "learner" not in figures
-    part = figures["verify"]
+    return json.loads(found.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+def test_long_tail(longer_report):
+    report = longer_report
+    for name in ("synthetic", "real"):
+        part = report["long_tail"][name]
+        assert part["rows"] == 6 and part["slots"] == 2
+        assert 0 < part["utilisation"] <= 1 and 0 <= part["peer_utilisation"] <= 1
+        assert part["times_peer"]["median"] > 0
+    assert report["long_tail"]["synthetic"]["peer_steps"] == 20
+    assert report["long_tail"]["real"]["rows_with_the_plain_tokens"] > 0.5
+
+
+def test_steps(report):
+    part = report["step"]
+    assert part["steps"] == 2 and part["sequences"] == 16 and 0 <= part["overhead_share"] < 1
+    assert part["steps_per_s"] > 0 and part["phases"]["step_on_device"] > 0 and part["checkpoints"] == 1
+
+
+@pytest.mark.slow
+def test_whole_steps_of_both_methods(longer_report):
+    for method, sampled in (("ilr", 6), ("hir", 2)):
+        part = longer_report["grpo"][method]
+        assert part["trained_sequences"] == 6 and sampled <= part["sampled_sequences"] <= 6
+        assert part["tokens_per_s"] == pytest.approx(6 * 8 / part["seconds"]["median"])
+
+
+def test_host_checks(report):
+    part = report["verify"]
     assert (part["rows"], part["constraints"], part["workers"]) == (4, 6, 2)
     for name in ("seconds", "pool_seconds", "language_seconds"):
         assert 0 < part[name]["min"] <= part[name]["median"] <= part[name]["max"]
@@ -74,29 +105,63 @@ def test_host_checks_are_measured():
     assert part["language_share"] == pytest.approx(part["language_seconds"]["median"] / part["core_seconds"])
 
 
+@pytest.mark.slow
+def test_the_report_becomes_markdown(report, longer_report):
+    text = table.markdown(longer_report | report)
+    assert "rollout, 6 x (80 + 8)" in text and "hir step" in text and "| --- |" not in text
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert len({line.count("|") for line in rows}) == 1  # as many cells in each
+    assert "times as fast" in rows[0]  # continuous batching has the plain loop beside it
+
+
+@pytest.mark.slow
+def test_scaling_of_one_case_on_two_virtual_devices():
+    case = scaling.Case(batch=8, response=4, hidden=128, layers=1)
+    found = scaling.in_a_process(2, case, rounds=1)
+    assert (found["devices"], found["batch"], found["parameters"]) == (2, 8, 128 * 8192 + 128 * (2 * 192 + 3 * 384))
+    for phase, tokens in (("rollout", 8 * 4), ("learner", 8 * (64 + 4))):
+        assert found[phase]["tokens_per_s"] == pytest.approx(tokens / found[phase]["seconds"]["median"])
+
+
 def test_rows_to_verify_are_of_all_types_and_of_the_stated_length():
-    rows = bench_verify.batch(0, 200)
-    assert rows == bench_verify.batch(0, 200) and not {r.response for r in rows} & {
-        r.response for r in bench_verify.batch(1, 9)
-    }
+    rows = verify.batch(0, 200)
+    others = {r.response for r in verify.batch(1, 9)}
+    assert rows == verify.batch(0, 200) and not {r.response for r in rows} & others
     assert {c.id for row in rows for c in row.constraints} == set(synthesis.DRAWS)
     assert all(len({c.id for c in row.constraints}) == 6 for row in rows)
     words = sum(len(row.response.split()) for row in rows) / len(rows)
-    assert 280 < bench_verify.TOKENS_PER_WORD * words < 320
+    assert 280 < verify.TOKENS_PER_WORD * words < 320
 
 
-def test_the_peer_runs_beside_ours():
+def test_torch_runs_beside_ours():
     pytest.importorskip("torch", reason="torch is optional: make test TORCH=1")
-    found = run(*SMALL, "--peer=hf")
+    found = run("--peer=hf")
     assert found.returncode == 0, found.stderr
     figures = json.loads(found.stdout.splitlines()[-1])
-    for phase in ("rollout", "learner"):
-        assert 0 < figures[phase]["times_peer"]["min"] <= figures[phase]["times_peer"]["max"]
+    for part in (figures["rollout"], figures["learner"]["even"], figures["learner"]["packed"]):
+        assert 0 < part["times_peer"]["min"] <= part["times_peer"]["max"]
 
 
-def test_unknown_phase_and_missing_torch_give_one_message(monkeypatch):
-    found = run(*SMALL, "--phase=rolout")
+@pytest.mark.slow
+def test_trl_runs_beside_ours():
+    pytest.importorskip("torch", reason="torch is optional: make test TORCH=1")
+    pytest.importorskip("trl", reason="TRL is optional: make peers")
+    found = run("--peer=trl", "--rounds=1")
+    assert found.returncode == 0, found.stderr
+    part = json.loads(found.stdout.splitlines()[-1])["grpo"]
+    assert set(part["peer_variants"]) == {"gradient_checkpointing=True", "gradient_checkpointing=False"}
+    for name, variant in part["peer_variants"].items():
+        settings = variant["settings"]
+        assert variant["sampled_sequences"] == 6 and settings["num_generations"] == 3
+        assert name == f"gradient_checkpointing={settings['gradient_checkpointing']}" and settings["bf16"] is False
+    fastest = part["peer_variants"][part["peer_fastest"]]
+    assert fastest["seconds"]["median"] == min(v["seconds"]["median"] for v in part["peer_variants"].values())
+    assert part["ilr"]["times_peer"] == fastest["ilr"]["times_peer"]
+
+
+def test_unknown_phase_and_missing_packages_give_one_message(monkeypatch):
+    found = run("--phase=rolout")
     assert found.returncode != 0 and "rolout" in found.stderr and "Traceback" not in found.stderr
-    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match="torch"):
-        peers.require_torch()
+    monkeypatch.setattr(machine.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"torch and trl.*make peers"):
+        machine.require(("torch", "trl"), "--peer=trl")

@@ -68,6 +68,7 @@ def cache(tmp_path_factory):
         {"method": "sft", "rollout__max_response": 48, "data__size": 4, "learner__warmup_steps": 0},
         {"replay__fill": "mask", "replay__scope": "even", "learner__estimator": "grpo"},
         {"replay__behaviour": "rewritten", "replay__scope": "group"},
+        {"rollout__dtype": "bfloat16", "rollout__method": "inverse_cdf"},
     ],
     ids=lambda c: "-".join(str(v) for k, v in c.items() if not k.startswith(("data", "rollout"))),
 )
@@ -97,6 +98,11 @@ def test_checks_on_the_device_change_nothing(tmp_path):
     seen = {}
     for name, changes in {
         "host": {"constraints__on_device": False, "replay__fill": "mask"},
+        "host, verified in parts": {
+            "constraints__on_device": False,
+            "replay__fill": "mask",
+            "rollout__response_buckets": (3, 8),
+        },
         "one function": {"constraints__on_device": True, "replay__fill": "mask"},
         "one function, slots": {"constraints__on_device": True, "replay__fill": "mask", "rollout__slots": 5},
         "host, resampling": {"constraints__on_device": False},
@@ -114,7 +120,7 @@ def test_checks_on_the_device_change_nothing(tmp_path):
         assert on_device == name.startswith("one function")
     assert seen["host, resampling"][:2] == seen["device, resampling"][:2]
     # Two compilations of the same sums may round differently; nothing that is counted or chosen does.
-    pairs = [(seen["host"], seen["one function"]), (seen["host"], seen["one function, slots"])]
+    pairs = [(seen["host"], seen[name]) for name in ("host, verified in parts", "one function", "one function, slots")]
     for (steps, replays, _), (others, other_replays, _) in pairs:
         for step, other in zip(steps, others, strict=True):
             assert other == pytest.approx(step, rel=1e-4, abs=1e-6)
@@ -123,12 +129,28 @@ def test_checks_on_the_device_change_nothing(tmp_path):
         for row, other in zip(replays.splitlines(), other_replays.splitlines(), strict=True):
             assert json.loads(other) == json.loads(row) | {"score": pytest.approx(json.loads(row)["score"])}
     for one, other, tolerance in (
+        ("host", "host, verified in parts", 1e-6),
         ("host", "one function", 1e-6),
         ("host", "one function, slots", 1e-5),
         ("host, resampling", "device, resampling", 0),
     ):
         for tensor, values in seen[one][2].items():
             np.testing.assert_allclose(values, seen[other][2][tensor], rtol=0, atol=tolerance, err_msg=tensor)
+
+
+def test_rows_that_end_early_are_handed_over_early():
+    engine = Engine(small_config(rollout__response_buckets=(3, 8)))
+    engine.stop_ids = tuple(range(0, len(engine.tokenizer), 4))
+    data = dataset.load(engine.config, engine.frame, engine.stop_ids[0], frozenset())
+    prompts, ids = engine.prompts(data.rows[:4], data.shapes), np.arange(24).reshape(4, 6)
+    how = engine.load_params(), prompts, ids, jax.random.key(0), engine.sampling(1.0)
+    whole, seen = engine.sample(*how), np.zeros(24, int)
+    for i, (part, complete) in enumerate(engine.sample_in_parts(*how)):
+        assert complete.sum() > 0 and (part.mask[complete].sum(-1) <= (3, 8, 12)[i]).all()
+        seen += complete
+        for a, b in zip(part, whole, strict=True):
+            np.testing.assert_allclose(a[complete], b[complete], atol=1e-6)
+    assert i == 2 and (seen == 1).all()
 
 
 def test_keys_outside_the_trajectory_may_change_and_a_finished_run_goes_on(tmp_path, capsys):

@@ -1,6 +1,13 @@
-"""Log-probs and entropies of response tokens, in chunks, without ever holding [B, T, V]."""
+"""Log-probs and entropies of given tokens, in chunks, without ever holding [B, T, V].
+
+The columns of packed bins that predict a response token are brought to the front, and only as many chunks of them are
+projected to the vocabulary as there are: prompt columns cost nothing here. The number of chunks is known at run time only, so
+nothing differentiates through the loop; each chunk yields its own gradients, at once with its loss.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -9,73 +16,63 @@ from hir_jax.models import decoder
 from hir_jax.models.config import ModelConfig
 from hir_jax.types import Array
 
-CHUNK_ELEMENTS = 1 << 25  # logits made at once: 128 MB in float32
+CHUNK_ELEMENTS = 1 << 27  # logits a device makes at once, at most: 512 MB in float32
+CHUNK_TOKENS = 128  # a chunk's tokens, at least: the gradient of the output matrix is added up once a chunk
 
 
-def _chunk(hidden: Array, target: Array, matrix: Array, temperature: float) -> tuple[Array, Array]:
-    """f32[B, T] log-prob of `target` and entropy (nats) of softmax(hidden @ matrix / temperature), in float32."""
+def token_logprobs(hidden: Array, target: Array, matrix: Array, temperature: float) -> tuple[Array, Array]:
+    """Log-prob of each target under softmax(hidden @ matrix / temperature), and its entropy in nats, f32[..., T] both, in
+    float32; no gradient flows through the entropy. hidden: dtype[..., T, D]; target: i32[..., T]; matrix: [D, V]."""
+    matrix = matrix.astype(hidden.dtype)
     logits = jnp.matmul(hidden, matrix, preferred_element_type=jnp.float32) / temperature
     log_total = jax.nn.logsumexp(logits, axis=-1)
     fixed = jax.lax.stop_gradient(logits)
-    entropy = jax.lax.stop_gradient(log_total) - (jax.nn.softmax(fixed) * fixed).sum(-1)
+    fixed_total = jax.lax.stop_gradient(log_total)
+    entropy = fixed_total - (jnp.exp(fixed - fixed_total[..., None]) * fixed).sum(-1)
     chosen = jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
     return chosen - log_total, entropy
 
 
-def token_logprobs(hidden: Array, target: Array, matrix: Array, temperature: float) -> tuple[Array, Array]:
-    """Log-prob of each target and the entropy there; no gradient flows through the entropy.
+def head_params(model: ModelConfig, params: decoder.Params) -> decoder.Params:
+    """The part of the parameters that `decoder.unembed_matrix` takes."""
+    name = "embed" if model.tie_embeddings else "unembed"
+    return {name: params[name]}
 
-    hidden: dtype[B, T, D]; target: i32[B, T]; matrix: [D, V]. Returns f32[B, T] twice. At most
-    CHUNK_ELEMENTS logits (or one column's, if that is more) are made at a time; where that takes several chunks of columns,
-    the backward pass makes each again instead of keeping them all.
+
+def _predicting_first(predicts: Array) -> tuple[Array, Array, Array]:
+    """Of bool[G, T]: (order i32[G, T], predicting columns first; its inverse; the largest number of them, i32[])."""
+    order = jnp.argsort(~predicts, axis=1, stable=True).astype(jnp.int32)
+    count = predicts.sum(-1, dtype=jnp.int32)
+    place = jnp.where(predicts, jnp.cumsum(predicts, 1), count[:, None] + jnp.cumsum(~predicts, 1)) - 1
+    return order, place, count.max()
+
+
+def over_chunks(predicts: Array, words: int, hidden: Array, fields, body: Callable, outputs, carry):
+    """Runs `body(carry, hidden, predicts, fields) -> (carry, found)` over chunks of the columns that predict something.
+
+    predicts: bool[G, T]; hidden: dtype[G, T, D]; fields: a tree of [G, T]; G devices share the work, each with columns of
+    its own. `outputs` are trees of zeros [G, T, ...] like `found` [G, chunk, ...], whose values are put back where their
+    column stands; 0 remains where nothing is predicted. Returns (carry, outputs).
     """
-    rows, columns = target.shape
-    size = min(columns, max(1, CHUNK_ELEMENTS // (rows * matrix.shape[1])))
-    count = -(-columns // size)
-    size = -(-columns // count)  # even chunks waste least
-    padding = ((0, 0), (0, count * size - columns))
-    matrix = matrix.astype(hidden.dtype)
+    order, place, most = _predicting_first(predicts)
+    columns = order.shape[1]
+    size = min(columns, max(1, CHUNK_ELEMENTS // words), max(CHUNK_TOKENS, columns // 8))
+    padding = -columns % size
+    order = jnp.pad(order, ((0, 0), (0, padding)))
+    padded = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, padding)) + ((0, 0),) * (x.ndim - 2)), outputs)
 
-    def chunked(x):
-        x = jnp.pad(x, padding + ((0, 0),) * (x.ndim - 2))
-        return x.reshape(rows, count, size, *x.shape[2:]).swapaxes(0, 1)
+    def chunk(i, state):
+        carry, outputs = state
+        at = jax.lax.dynamic_slice_in_dim(order, i * size, size, axis=1)
+        here = jax.tree.map(lambda x: jnp.take_along_axis(x, at, axis=1, mode="clip"), (predicts, fields))
+        real = here[0] & (i * size + jnp.arange(size) < columns)
+        carry, found = body(carry, jnp.take_along_axis(hidden, at[..., None], axis=1, mode="clip"), real, here[1])
+        put = jax.tree.map(lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y, i * size, axis=1), outputs, found)
+        return carry, put
 
-    if count == 1:
-        return _chunk(hidden, target, matrix, temperature)
+    carry, padded = jax.lax.fori_loop(0, -(-most // size), chunk, (carry, padded))
 
-    @jax.checkpoint
-    def body(_, chunk):
-        return None, _chunk(*chunk, matrix, temperature)
+    def back(x):
+        return jnp.take_along_axis(x, place.reshape(place.shape + (1,) * (x.ndim - 2)), axis=1, mode="clip")
 
-    _, found = jax.lax.scan(body, None, (chunked(hidden), chunked(target)))
-    logp, entropy = (x.swapaxes(0, 1).reshape(rows, count * size)[:, :columns] for x in found)
-    return logp, entropy
-
-
-def response_logprobs(
-    params: decoder.Params,
-    tokens: Array,
-    prompt_length: Array,
-    response_mask: Array,
-    *,
-    model: ModelConfig,
-    temperature: float,
-    shard: decoder.Shard = decoder.no_shard,
-) -> tuple[Array, Array]:
-    """Log-probs and entropies of the response tokens, f32[B, R] each, 0 outside the mask.
-
-    tokens: i32[B, P + R], prompts right-aligned in the first P columns; prompt_length: i32[B]; response_mask: bool[B, R].
-    Positions count from the first prompt token, as the sampler's do.
-    """
-    responses = response_mask.shape[1]
-    columns = tokens.shape[1] - responses
-    start = columns - prompt_length[:, None]
-    index = jnp.arange(tokens.shape[1])
-    valid = (index >= start) & ((index < columns) | jnp.pad(response_mask, ((0, 0), (columns, 0))))
-    positions = jnp.maximum(index - start, 0)
-    # the last column's hidden state predicts nothing
-    hidden = decoder.hidden_states(model, params, tokens[:, :-1], positions[:, :-1], valid[:, :-1], shard)
-    logp, entropy = token_logprobs(
-        hidden[:, columns - 1 :], tokens[:, columns:], decoder.unembed_matrix(model, params), temperature
-    )
-    return jnp.where(response_mask, logp, 0.0), jnp.where(response_mask, entropy, 0.0)
+    return carry, jax.tree.map(back, padded)

@@ -29,6 +29,19 @@ def policy_loss(
     return (loss * mask).sum(), sums
 
 
+def truncated_importance(trainer: Array, sampler: Array, mask: Array, cap: float) -> tuple[Array, dict[str, Array]]:
+    """min(pi_trainer / pi_sampler, cap) of each token, f32[B, R], 1 outside the mask: the weight that corrects the expectation
+    of a loss over tokens which a sampler of other precision drew (truncated importance sampling, Ionides 2008; Yao et al.
+    2025 for this use). trainer, sampler: f32[B, R] log-probs under the same parameters. Also returns metrics: the mean
+    absolute gap between the two and the share of weights that are cut.
+    """
+    gap = jnp.where(mask, trainer - sampler, 0.0)
+    ratio = jnp.exp(jnp.clip(gap, -20.0, 20.0))
+    count = jnp.maximum(mask.sum(), 1)
+    metrics = {"sampler_gap": jnp.abs(gap).sum() / count, "importance_cut": (mask & (ratio > cap)).sum() / count}
+    return jnp.minimum(ratio, cap), metrics
+
+
 def nll_loss(logp: Array, mask: Array) -> Array:
     """Negative log-likelihood of the response tokens (SFT), summed over masked tokens."""
     return -(logp * mask).sum()

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from hir_jax.learner import losses
+from hir_jax.learner import losses, packing
 from hir_jax.learner.advantages import advantages
-from hir_jax.learner.logprobs import response_logprobs
+from hir_jax.learner.logprobs import head_params, over_chunks, token_logprobs
 from hir_jax.models import decoder
 from hir_jax.models.config import ModelConfig
 from hir_jax.types import Array, TrainBatch, TrainState
@@ -29,8 +31,10 @@ class LearnerSettings:
     clip_low: float = 0.2
     clip_high: float = 0.2
     dual_clip: float = 3.0
+    importance_cap: float = 2.0  # of the weights for a sampler of another dtype
     mini_batches: int = 1
     micro_batch_tokens: int = 8192
+    pack_columns: int = 0
     learning_rate: float = 1e-6
     schedule: str = "constant"
     warmup_steps: int = 0
@@ -70,25 +74,36 @@ def init_state(params: decoder.Params, settings: LearnerSettings) -> TrainState:
     return TrainState(jnp.int32(0), params, optimizer(settings).init(params), jnp.int32(0))
 
 
-def micro_batches(batch, rows: int, multiple: int, micro_rows: int):
-    """A tree of [rows, ...] arrays as [M, micro, ...], padded with zeros (weight 0); micro is a multiple of `multiple`.
+def _packed(tokens, prompt_length, response_mask, keep, settings: LearnerSettings, shard, multiple: int):
+    """The packing of a batch, its places and sizes, and i32[G, K, W] of tokens and of the tokens behind them."""
+    rows, columns = tokens.shape
+    width = packing.bin_columns(columns, settings.pack_columns)
+    size = packing.sizes(rows, columns - 1, width, multiple, settings.micro_batch_tokens)
+    packed, places = packing.pack(prompt_length, response_mask, keep, size, columns, multiple)
 
-    Rows are dealt out so that a device keeps the rows it holds when the batch axis is sharded.
-    """
-    size = max(multiple, micro_rows // multiple * multiple)
-    count = -(-rows // size)
-    size = -(-rows // (count * multiple)) * multiple  # as even as possible
+    def put(x):
+        return shard(x, ("batch", None, "length"))
 
-    def split(x):
-        x = jnp.pad(x, ((0, count * size - rows),) + ((0, 0),) * (x.ndim - 1))
-        return x.reshape(size, count, *x.shape[1:]).swapaxes(0, 1)
-
-    return jax.tree.map(split, batch)
+    packed = packed._replace(**{k: put(v) for k, v in packed._asdict().items() if k != "used"})
+    now, following = (put(tokens[packed.row, packed.column + i]) for i in (0, 1))
+    return packed, places, size, now, following
 
 
-def _join(x: Array, rows: int) -> Array:
-    """Inverse of `micro_batches` for one array."""
-    return x.swapaxes(0, 1).reshape(-1, *x.shape[2:])[:rows]
+def _hidden(params, arrays, longest: int, start, count: int, model: ModelConfig, shard) -> Array:
+    """Hidden states dtype[G, count * W, D] of `count` bins a device from `start` on; arrays: tokens, positions, segments,
+    of rows with up to `longest` columns."""
+
+    def cut(x):
+        x = jax.lax.dynamic_slice_in_dim(x, start, count, axis=1)
+        return shard(x.reshape(-1, x.shape[2]), ("batch", "length"))
+
+    hidden = decoder.hidden_states(model, params, *map(cut, arrays), shard, longest=longest)
+    return shard(hidden.reshape(arrays[0].shape[0], -1, hidden.shape[-1]), ("batch", "length", "embed"))
+
+
+def _flat(x: Array, start, count: int) -> Array:
+    """[G, count * W] of [G, K, W]: the columns of `count` bins from `start` on."""
+    return jax.lax.dynamic_slice_in_dim(x, start, count, axis=1).reshape(x.shape[0], -1)
 
 
 def score_responses(
@@ -102,37 +117,59 @@ def score_responses(
     shard: decoder.Shard = decoder.no_shard,
     multiple: int = 1,
 ) -> Array:
-    """Log-probs f32[B, R] of given responses under `params` (the reference policy's, or the behaviour's under q')."""
-    rows = tokens.shape[0]
-    parts = micro_batches(
-        (tokens, prompt_length, response_mask), rows, multiple, settings.micro_batch_tokens // tokens.shape[1]
+    """Log-probs f32[B, R] of given responses under `params` (the reference policy's, or the behaviour's under q'), 0
+    outside the mask. tokens: i32[B, P + R], prompts right-aligned in the first P columns; prompt_length: i32[B], at least
+    1; response_mask: bool[B, R], left-aligned. `multiple` is the number of devices that share rows."""
+    tokens, prompt_length, response_mask = map(jnp.asarray, (tokens, prompt_length, response_mask))
+    keep = jnp.ones(tokens.shape[0], bool)
+    packed, places, size, now, following = _packed(
+        tokens, prompt_length, response_mask, keep, settings, shard, multiple
     )
-    logp = jax.lax.map(
-        lambda part: response_logprobs(params, *part, model=model, temperature=settings.temperature, shard=shard)[0],
-        parts,
-    )
-    return _join(logp, rows)
+    inputs, matrix = (now, packed.position, packed.segment), decoder.unembed_matrix(model, params)
+
+    def chunk(carry, hidden, real, target):
+        return carry, jnp.where(real, token_logprobs(hidden, target, matrix, settings.temperature)[0], 0.0)
+
+    def micro_batch(logp, start):
+        hidden = _hidden(params, inputs, tokens.shape[1] - 1, start, size.micro, model, shard)
+        predicts, target = (_flat(x, start, size.micro) for x in (packed.predicts, following))
+        empty = jnp.zeros(predicts.shape, jnp.float32)
+        _, found = over_chunks(predicts, model.vocab_size, hidden, target, chunk, empty, None)
+        return jax.lax.dynamic_update_slice_in_dim(logp, found.reshape(multiple, size.micro, -1), start, axis=1)
+
+    logp = shard(jnp.zeros(now.shape, jnp.float32), ("batch", None, "length"))
+    logp, _ = packing.over_micro_batches(packed.used, size, micro_batch, logp)
+    return packing.unpack(logp, places, prompt_length, response_mask)
 
 
-def _loss(params, part, advantage, tokens_total, model: ModelConfig, settings: LearnerSettings, shard):
-    """One micro-batch's share of the mini-batch loss, and sums for metrics."""
-    logp, entropy = response_logprobs(
-        params, part.tokens, part.prompt_length, part.response_mask,
-        model=model, temperature=settings.temperature, shard=shard,
-    )  # fmt: skip
-    mask = part.response_mask * part.weight[:, None]
+class _Tokens(NamedTuple):
+    """What the loss takes of each column that predicts a response token."""
+
+    target: Array  # i32
+    weight: Array  # f32
+    behaviour_logp: Array  # f32
+    advantage: Array  # f32
+    importance: Array  # f32
+    is_replay: Array  # bool
+
+
+def _loss(head, hidden, real, fields: _Tokens, tokens_total, model: ModelConfig, settings: LearnerSettings):
+    """The share of some tokens in the loss of the mini-batch, and sums for metrics."""
+    logp, entropy = token_logprobs(hidden, fields.target, decoder.unembed_matrix(model, head), settings.temperature)
+    mask = jnp.where(real, fields.weight, 0.0)
     if settings.loss == "sft":
         total, sums = losses.nll_loss(logp, mask), {}
     else:
         total, sums = losses.policy_loss(
-            logp, part.behaviour_logp, advantage, mask,
+            logp, fields.behaviour_logp, fields.advantage, mask * fields.importance,
             clip_low=settings.clip_low, clip_high=settings.clip_high, dual_clip=settings.dual_clip,
         )  # fmt: skip
-        gap = jnp.abs(jax.lax.stop_gradient(logp) - part.behaviour_logp)
+        gap = jnp.abs(jax.lax.stop_gradient(logp) - fields.behaviour_logp)
         outside = (gap > jnp.log1p(settings.clip_high)) * mask
-        sums |= {"gap": (gap * mask).sum(), "replay_outside": (outside * part.is_replay[:, None]).sum()}
+        sums |= {"gap": (gap * mask).sum(), "replay_outside": (outside * fields.is_replay).sum()}
     sums |= {"entropy": (entropy * mask).sum(), "nll": -(jax.lax.stop_gradient(logp) * mask).sum()}
-    return total / tokens_total, sums
+    total /= tokens_total
+    return total, sums | {"loss": jax.lax.stop_gradient(total)}
 
 
 def gradients(
@@ -145,29 +182,55 @@ def gradients(
     shard: decoder.Shard = decoder.no_shard,
     multiple: int = 1,
 ) -> tuple[decoder.Params, dict[str, Array]]:
-    """Gradient of the token-mean loss over the batch and its metrics; micro-batches change nothing but memory."""
-    rows, columns = batch.tokens.shape
+    """Gradient of the token-mean loss over the batch and its metrics; packing and micro-batches change nothing but cost.
+
+    `padding` among the metrics is the share of computed columns that no row of weight above 0 fills.
+    """
+    batch, advantage = jax.tree.map(jnp.asarray, (batch, advantage))
+    columns, responses = batch.tokens.shape[1], batch.response_mask.shape[1]
     tokens_total = jnp.maximum((batch.response_mask * batch.weight[:, None]).sum(), 1.0)
-    parts = micro_batches((batch, advantage), rows, multiple, settings.micro_batch_tokens // columns)
-    compute = jax.value_and_grad(_loss, has_aux=True)
+    packed, places, size, now, following = _packed(
+        batch.tokens, batch.prompt_length, batch.response_mask, batch.weight > 0, settings, shard, multiple
+    )
+    # the predicted token's place among the responses
+    at = packed.row, jnp.maximum(packed.column + 1 + responses - columns, 0)
+    fields = _Tokens(
+        following,
+        batch.weight[packed.row],
+        batch.behaviour_logp[at],
+        advantage[at],
+        batch.importance[at],
+        batch.is_replay[packed.row],
+    )
+    fields = jax.tree.map(lambda x: shard(x, ("batch", None, "length")), fields)
+    compute = jax.value_and_grad(partial(_loss, model=model, settings=settings), argnums=(0, 1), has_aux=True)
+    head, inputs = head_params(model, params), (now, packed.position, packed.segment)
 
-    def one(part):
-        (loss, sums), grads = compute(params, *part, tokens_total, model, settings, shard)
-        return grads, sums | {"loss": loss}
+    def chunk(carry, hidden, real, fields):
+        grads, sums = carry
+        (_, more), (d_head, d_hidden) = compute(head, hidden, real, fields, tokens_total)
+        grads = grads | {name: grads[name] + d_head[name] for name in head}
+        return (grads, jax.tree.map(jnp.add, sums, more)), d_hidden
 
-    if parts[1].shape[0] == 1:
-        grads, sums = one(jax.tree.map(lambda x: x[0], parts))
-    else:
-        shapes = jax.eval_shape(one, jax.tree.map(lambda x: x[0], parts))
-        zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-        (grads, sums), _ = jax.lax.scan(
-            lambda total, part: (jax.tree.map(jnp.add, total, one(part)), None), zero, parts
+    def micro_batch(carry, start):
+        hidden, pull = jax.vjp(lambda p: _hidden(p, inputs, columns - 1, start, size.micro, model, shard), params)
+        predicts, part = jax.tree.map(lambda x: _flat(x, start, size.micro), (packed.predicts, fields))
+        (grads, sums), d_hidden = over_chunks(
+            predicts, model.vocab_size, hidden, part, chunk, jnp.zeros_like(hidden), carry
         )
+        return jax.tree.map(jnp.add, grads, pull(d_hidden)[0]), sums
+
+    one = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, 1), x.dtype), fields)
+    hidden = jax.ShapeDtypeStruct((1, 1, model.hidden_size), model.compute_dtype)
+    shapes = jax.eval_shape(compute, head, hidden, jax.ShapeDtypeStruct((1, 1), bool), one, tokens_total)[0][1]
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (params, shapes))
+    (grads, sums), computed = packing.over_micro_batches(packed.used, size, micro_batch, zeros)
     replay_tokens = (batch.response_mask * (batch.weight * batch.is_replay)[:, None]).sum()
     metrics = {"loss": sums.pop("loss")}
     outside = sums.pop("replay_outside", None)
     if outside is not None:
         metrics["replay_outside_clip"] = outside / jnp.maximum(replay_tokens, 1.0)
+    metrics["padding"] = 1 - places.length.sum() / jnp.maximum(computed * multiple * size.columns, 1)
     return grads, metrics | {name: value / tokens_total for name, value in sums.items()}
 
 
@@ -192,23 +255,22 @@ def update(
     rows = batch.tokens.shape[0]
     if rows % settings.mini_batches:
         raise ValueError(f"{rows} rows do not split into learner.mini_batches = {settings.mini_batches} equal parts")
-    size = rows // settings.mini_batches
-    params, opt_state, skipped = state.params, state.opt_state, state.skipped
-    history = []
-    for start in range(0, rows, size):
-        part, advantage = jax.tree.map(lambda x, s=start: x[s : s + size], (batch, values))
-        grads, metrics = gradients(
-            params, part, advantage, model=model, settings=settings, shard=shard, multiple=multiple
-        )
+    parts = jax.tree.map(lambda x: x.reshape(settings.mini_batches, -1, *x.shape[1:]), (batch, values))
+
+    def one(carry, part):
+        params, opt_state, skipped = carry
+        grads, metrics = gradients(params, *part, model=model, settings=settings, shard=shard, multiple=multiple)
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(norm)
         changes, new_opt_state = transform.update(grads, opt_state, params)
         new_params = optax.apply_updates(params, changes)
         params, opt_state = jax.tree.map(
-            lambda new, old, ok=finite: jnp.where(ok, new, old), (new_params, new_opt_state), (params, opt_state)
+            lambda new, old: jnp.where(finite, new, old), (new_params, new_opt_state), (params, opt_state)
         )
-        skipped += ~finite
-        history.append(metrics | {"grad_norm": norm})
-    metrics = {name: jnp.stack([h[name] for h in history]).mean() for name in history[0]}
+        return (params, opt_state, skipped + ~finite), metrics | {"grad_norm": norm}
+
+    carry, history = jax.lax.scan(one, (state.params, state.opt_state, state.skipped), parts)
+    params, opt_state, skipped = carry
+    metrics = {name: values.mean() for name, values in history.items()}
     metrics["updates_skipped"] = skipped
     return TrainState(state.step + 1, params, opt_state, skipped), metrics

@@ -44,6 +44,7 @@ def relabel(
     parts: PromptParts,
     rollout: Rollout,
     ref_logp: Array,
+    importance: Array,
     reward: Array,
     weight: Array,
     verdicts: Verdicts,
@@ -54,7 +55,7 @@ def relabel(
 ) -> TrainBatch:
     """Originals and replays as one TrainBatch of B rows, each replay (q', y) behind its source row.
 
-    prompts: i32[N, P]; rollout, verdicts and ref_logp, reward, weight: of B = N * samples slots, slot b of prompt
+    prompts: i32[N, P]; rollout, verdicts and ref_logp, importance, reward, weight: of B = N * samples slots, slot b of prompt
     b // samples; replays: K places. Slots without a sample and replays that are not valid leave places at weight 0,
     which come last. A replay has reward 1 and keeps the response tokens and the log-probs of its source.
     """
@@ -80,6 +81,7 @@ def relabel(
         response_mask=mask,
         behaviour_logp=jnp.where(mask, rollout.sampler_logp[source], 0.0),
         ref_logp=jnp.where(mask, ref_logp[source], 0.0),
+        importance=importance[source],
         reward=jnp.where(is_replay, 1.0, reward[source]),
         weight=jnp.where(present, jnp.where(is_replay, 1.0, weight[source]), 0.0),
         group=group[source],

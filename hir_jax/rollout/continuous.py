@@ -4,10 +4,10 @@
 not make the others wait. A row's noise hangs on its id and position alone, hence the tokens are those of `sample`.
 
 Prompts are prefilled once, before the loop, and their first tokens drawn there: a row that ends at once takes no slot.
-A slot holds its prompt's keys and values in columns 0 to P, copied from the prompt's when a row moves in, and those of its
+A slot holds a copy of its prompt's keys and values, made when a row moves in, and those of its
 response in a ring of R - 1 columns, of which all slots write the same one at the same step, wherever in their responses
 they are: rotary positions are in the keys, so a column's place means nothing, and one dynamic_update_slice, in place,
-serves all rows (`decoder.decode_step` as it is). The cache is N * P + slots * (P + R - 1) columns, not N * S * (P + R).
+serves all rows (`decoder.decode_step` as it is). The cache is N * P + slots * (P + R - 1) columns, not N * P + B * R.
 
 On several devices each has its own queue: its share of the prompts, rows and slots, so that no cache travels.
 
@@ -109,8 +109,9 @@ def _pick(values: Array, index: Array) -> Array:
     return values.at[index].get(mode="clip")
 
 
-def _refill(first: _First, step: Array, slots: _Slots, queue: _Queue, cache: decoder.Cache):
-    """Moves waiting rows into idle slots, one slot of every queue at a time; what finds no slot or no row moves nothing."""
+def _refill(first: _First, step: Array, slots: _Slots, queue: _Queue, prompts: decoder.Cache):
+    """Moves waiting rows and their prompts' keys and values into idle slots, one slot of every queue at a time; what finds no
+    slot or no row moves nothing."""
     queues, g = slots.row.shape
     b = first.order.shape[1]
 
@@ -121,7 +122,7 @@ def _refill(first: _First, step: Array, slots: _Slots, queue: _Queue, cache: dec
         return idle(slots).any(-1) & (queue.taken < first.waiting)
 
     def move(carry):
-        slots, queue, cache = carry
+        slots, queue, held = carry
         moves = possible(slots, queue)
         row = _pick(first.order, queue.taken[:, None])
         slot = jnp.where(moves, idle(slots).argmax(-1), g)  # g and b are past the end: nothing is written there
@@ -135,20 +136,18 @@ def _refill(first: _First, step: Array, slots: _Slots, queue: _Queue, cache: dec
         owner = jnp.arange(b) == jnp.where(moves[:, None], row, b)
         queue = _Queue(queue.taken + moves, jnp.where(owner, step * g + slot[:, None], queue.place))
 
-        def copy(own, prompts):
-            kept = prompts.reshape(queues, -1, *prompts.shape[1:])
-            piece = _pick(kept, prompt)
-            own_by_queue = own.reshape(queues, g, *own.shape[1:])
-            width = prompts.shape[2]
-            moved = jax.vmap(lambda o, s, p: o.at[s, :, :width].set(p, mode="drop"))(own_by_queue, slot, piece)
-            return moved.reshape(own.shape)
+        def copy(held, prompts):
+            piece = _pick(prompts.reshape(queues, -1, *prompts.shape[1:]), prompt)
+            by_queue = held.reshape(queues, g, *held.shape[1:])
+            moved = jax.vmap(lambda h, s, p: h.at[s].set(p, mode="drop"))(by_queue, slot, piece)
+            return moved.reshape(held.shape)
 
-        return slots, queue, jax.tree.map(copy, cache, first.prompts)
+        return slots, queue, jax.tree.map(copy, held, first.prompts)
 
     def more(carry):
         return possible(*carry[:2]).any()
 
-    return jax.lax.while_loop(more, move, (slots, queue, cache))
+    return jax.lax.while_loop(more, move, (slots, queue, prompts))
 
 
 def _decode(
@@ -159,18 +158,18 @@ def _decode(
     shard: decoder.Shard,
     step: Array,
     slots: _Slots,
+    prompts: decoder.Cache,
     cache: decoder.Cache,
 ):
-    """The next token of every slot, its log-prob and the entropy, each [D * g], and the cache with this step's column."""
-    columns = first.prompts[0][0].shape[2]
-    ring = cache[0][0].shape[2] - columns
+    """The next token of every slot, its log-prob and the entropy, each [D * g], and the ring with this step's column."""
+    columns, ring = prompts[0][0].shape[2], cache[0][0].shape[2]
     count = slots.count.reshape(-1)
     length = _pick(first.length, slots.row // (first.order.shape[1] // first.length.shape[1])).reshape(-1)
     age = (step - jnp.arange(ring)) % ring
-    valid = jnp.concatenate([jnp.arange(columns) >= columns - length[:, None], age < count[:, None]], axis=1)
+    prompt_valid, own_valid = jnp.arange(columns) >= columns - length[:, None], age < count[:, None]
     hidden, cache = decoder.decode_step(
-        model, params, slots.token.reshape(-1), length + count - 1, columns + step % ring, valid, cache, shard
-    )
+        model, params, slots.token.reshape(-1), length + count - 1, step % ring, prompts, prompt_valid, cache, own_valid, shard
+    )  # fmt: skip
     logits = shard(decoder.logits(model, params, hidden), ("batch", "vocab"))
     keys = _pick(first.keys, slots.row).reshape(-1)
     # draw takes one position for all its rows, and these differ
@@ -229,7 +228,7 @@ def sample_continuous(
     params = jax.tree.map(lambda x: x.astype(model.compute_dtype), params)
     limits = jnp.full(rows.shape, longest, jnp.int32) if limits is None else limits
     first = _first(model, params, prompts, length, rows, limits, key, settings, queues, slots, shard)
-    unstacked = decoder.unstack_layers(params)
+    unstacked = decoder.unstack_layers(model, params)
     stops = jnp.asarray(settings.stop_ids, jnp.int32)
     ring = max(longest - 1, 1)
     last_start = (b - 1) * (longest - 1) // g  # no later: until then all other rows keep all slots busy
@@ -238,24 +237,24 @@ def sample_continuous(
         return (state[1].row < b).any()
 
     def advance(state):
-        step, slots, queue, cache, log, busy = state
-        drawn, cache = _decode(model, unstacked, first, settings, shard, step, slots, cache)
+        step, slots, queue, held, cache, log, busy = state
+        drawn, cache = _decode(model, unstacked, first, settings, shard, step, slots, held, cache)
         log = tuple(jax.lax.dynamic_update_slice(x, d[None], (step, 0)) for x, d in zip(log, drawn, strict=True))
         token, count = drawn[0].reshape(queues, g), slots.count + 1
         over = (token[..., None] == stops).any(-1) | (count >= _pick(first.limits, slots.row))
         busy = busy + (slots.row < b).sum()
         slots = _Slots(jnp.where(over, b, slots.row), count, token)
-        slots, queue, cache = _refill(first, step + 1, slots, queue, cache)
-        return step + 1, slots, queue, cache, log, busy
+        slots, queue, held = _refill(first, step + 1, slots, queue, held)
+        return step + 1, slots, queue, held, cache, log, busy
 
-    def empty(x):
-        space = jnp.zeros((queues * g, x.shape[1], columns + ring, x.shape[3]), x.dtype)
-        return shard(space, ("batch", "kv_heads", None, None))
+    def empty(width):
+        spec = ("batch", "kv_heads", None, None)
+        return jax.tree.map(lambda x: shard(x, spec), decoder.empty_cache(model, queues * g, width))
 
     idle = _Slots(*(jnp.full((queues, g), value, jnp.int32) for value in (b, 0, settings.pad_id)))
     queue = _Queue(jnp.zeros(queues, jnp.int32), jnp.zeros((queues, b), jnp.int32))
-    start = _refill(first, jnp.int32(0), idle, queue, jax.tree.map(empty, first.prompts))
+    start = *_refill(first, jnp.int32(0), idle, queue, empty(columns)), empty(ring)
     log = tuple(jnp.zeros((last_start + ring, queues * g), dtype) for dtype in (jnp.int32, jnp.float32, jnp.float32))
-    steps, _, queue, _, log, busy = jax.lax.while_loop(running, advance, (jnp.int32(0), *start, log, jnp.int32(0)))
+    steps, _, queue, *_, log, busy = jax.lax.while_loop(running, advance, (jnp.int32(0), *start, log, jnp.int32(0)))
     usage = Usage(jnp.int32(queues * g), steps, busy)
     return _gather(first, queue, log, settings), usage

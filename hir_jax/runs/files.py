@@ -94,7 +94,9 @@ class RunFiles:
         self._board = None
         if tensorboard:
             from tensorboardX import SummaryWriter  # slow to import
+            from tensorboardX.proto.summary_pb2 import Summary
 
+            self._summary = lambda values: Summary(value=[{"tag": k, "simple_value": v} for k, v in values.items()])
             self._board = SummaryWriter(str(self.workdir / "tensorboard"), purge_step=step + 1, write_to_disk=True)
 
     def __enter__(self):
@@ -115,8 +117,8 @@ class RunFiles:
         clean = {k: (v if math.isfinite(v) else None) for k, v in values.items()}
         self._append("metrics", {"step": step, **clean})
         if self._board:
-            for name, value in values.items():
-                self._board.add_scalar(name, value, step)
+            # one event for all: an add_scalar for each took 4.4 ms a step, a tenth of one of the tiny environment
+            self._board.file_writer.add_summary(self._summary(values), step)
             self._board.flush()
 
     def replays(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:

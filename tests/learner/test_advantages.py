@@ -15,6 +15,7 @@ def batch_of(seed, rows=8, columns=5, groups=3):
         prompt_length=np.ones(rows, np.int32),
         response_mask=mask,
         behaviour_logp=(rng.normal(size=mask.shape) * mask).astype(np.float32),
+        importance=np.ones(mask.shape, np.float32),
         ref_logp=(rng.normal(size=mask.shape) * mask).astype(np.float32),
         reward=rng.integers(0, 2, rows).astype(np.float32),
         weight=(rng.random(rows) < 0.8).astype(np.float32),

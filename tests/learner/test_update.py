@@ -1,4 +1,4 @@
-"""Losses by hand, chunking and micro-batches that change nothing, updates that are skipped, AdamW against torch."""
+"""Losses by hand, chunks that change nothing, updates that are skipped, AdamW against torch."""
 
 import dataclasses
 from functools import partial
@@ -14,7 +14,6 @@ from hir_jax.learner.update import (
     gradients,
     init_state,
     learning_rate,
-    micro_batches,
     score_responses,
     update,
 )  # fmt: skip
@@ -28,7 +27,7 @@ SETTINGS = LearnerSettings(learning_rate=1e-2, kl=0.05)
 
 @pytest.fixture(scope="module")
 def params():
-    return decoder.init(MODEL, jax.random.key(1))
+    return jax.jit(decoder.init, static_argnums=0)(MODEL, jax.random.key(1))
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +40,7 @@ def batch():
         prompt_length=rng.integers(1, prompt + 1, rows).astype(np.int32),
         response_mask=mask,
         behaviour_logp=(-3.5 + 0.2 * rng.normal(size=mask.shape) * mask).astype(np.float32) * mask,
+        importance=np.ones(mask.shape, np.float32),
         ref_logp=np.full(mask.shape, -3.6, np.float32) * mask,
         reward=np.array([1, 0, 0, 1, 1, 0], np.float32),
         weight=np.array([1, 1, 1, 1, 0, 1], np.float32),
@@ -66,60 +66,73 @@ def test_surrogate_worked_by_hand():
         assert float(sums["clipped"]) == (1.0 if i in (0, 3) else 0.0)
 
 
-def test_chunks_change_nothing(params, batch, monkeypatch):
-    def loss(p):
-        logp, entropy = logprobs.response_logprobs(
-            p, batch.tokens, batch.prompt_length, batch.response_mask, model=MODEL, temperature=0.8
-        )
-        return (logp * np.arange(7)).sum(), (logp, entropy)
+def test_truncated_importance_worked_by_hand():
+    trainer, sampler = jnp.log(jnp.array([[0.5, 0.2, 0.9, 0.1]])), jnp.log(jnp.array([[0.25, 0.4, 0.1, 0.2]]))
+    mask = jnp.array([[True, True, True, False]])
+    weight, metrics = losses.truncated_importance(trainer, sampler, mask, 3.0)
+    np.testing.assert_allclose(weight, [[2.0, 0.5, 3.0, 1.0]], rtol=1e-6)
+    assert float(metrics["sampler_gap"]) == pytest.approx((2 * np.log(2) + np.log(9)) / 3, rel=1e-6)
+    assert float(metrics["importance_cut"]) == pytest.approx(1 / 3)
 
-    (_, whole), whole_grad = jax.value_and_grad(loss, has_aux=True)(params)
-    monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", 6 * 37 * 2)  # two columns at a time, seven to do
-    (_, parts), parts_grad = jax.value_and_grad(loss, has_aux=True)(params)
-    np.testing.assert_allclose(parts[0], whole[0], atol=1e-5)
-    np.testing.assert_allclose(parts[1], whole[1], atol=1e-5)
-    assert relative_error(parts_grad, whole_grad) < 1e-5
+
+def test_importance_weighs_each_token_of_the_loss(params, batch):
+    """Twice the weight on every token is twice the gradient; weight 0 on a row is a row without gradient."""
+    run = jax.jit(partial(gradients, model=MODEL, settings=SETTINGS))
+    advantage = np.random.default_rng(0).normal(size=batch.response_mask.shape).astype(np.float32)
+    once, _ = run(params, batch, advantage)
+    twice, _ = run(params, batch._replace(importance=2 * batch.importance), advantage)
+    assert relative_error(twice, jax.tree.map(lambda g: 2 * g, once)) < 1e-6
+    none, _ = run(params, batch._replace(importance=batch.importance * (np.arange(6) != 1)[:, None]), advantage)
+    silent, _ = run(params, batch, advantage * (np.arange(6) != 1)[:, None])
+    assert relative_error(none, silent) < 1e-6
+
+
+def scores(params, batch, **changes):
+    rows = batch.tokens, batch.prompt_length, batch.response_mask
+    run = jax.jit(partial(score_responses, model=MODEL, settings=dataclasses.replace(SETTINGS, **changes)))
+    return run(params, *rows)
+
+
+def test_chunks_change_nothing(params, batch, monkeypatch):
+    run = jax.jit(partial(gradients, model=MODEL, settings=SETTINGS))
+    advantage = np.random.default_rng(0).normal(size=batch.behaviour_logp.shape).astype(np.float32)
+    whole, (whole_grads, whole_metrics) = scores(params, batch), run(params, batch, advantage)
+    monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", 37 * 3)  # three tokens at a time
+    run = jax.jit(partial(gradients, model=MODEL, settings=SETTINGS))
+    parts, (grads, metrics) = scores(params, batch), run(params, batch, advantage)
+    np.testing.assert_allclose(parts, whole, atol=1e-5)
+    assert relative_error(grads, whole_grads) < 1e-5
+    assert relative_error(metrics, whole_metrics) < 1e-5
 
 
 def test_log_probs_equal_a_plain_softmax(params, batch):
-    """Against NumPy on the model's own logits, one row at a time and without padding."""
-    logp, entropy = logprobs.response_logprobs(
-        params, batch.tokens, batch.prompt_length, batch.response_mask, model=MODEL, temperature=0.8
-    )
+    """Against NumPy on the model's own logits, one row at a time, left-aligned."""
+    logp = scores(params, batch, temperature=0.8)
+
+    @jax.jit
+    def logits(row, length):  # of a left-aligned row
+        at = jnp.arange(row.shape[0])[None]
+        return decoder.logits(MODEL, params, decoder.hidden_states(MODEL, params, row[None], at, at < length)[0])
+
     for b in range(6):
         start, end = 5 - batch.prompt_length[b], 5 + batch.response_mask[b].sum()
         row = batch.tokens[b : b + 1, start:end]
-        at = np.arange(row.shape[1])[None]
-        hidden = decoder.hidden_states(MODEL, params, row, at, np.ones_like(at, bool))
-        z = np.asarray(decoder.logits(MODEL, params, hidden)[0], np.float64) / 0.8
+        z = np.asarray(logits(np.pad(row[0], (0, 12 - row.shape[1])), row.shape[1]), np.float64) / 0.8
         p = np.exp(z - z.max(-1, keepdims=True))
         p /= p.sum(-1, keepdims=True)
         for t in range(batch.response_mask[b].sum()):
             at_prompt_end = batch.prompt_length[b] - 1 + t
             assert float(logp[b, t]) == pytest.approx(np.log(p[at_prompt_end, row[0, at_prompt_end + 1]]), abs=1e-4)
-            assert float(entropy[b, t]) == pytest.approx(-(p * np.log(p)).sum(-1)[at_prompt_end], abs=1e-4)
 
 
-@pytest.mark.parametrize("tokens", [12, 24, 36, 10_000])
-@pytest.mark.parametrize("loss", ["policy", "sft"])
-def test_micro_batches_change_nothing(params, batch, tokens, loss):
-    settings = dataclasses.replace(SETTINGS, loss=loss)
-    advantage = np.random.default_rng(0).normal(size=batch.behaviour_logp.shape).astype(np.float32)
-    run = partial(gradients, model=MODEL)
-    expected, metrics = run(params, batch, advantage, settings=dataclasses.replace(settings, micro_batch_tokens=99_999))
-    found, found_metrics = run(
-        params, batch, advantage, settings=dataclasses.replace(settings, micro_batch_tokens=tokens)
-    )
-    assert relative_error(found, expected) < 1e-5
-    for name, value in metrics.items():
-        assert float(found_metrics[name]) == pytest.approx(float(value), rel=1e-4, abs=1e-6)
-
-
-@pytest.mark.parametrize(("rows", "multiple", "size"), [(6, 1, 4), (7, 2, 3), (16, 4, 4), (5, 1, 100), (12, 4, 1)])
-def test_micro_batches_hold_every_row_once(rows, multiple, size):
-    parts = micro_batches(np.arange(1, rows + 1), rows, multiple, size)
-    assert parts.shape[1] % multiple == 0
-    assert sorted(np.ravel(parts)[np.ravel(parts) > 0].tolist()) == list(range(1, rows + 1))
+def test_entropy_equals_a_plain_softmax():
+    rng = np.random.default_rng(0)
+    hidden, matrix = rng.normal(size=(2, 3, 8)).astype(np.float32), rng.normal(size=(8, 11)).astype(np.float32)
+    _, found = logprobs.token_logprobs(hidden, np.zeros((2, 3), np.int32), matrix, 0.8)
+    z = (hidden @ matrix).astype(np.float64) / 0.8
+    p = np.exp(z - z.max(-1, keepdims=True))
+    p /= p.sum(-1, keepdims=True)
+    np.testing.assert_allclose(found, -(p * np.log(p)).sum(-1), rtol=1e-4)
 
 
 def test_rows_of_weight_zero_change_nothing(params, batch):
@@ -155,24 +168,12 @@ def test_mini_batches_are_updates_in_row_order(params, batch):
 
     values, transform = advantages(batch, settings.estimator, settings.kl), optimizer(settings)
     p, moments = params, transform.init(params)
+    run = jax.jit(partial(gradients, model=MODEL, settings=settings))
     for part in (slice(0, 3), slice(3, 6)):
-        grads, _ = gradients(
-            p, jax.tree.map(lambda x, s=part: x[s], batch), values[part], model=MODEL, settings=settings
-        )
+        grads, _ = run(p, jax.tree.map(lambda x, s=part: x[s], batch), values[part])
         changes, moments = transform.update(grads, moments, p)
         p = jax.tree.map(jnp.add, p, changes)
     assert relative_error(two.params, p) < 1e-6
-
-
-def test_reference_scores_equal_single_rows(params, batch):
-    small = dataclasses.replace(SETTINGS, micro_batch_tokens=24)
-    logp = score_responses(params, batch.tokens, batch.prompt_length, batch.response_mask, model=MODEL, settings=small)
-    for b in range(6):
-        one, _ = logprobs.response_logprobs(
-            params, *(x[b : b + 1] for x in (batch.tokens, batch.prompt_length, batch.response_mask)),
-            model=MODEL, temperature=1.0,
-        )  # fmt: skip
-        np.testing.assert_allclose(logp[b], one[0], atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -71,20 +71,20 @@ def greedy(config, params, prompt, steps: int):
     rows, width = prompt.shape
     valid = jnp.ones((rows, width), bool)
     hidden, cache = decoder.prefill(config, params, prompt, positions_of(valid), valid)
-    unstacked = decoder.unstack_layers(params)
+    unstacked = decoder.unstack_layers(config, params)
 
     def pick(hidden):
         return jnp.argmax(decoder.logits(config, unstacked, hidden), axis=-1).astype(jnp.int32)
 
     def body(state):
-        i, token, cache, out = state
-        column = width + i - 1
-        seen = jnp.broadcast_to(jnp.arange(width + steps) <= column, (rows, width + steps))
-        hidden, cache = decoder.decode_step(config, unstacked, token, jnp.full(rows, column), column, seen, cache)
+        i, token, own, out = state
+        read = jnp.broadcast_to(jnp.arange(steps) < i, (rows, steps))
+        position = jnp.full(rows, width + i - 1)
+        hidden, own = decoder.decode_step(config, unstacked, token, position, i - 1, cache, valid, own, read)
         token = pick(hidden)
-        return i + 1, token, cache, out.at[:, i].set(token)
+        return i + 1, token, own, out.at[:, i].set(token)
 
     token = pick(hidden)
     out = jnp.zeros((rows, steps), jnp.int32).at[:, 0].set(token)
-    state = (jnp.int32(1), token, decoder.expand_cache(cache, 1, steps), out)
+    state = (jnp.int32(1), token, decoder.empty_cache(config, rows, steps), out)
     return jax.lax.while_loop(lambda s: s[0] < steps, body, state)[-1]

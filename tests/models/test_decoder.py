@@ -64,16 +64,14 @@ def test_prefill_and_decoding_equal_one_full_pass(name, models):
     hidden, cache = prefill(config, params, tokens[:, :8], positions[:, :8], valid[:, :8])
     np.testing.assert_allclose(hidden, full[:, 7], atol=1e-5)
     samples = 3
-    cache = decoder.expand_cache(cache, samples, 4)
-    wide_tokens, wide_positions, wide_valid = (
-        np.repeat(np.asarray(a), samples, axis=0) for a in (tokens, positions, valid)
-    )
-    unstacked = decoder.unstack_layers(params)
+    wide_tokens, wide_positions = (np.repeat(np.asarray(a), samples, axis=0) for a in (tokens, positions))
+    unstacked, own = decoder.unstack_layers(config, params), decoder.empty_cache(config, 2 * samples, 2)
     for column in range(8, 12):
-        seen = wide_valid & (np.arange(12) <= column)
-        hidden, cache = step(
-            config, unstacked, wide_tokens[:, column], wide_positions[:, column], jnp.int32(column), seen, cache
-        )
+        if column == 10:
+            own = decoder.widen_cache(own, 4)
+        read = np.tile(np.arange(own[0][0].shape[2]) <= column - 8, (2 * samples, 1))
+        token, position = wide_tokens[:, column], wide_positions[:, column]
+        hidden, own = step(config, unstacked, token, position, jnp.int32(column - 8), cache, valid[:, :8], own, read)
         np.testing.assert_allclose(hidden, np.repeat(full[:, column], samples, axis=0), atol=1e-5)
 
 
@@ -153,9 +151,9 @@ def test_shard_is_called_with_the_axes_of_its_array(models):
 
     def run(params):
         _, cache = decoder.prefill(config, params, tokens, positions_of(valid), valid, shard)
-        unstacked, cache = decoder.unstack_layers(params), decoder.expand_cache(cache, 1, 1)
-        here = jnp.full(2, 6)
-        decoder.decode_step(config, unstacked, tokens[:, 0], here, jnp.int32(6), np.ones((2, 7), bool), cache, shard)
+        unstacked, own = decoder.unstack_layers(config, params), decoder.empty_cache(config, 2, 1)
+        here, read = jnp.full(2, 6), np.ones((2, 1), bool)
+        decoder.decode_step(config, unstacked, tokens[:, 0], here, jnp.int32(0), cache, valid, own, read, shard)
 
     jax.eval_shape(run, params)
     assert seen == {"batch", "length", "embed", "heads", "kv_heads", "mlp", None}

@@ -64,6 +64,7 @@ def fixed_batch(config, vocabulary: int) -> TrainBatch:
         prompt_length=rng.integers(1, 20, rows).astype(np.int32),
         response_mask=mask,
         behaviour_logp=((-5.5 + 0.3 * rng.normal(size=mask.shape)) * mask).astype(np.float32),
+        importance=np.ones(mask.shape, np.float32),
         ref_logp=((-5.6 + 0.3 * rng.normal(size=mask.shape)) * mask).astype(np.float32),
         reward=rng.integers(0, 2, rows).astype(np.float32),
         weight=np.where(np.arange(rows) == 4, 0, 1).astype(np.float32),
@@ -75,6 +76,11 @@ def fixed_batch(config, vocabulary: int) -> TrainBatch:
 def named(prefix: str, tree) -> dict[str, np.ndarray]:
     leaves = jax.tree_util.tree_flatten_with_path(jax.device_get(tree))[0]
     return {prefix + jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def comparable(metrics) -> dict:
+    """Metrics without the share of padding, which follows from the layout: bins are dealt to the devices."""
+    return {name: value for name, value in metrics.items() if name != "padding"}
 
 
 def fixed_tokens(engine: Engine, state) -> dict[str, np.ndarray]:
@@ -89,9 +95,9 @@ def fixed_tokens(engine: Engine, state) -> dict[str, np.ndarray]:
     )  # fmt: skip
     with jax.set_mesh(engine.mesh):
         grads, sums = compute(state.params, *meshes.put_rows(engine.mesh, (batch, advantage)))
-    found = named("gradients", grads) | named("gradient_metrics", sums)
+    found = named("gradients", grads) | named("gradient_metrics", comparable(sums))
     state, metrics = engine.update(state, batch)
-    return found | named("fixed_metrics", metrics) | named("fixed_params", state.params)
+    return found | named("fixed_metrics", comparable(metrics)) | named("fixed_params", state.params)
 
 
 def whole_steps(engine: Engine, config, state, reference) -> dict[str, np.ndarray]:
@@ -104,12 +110,12 @@ def whole_steps(engine: Engine, config, state, reference) -> dict[str, np.ndarra
             prompts = engine.prompts(rows, data.shapes)
             rollout, verdicts, rounds = roll_out(engine, verifier, state.params, rows, prompts, step, Clock())
             replays = select_replays(engine, rollout, verdicts, rounds, step)
-            batch = build_batch(engine, reference, state.params, prompts, rollout, verdicts, replays)
+            batch, _ = build_batch(engine, reference, state.params, prompts, rollout, verdicts, replays)
             seen = rollout_metrics(engine, rollout, verdicts, replays, rounds)
             found |= named(f"step{step}/batch", batch) | named(f"step{step}/verdicts", verdicts)
             found |= named(f"step{step}/rollout", rollout) | named(f"step{step}/replays", replays)
             state, learned = engine.update(state, batch)
-            found |= named(f"step{step}/metrics", seen | learned)
+            found |= named(f"step{step}/metrics", comparable(seen | learned))
     return found | named("whole_params", state.params)
 
 

@@ -128,6 +128,7 @@ def test_train_batch_layout(seed, prompts, samples, k):
             frame_parts,
             rollout,
             rollout.sampler_logp - 1,
+            rollout.sampler_logp + 2,
             reward,
             weight,
             verdicts,
@@ -149,6 +150,7 @@ def test_train_batch_layout(seed, prompts, samples, k):
         assert batch.group[i] == b // (samples + k)
         np.testing.assert_array_equal(batch.behaviour_logp[i], np.where(rollout.mask[b], rollout.sampler_logp[b], 0))
         np.testing.assert_array_equal(batch.ref_logp[i], np.where(rollout.mask[b], rollout.sampler_logp[b] - 1, 0))
+        np.testing.assert_array_equal(batch.importance[i], rollout.sampler_logp[b] + 2)
         kept = [c for c in range(constraints) if satisfied[b, c]] if is_replay else None
         if is_replay:
             assert batch.tokens[i, 8 - batch.prompt_length[i] : 8].tolist() == [7, *(10 + c for c in kept), 9]

@@ -36,8 +36,8 @@ def case():
 
 
 def cache_transfers(hlo: str) -> int:
-    """Collectives over arrays of four or more axes, the last but one as long as the prompts' or the slots' cache."""
-    lengths = f"(?:{COLUMNS}|{COLUMNS + SETTINGS.max_response - 1})"
+    """Collectives over arrays of four or more axes, the last but one as long as the prompts' or the responses' cache."""
+    lengths = f"(?:{COLUMNS}|{SETTINGS.max_response - 1})"
     collective = re.compile(r"= (.*?) (?:all-gather|all-reduce|all-to-all|collective-permute)(?:-start)?\(")
     cache = re.compile(rf"\[(?:\d+,){{2,}}{lengths},\d+\]")
     return sum(bool(cache.search(found)) for found in collective.findall(hlo))
@@ -57,10 +57,7 @@ def main(output: str) -> None:
     with jax.set_mesh(mesh):
         compiled = run.lower(jax.device_put(params, shardings), *meshes.put_rows(mesh, tuple(arrays)), key).compile()
         rollout, usage = compiled(jax.device_put(params, shardings), *meshes.put_rows(mesh, tuple(arrays)), key)
-    moved = re.findall(
-        r"= \S*f32\[\d+(?:,\d+){3,}\]\S* (?:all-gather|all-reduce|all-to-all|collective-permute)", compiled.as_text()
-    )
-    np.savez(output, **rollout._asdict(), **usage._asdict(), moved=len(moved))
+    np.savez(output, **rollout._asdict(), **usage._asdict(), moved=cache_transfers(compiled.as_text()))
 
 
 if __name__ == "__main__":

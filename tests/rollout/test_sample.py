@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
-from hir_jax.learner.logprobs import response_logprobs
+from hir_jax.learner.logprobs import token_logprobs
 from hir_jax.models import decoder
 from hir_jax.models.config import ModelConfig
 from hir_jax.rollout.sample import Sampling, _restrict, draw, row_keys, sample
@@ -39,13 +40,23 @@ def roll(params, prompts, rows=None, key=7, **changes):
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_log_probs_are_those_of_the_trainer(params, prompts, temperature):
     found = roll(params, prompts, temperature=temperature, policy_temperature=temperature, top_k=20, top_p=0.9)
-    tokens = np.concatenate([np.repeat(prompts, 4, 0), found.tokens], axis=1)
-    logp, entropy = response_logprobs(
-        params, tokens, np.repeat(LENGTHS, 4), found.mask, model=MODEL, temperature=temperature
-    )
     assert found.mask.sum() > 40
-    assert np.abs(np.asarray(logp) - found.sampler_logp).max() <= 1e-4
-    assert np.abs(np.asarray(entropy) - found.entropy).max() <= 1e-4
+    width = 9 + SETTINGS.max_response
+
+    @jax.jit
+    def trained(tokens, length):  # of one row, left-aligned
+        at = jnp.arange(width)[None]
+        hidden = decoder.hidden_states(MODEL, params, tokens[None], at, at < length)
+        matrix = decoder.unembed_matrix(MODEL, params)
+        return token_logprobs(hidden[0, :-1], tokens[1:], matrix, temperature)
+
+    for b, (row, mask) in enumerate(zip(found.tokens, found.mask, strict=True)):
+        start, length = LENGTHS[b // 4], mask.sum()
+        tokens = np.zeros(width, np.int32)
+        tokens[:start], tokens[start : start + length] = prompts[b // 4, 9 - start :], row[mask]
+        logp, entropy = (x[start - 1 : start - 1 + length] for x in trained(tokens, start + length))
+        np.testing.assert_allclose(found.sampler_logp[b, mask], logp, atol=1e-4)
+        np.testing.assert_allclose(found.entropy[b, mask], entropy, atol=1e-4)
 
 
 def test_greedy_equals_repeated_full_passes(params, prompts):
@@ -91,16 +102,41 @@ def test_noise_is_a_function_of_seed_and_row(params, prompts):
     assert not np.array_equal(roll(params, prompts, key=8).tokens, together.tokens)
 
 
-def test_draws_follow_the_softmax():
+@pytest.mark.parametrize("widths", [(1,), (4, 8), (3, 12, 20)])
+def test_a_cache_that_grows_changes_nothing(params, prompts, widths):
+    for a, b in zip(roll(params, prompts, widths=widths), roll(params, prompts), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["gumbel", "inverse_cdf"])
+def test_draws_follow_the_softmax(method):
     """Chi-square of 20,000 draws against NumPy's soft-max."""
     logits = np.array([0.5, 2.0, -1.0, 0.0, 1.0], np.float32)
     keys = row_keys(jax.random.key(0), jnp.arange(20_000))
-    tokens, logp, entropy = draw(jnp.tile(logits, (20_000, 1)), keys, 3, SETTINGS)
+    settings = dataclasses.replace(SETTINGS, method=method)
+    tokens, logp, entropy = draw(jnp.tile(logits, (20_000, 1)), keys, 3, settings)
     p = np.exp(logits) / np.exp(logits).sum()
     counts = np.bincount(np.asarray(tokens), minlength=5)
     assert ((counts - 20_000 * p) ** 2 / (20_000 * p)).sum() < 18.5  # 99.9% quantile at 4 degrees of freedom
     np.testing.assert_allclose(logp, np.log(p)[np.asarray(tokens)], atol=1e-5)
     np.testing.assert_allclose(entropy, -(p * np.log(p)).sum(), atol=1e-5)
+
+
+def test_inverse_cdf_over_many_words_and_masked_ones():
+    """Several blocks of words, likely ones at their edges, whole blocks masked: chi-square over all words that can come."""
+    rng = np.random.default_rng(5)
+    logits = rng.normal(size=1000).astype(np.float32)
+    logits[[0, 255, 256, 511, 999]] += 5
+    logits[512:768] = -1e30
+    logits[rng.choice(512, 200, replace=False)] = -1e30
+    keys = row_keys(jax.random.key(1), jnp.arange(60_000))
+    tokens = draw(jnp.tile(logits, (60_000, 1)), keys, 0, dataclasses.replace(SETTINGS, method="inverse_cdf"))[0]
+    p = np.exp(logits.astype(np.float64)) / np.exp(logits.astype(np.float64)).sum()
+    counts, possible = np.bincount(np.asarray(tokens), minlength=1000), p > 0
+    assert counts[~possible].sum() == 0
+    frequent = p * 60_000 >= 5
+    statistic = ((counts - 60_000 * p) ** 2 / np.where(possible, 60_000 * p, 1))[frequent].sum()
+    assert statistic < scipy.stats.chi2.ppf(0.999, frequent.sum())
 
 
 @pytest.mark.parametrize(("top_k", "top_p"), [(5, 1.0), (0, 0.8), (10, 0.6), (100, 0.99), (1, 1.0)])

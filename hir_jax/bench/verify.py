@@ -1,4 +1,4 @@
-"""How long it takes to verify a batch: rows that look like a rollout, checked in this process, by the pool, on the device.
+"""The verify phase: how long it takes to check rows that look like a rollout, in this process, by the pool, on the device.
 
 Responses are made of this project's own words (base tasks, their keywords, wordings of constraints) in the shapes that
 constraints ask for: paragraphs, headings, bullet points, highlights, brackets; now and then in one case, as a policy
@@ -13,12 +13,14 @@ import time
 import jax
 import numpy as np
 
+from hir_jax.bench.machine import spread
+from hir_jax.bench.sizes import Sizes
 from hir_jax.constraints import on_device
 from hir_jax.constraints.verifier import Row, Verifier
 from hir_jax.instructions import conflicts, phrasings, synthesis
 from hir_jax.types import Constraint
 
-ROWS, CONSTRAINTS = 512, 6
+CONSTRAINTS = 6
 TOKENS_PER_WORD = 1.5  # marks included: SmolLM2's tokenizer on these responses
 _ENOUGH_WORDS = 170  # no further paragraph after these: 200 words or 300 tokens in the mean
 LANGUAGE_IDS = (conflicts.LANGUAGE, conflicts.CAPITAL, conflicts.LOWER)  # may identify the language of a response
@@ -123,3 +125,18 @@ def measure(rounds: int, rows: int, workers: int, timeout_seconds: float) -> dic
             found["language_seconds"].append(_seconds(here, _only(other, LANGUAGE_IDS)))
             found["device_host_seconds"].append(_seconds(here, third))
     return found
+
+
+def bench(config, sizes: Sizes) -> dict:
+    """Seconds of a batch in this process, which are core-seconds; those of its language checks; and by the pool."""
+    checks = config.constraints
+    found = measure(sizes.rounds, sizes.verify_rows, checks.workers, checks.timeout_seconds)
+    laps = {name: spread(values) for name, values in found.items() if name.endswith("seconds")}
+    one, pool = laps["seconds"]["median"], laps["pool_seconds"]["median"]
+    count = found["rows"] * found["constraints"]
+    return found | laps | {
+        "checks_per_s": count / one, "pool_checks_per_s": count / pool, "core_seconds": one,
+        "pool_core_seconds": pool * found["workers"], "language_share": laps["language_seconds"]["median"] / one,
+        "device_checks_per_s": found["device_checks"] / laps["device_seconds"]["median"],
+        "device_host_checks_per_s": found["device_checks"] / laps["device_host_seconds"]["median"],
+    }  # fmt: skip

@@ -1,0 +1,245 @@
+"""Decoding and learning at the shapes of Qwen3 on one accelerator, against what that chip can do. Random bfloat16 weights.
+
+    python -m experiments.benchmarks.gpu --output=FILE [--cases=NAME,...] [--wheels=DIR] [--rounds=5] [--tiny]
+
+Uses `rollout.sample`, `rollout.continuous` and `learner.update` directly: of this project's requirements it needs jax, flax
+and optax. Where one lacks, --wheels=DIR installs it from the wheels there into a temporary directory.
+
+A decode case is `sequences` rows, 8 samples a prompt, no stops; the seconds of a decode step are those of new_tokens tokens
+less those of one, divided by the steps between. Its floor is the larger of FLOPs / matmul rate and (weights + filled cache)
+/ memory rate, both rates measured in the same run; a learner case's MFU is 6ND + attention FLOPs, remat not counted, over
+its seconds and the bfloat16 matmul rate. The JSON file is written anew after each case, so that a run that is cut off keeps
+what it has; a case that does not fit the memory is reported as such. --tiny: small shapes, to try the script on a CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import subprocess
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+NEEDED = ("jax", "flax", "optax")
+PROMPT_SAMPLES = 8
+
+
+@dataclass(frozen=True)
+class Decode:
+    model: str
+    sequences: int
+    prompt: int  # tokens
+    new_tokens: int
+    slots: int = 0  # continuous batching in so many; 0: the plain loop
+
+
+@dataclass(frozen=True)
+class Learn:
+    model: str
+    sequences: int
+    prompt: int  # tokens
+    response: int
+    micro_batch_tokens: int
+    remat: str
+
+
+# hidden, MLP, layers, heads, key heads, head size, words; all with tied embeddings and normalised queries and keys
+SHAPES = {
+    "qwen3-4b": (2560, 9728, 36, 32, 8, 128, 151_936),
+    "qwen3-1.7b": (2048, 6144, 28, 16, 8, 128, 151_936),
+    "qwen3-0.6b": (1024, 3072, 28, 16, 8, 128, 151_936),
+    "tiny": (64, 128, 2, 4, 2, 16, 512),
+}
+CASES = {
+    "decode-4b-256": Decode("qwen3-4b", 256, 256, 256),
+    "decode-4b-64": Decode("qwen3-4b", 64, 256, 256),
+    "decode-4b-256-long": Decode("qwen3-4b", 256, 1024, 256),
+    "decode-4b-256-slots": Decode("qwen3-4b", 256, 256, 256, slots=256),
+    "decode-0.6b-256": Decode("qwen3-0.6b", 256, 256, 256),
+    "learn-4b-full": Learn("qwen3-4b", 64, 256, 768, 16_384, "full"),
+    "learn-4b-full-8k": Learn("qwen3-4b", 64, 256, 768, 8_192, "full"),
+    "learn-4b-dots": Learn("qwen3-4b", 64, 256, 768, 4_096, "dots"),
+    "learn-1.7b-full": Learn("qwen3-1.7b", 64, 256, 768, 16_384, "full"),
+    "learn-0.6b-full": Learn("qwen3-0.6b", 64, 256, 768, 16_384, "full"),
+}
+TINY = {
+    "decode": Decode("tiny", 16, 8, 8),
+    "decode-slots": Decode("tiny", 16, 8, 8, slots=8),
+    "learn": Learn("tiny", 8, 8, 8, 64, "full"),
+}
+
+
+def install(wheels: str | None) -> None:
+    """Makes NEEDED importable, from wheels where they are not. Exits with a message where they cannot be."""
+    lacking = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if not lacking:
+        return
+    if wheels is None:
+        sys.exit(f"error: this Python lacks {', '.join(lacking)}: install them, or give --wheels=DIR with their wheels")
+    target = tempfile.mkdtemp(prefix="wheels-")
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--find-links", wheels]
+    subprocess.run([*command, "--target", target, *lacking], check=True)
+    sys.path.append(target)  # behind what is there: nothing of the machine's own is replaced
+
+
+def make_model(name: str, remat: str = "full"):
+    from hir_jax.models.config import ModelConfig
+
+    hidden, mlp, layers, heads, kv_heads, head, words = SHAPES[name]
+    return ModelConfig(
+        "qwen3", words, hidden, mlp, layers, heads, kv_heads, head, rope_theta=1e6, rms_norm_eps=1e-6, qk_norm=True,
+        compute_dtype="bfloat16", remat=remat,
+    )  # fmt: skip
+
+
+def make_params(model):
+    import jax
+    import jax.numpy as jnp
+
+    from hir_jax.models import decoder
+
+    return jax.jit(partial(decoder.init, model, param_dtype=jnp.bfloat16))(jax.random.key(0))
+
+
+def measure_seconds(run: Callable[[], object], rounds: int) -> tuple[float, dict[str, float]]:
+    """(seconds of the first call, which compiles; median and spread of the others)."""
+    from hir_jax.bench.machine import spread, timed
+
+    return timed(run), spread([timed(run) for _ in range(rounds)])
+
+
+def decode(case: Decode, rounds: int, ceilings) -> dict:
+    import jax
+    import numpy as np
+
+    from hir_jax.bench import counting
+    from hir_jax.bench.sizes import NO_STOP, random_prompts
+    from hir_jax.rollout.continuous import sample_continuous
+    from hir_jax.rollout.sample import Sampling, sample
+
+    model = make_model(case.model)
+    params = make_params(model)
+    count = case.sequences // PROMPT_SAMPLES
+    lengths = np.full(count, case.prompt, np.int32)
+    prompts = random_prompts(model.vocab_size, lengths, case.prompt)
+    rows = np.arange(case.sequences, dtype=np.int32).reshape(count, PROMPT_SAMPLES)
+    arrays = jax.device_put((prompts, lengths, rows, jax.random.key(1)))
+
+    def drawing(new_tokens: int):
+        settings = Sampling(new_tokens, NO_STOP, 0)
+        if case.slots:
+            call = jax.jit(partial(sample_continuous, model=model, settings=settings, slots=case.slots))
+        else:
+            call = jax.jit(partial(sample, model=model, settings=settings))
+        return lambda: jax.block_until_ready(call(params, *arrays))
+
+    first, one = measure_seconds(drawing(1), rounds)
+    compiling, whole = measure_seconds(drawing(case.new_tokens), rounds)
+    steps = case.new_tokens - 1
+    step = (whole["median"] - one["median"]) / steps
+    rates = ceilings.flops_per_s["bfloat16"], ceilings.bytes_per_s
+    context = np.repeat(lengths, PROMPT_SAMPLES)
+    parts = [counting.decode_floor_seconds(model, context + t, *rates) for t in range(1, case.new_tokens)]
+    floor = sum(map(max, parts)) / steps
+    return {
+        "first_call_seconds": first + compiling, "seconds": whole, "seconds_of_one_token": one, "step_seconds": step,
+        "tokens_per_s": case.sequences * case.new_tokens / whole["median"],
+        "decode_tokens_per_s": case.sequences / step, "step_floor_seconds": floor, "fraction_of_floor": floor / step,
+        "floor_parts": {"computing": sum(p[0] for p in parts) / steps, "reading": sum(p[1] for p in parts) / steps},
+        "weight_bytes": counting.weight_bytes(model),
+    }  # fmt: skip
+
+
+def learn(case: Learn, rounds: int, ceilings) -> dict:
+    import jax
+    import numpy as np
+
+    from hir_jax.bench import counting
+    from hir_jax.bench.sizes import random_prompts
+    from hir_jax.learner.update import LearnerSettings, init_state, update
+    from hir_jax.types import TrainBatch
+
+    model, rows = make_model(case.model, case.remat), case.sequences
+    settings = LearnerSettings(micro_batch_tokens=case.micro_batch_tokens)
+    state = jax.jit(partial(init_state, settings=settings), donate_argnums=0)(make_params(model))
+    lengths, columns = np.full(rows, case.prompt, np.int32), case.prompt + case.response
+    tokens = random_prompts(model.vocab_size, np.full(rows, columns), columns)
+    logp = np.full((rows, case.response), -np.log(model.vocab_size), np.float32)
+    batch = jax.device_put(TrainBatch(
+        tokens, lengths, np.ones(logp.shape, bool), logp, logp, np.ones_like(logp),
+        reward=(np.arange(rows) % 2).astype(np.float32), weight=np.ones(rows, np.float32),
+        group=np.arange(rows, dtype=np.int32), is_replay=np.zeros(rows, bool),
+    ))  # fmt: skip
+    step = jax.jit(partial(update, model=model, settings=settings), donate_argnums=0)
+
+    def run():
+        nonlocal state
+        state, metrics = jax.block_until_ready(step(state, batch))
+        return metrics
+
+    first, seconds = measure_seconds(run, rounds)
+    flops = counting.learner_flops(model, lengths, case.response)
+    return {
+        "first_call_seconds": first, "seconds": seconds, "tokens_per_s": rows * columns / seconds["median"],
+        "flops": flops, "mfu": flops / seconds["median"] / ceilings.flops_per_s["bfloat16"],
+        "metrics": {name: float(value) for name, value in run().items()},
+    }  # fmt: skip
+
+
+def attempt(case, rounds: int, ceilings) -> dict:
+    """A case's figures; "out of memory" where it does not fit, which is a finding too."""
+    import jax
+
+    try:
+        return (decode if isinstance(case, Decode) else learn)(case, rounds, ceilings)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return {"out_of_memory": str(error).splitlines()[0][:300]}
+    finally:
+        jax.clear_caches()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", required=True, type=Path)
+    parser.add_argument("--cases", help=f"which, separated by commas: {', '.join(CASES)}")
+    parser.add_argument("--wheels", metavar="DIR")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--tiny", action="store_true")
+    args = parser.parse_args()
+    cases = TINY if args.tiny else CASES
+    names = args.cases.split(",") if args.cases else list(cases)
+    if unknown := [name for name in names if name not in cases]:
+        sys.exit(f"error: --cases: unknown {', '.join(unknown)}; known are {', '.join(cases)}")
+    install(args.wheels)
+    from hir_jax.bench import machine
+
+    ceilings = machine.ceilings(("bfloat16", "float32"))
+    found = machine.description() | {
+        "matmul_flops_per_s": ceilings.flops_per_s, "read_bytes_per_s": ceilings.bytes_per_s, "rounds": args.rounds,
+    }  # fmt: skip
+    found["cases"], failed = {}, []
+    for name in names:
+        print(f"{name} ...", flush=True)
+        try:
+            figures = attempt(cases[name], args.rounds, ceilings)
+        except Exception:  # the device's time is dear: the other cases are measured, and the end says which failed
+            traceback.print_exc()
+            failed.append(name)
+            continue
+        found["cases"][name] = vars(cases[name]) | figures
+        args.output.write_text(json.dumps(found, indent=1) + "\n")
+        print(json.dumps({k: v for k, v in figures.items() if not isinstance(v, dict)}), flush=True)
+    if failed:
+        sys.exit(f"error: these cases failed (see above): {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    main()

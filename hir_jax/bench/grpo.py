@@ -1,0 +1,125 @@
+"""The grpo phase: whole steps on the same prompts, lengths and number of trained sequences: our `ilr`, our `hir`, a peer's.
+
+Ours are the host side's functions of train.py, the IFEval checks of the config's instructions included. Stops are off, so
+that every response has new_tokens tokens. One optimiser update a step.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import signal
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+from hir_jax import train
+from hir_jax.bench.machine import Work, against, rates, timed
+from hir_jax.bench.sizes import NO_STOP, Sizes
+from hir_jax.instructions import prepared
+from hir_jax.step import Clock
+from hir_jax.types import InputError
+
+METHODS = ("ilr", "hir")
+
+
+def _config(config, method: str, sizes: Sizes):
+    """The config with instructions of two or three constraints: prompts of about 80 tokens."""
+    config = copy.deepcopy(config)
+    config.method = method
+    config.rollout.m, config.rollout.max_response = sizes.samples - config.replay.k, sizes.new_tokens
+    if config.rollout.m < 1:
+        raise InputError(f"--samples={sizes.samples} must be larger than config.replay.k = {config.replay.k}")
+    d = config.data
+    d.batch_prompts, d.size, d.eval_size = sizes.prompts, 40 * sizes.prompts, 1
+    d.min_constraints, d.max_constraints = 2, 3
+    d.max_prompt, d.prompt_buckets = sizes.grpo_prompt_tokens, ()
+    config.learner.mini_batches = 1
+    return config
+
+
+class Step(Work):
+    """`run()` makes one training step, always on the same prompts. tokens: of the trained responses."""
+
+    flops = 0
+
+    def __init__(self, config, method: str, sizes: Sizes, directory: Path, stack: ExitStack):
+        config = _config(config, method, sizes)
+        self._run = run = train.Run(config, directory / method, stack)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a run would go on to save its state, which nobody wants here
+        self.engine = engine = run.engine
+        engine.stop_ids, self.stop_ids = NO_STOP, engine.stop_ids
+        engine.rollout_sampling = dataclasses.replace(engine.rollout_sampling, stop_ids=NO_STOP)
+        self.rows = run.data.rows[: sizes.prompts]
+        if len(self.rows) < sizes.prompts:
+            raise InputError(
+                f"only {len(self.rows)} of {config.data.size} instructions fit in --grpo_prompt_tokens="
+                f"{sizes.grpo_prompt_tokens}, and --prompts is {sizes.prompts}: give more tokens"
+            )
+        order = prepared.epochs(range(sizes.prompts), config.seed).batch(sizes.prompts)
+        run.data = dataclasses.replace(run.data, rows=self.rows, order=order)
+        self.params = engine.load_params()
+        self._state, self._step = engine.init_state(self.params), 0
+        self._reference = self.params if config.learner.kl > 0 else None
+        self.tokens, self.metrics, self.seconds = sizes.rows * sizes.new_tokens, {}, {}
+
+    def run(self) -> None:
+        clock = Clock()
+        self._state, self.metrics, drawn, _ = train.policy_step(
+            self._run, self._state, self._reference, self._step, clock
+        )
+        self._step, self.seconds = self._step + 1, clock.seconds
+        if drawn != self.metrics["samples"] * self.engine.config.rollout.max_response:
+            raise RuntimeError(f"a step drew {drawn} tokens with {self.metrics['samples']} samples: some ended early")
+
+    def described(self) -> dict:
+        """How much of it was sampled and trained on, and the seconds of the last step by phase."""
+        return {
+            "sampled_sequences": self.metrics["samples"], "replays": self.metrics["replays"],
+            "trained_sequences": self.tokens // self.engine.config.rollout.max_response,
+            "phases": {name.removeprefix("seconds/"): value for name, value in self.seconds.items()},
+        }  # fmt: skip
+
+
+# (ours, Sizes, one round of ours: nothing to seconds by method) -> what it measured, by variant
+Peer = Callable[[Step, Sizes, Callable[[], dict[str, float]]], dict[str, dict]]
+
+
+def bench(config, sizes: Sizes, peer: Peer | None, compilations) -> dict:
+    """Seconds a step, ratios against the faster of the peer's variants; each round is ours, then the peer's."""
+    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
+        steps = {method: Step(config, method, sizes, Path(name), stack) for method in METHODS}
+        compilations.take_seconds()
+        for step in steps.values():
+            step.run()
+        compiled = compilations.take_seconds()
+
+        def one_round() -> dict[str, float]:
+            return {method: timed(step.run) for method, step in steps.items()}
+
+        if peer is None:
+            laps = [one_round() for _ in range(sizes.rounds)]
+            found = {m: rates([x[m] for x in laps], s.tokens) | s.described() for m, s in steps.items()}
+        else:
+            found = _compared(steps, peer(steps[METHODS[0]], sizes, one_round))
+        lengths = [len(row.tokens) for row in steps[METHODS[0]].rows]
+    return found | {
+        "prompts": sizes.prompts, "samples": sizes.samples, "new_tokens": sizes.new_tokens, "stops": "off",
+        "prompt_tokens": sum(lengths) / len(lengths), "prompt_columns": sizes.grpo_prompt_tokens,
+        "compile_seconds": compiled, "compile_seconds_after_warm_up": compilations.take_seconds(),
+    }  # fmt: skip
+
+
+def _compared(steps: dict[str, Step], variants: dict[str, dict]) -> dict:
+    """variants: by name, {"laps": [(our seconds by method, the peer's), ...], and what else the peer says}."""
+    described = {}
+    for name, variant in variants.items():
+        laps = variant.pop("laps")
+        described[name] = variant | rates([theirs for _, theirs in laps], steps[METHODS[0]].tokens)
+        for method, step in steps.items():
+            pairs = [(ours[method], theirs) for ours, theirs in laps]
+            described[name][method] = rates([a for a, _ in pairs], step.tokens) | against(pairs, step.tokens)
+    fastest = min(described, key=lambda name: described[name]["seconds"]["median"])
+    found = {method: described[fastest][method] | step.described() for method, step in steps.items()}
+    return found | {"peer_fastest": fastest, "peer_variants": described}

@@ -1,0 +1,172 @@
+"""The figures of bench runs as a Markdown table: `python -m hir_jax.bench.table FILES` (JSON files that the bench wrote)."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from hir_jax.types import InputError
+
+HEADER = ("what", "seconds, median (range)", "tokens/s", "of the ceiling", "against", "its seconds", "times as fast")
+
+
+class Line(NamedTuple):
+    """One measured thing, as text."""
+
+    what: str
+    seconds: str
+    tokens_per_s: str = ""
+    ceiling: str = ""
+    against: str = ""
+    peer_seconds: str = ""
+    times: str = ""
+
+
+def number(value: float) -> str:
+    """Three significant digits, thousands separated."""
+    if abs(value) >= 100:
+        return f"{value:,.0f}"
+    if abs(value) >= 10:
+        return f"{value:.1f}"
+    return f"{value:.2f}" if abs(value) >= 0.1 else f"{value:.2g}"
+
+
+def span(values: Mapping[str, float]) -> str:
+    return f"{number(values['median'])} ({number(values['min'])} to {number(values['max'])})"
+
+
+def _line(what: str, part: Mapping, ceiling: str = "", against: str = "") -> Line:
+    compared = "times_peer" in part
+    return Line(
+        what, span(part["seconds"]), number(part["tokens_per_s"]), ceiling, against if compared else "",
+        span(part["peer_seconds"]) if compared else "", span(part["times_peer"]) if compared else "",
+    )  # fmt: skip
+
+
+def _rollout(part: Mapping, found: Mapping) -> Iterator[Line]:
+    what = f"rollout, {part['rows']} x ({part['prompt_tokens']:.0f} + {part['new_tokens']})"
+    ceiling = f"{part['fraction_of_floor']:.0%} (floor {number(part['floor_seconds'])} s)"
+    yield _line(what, part, ceiling, "transformers' generate")
+
+
+def _learner(part: Mapping, found: Mapping) -> Iterator[Line]:
+    for name, words in (("even", "no padding"), ("packed", "padding {padding_given:.0%} as given")):
+        one = part[name]
+        if "padding_computed" in one:
+            words += ", {padding_computed:.0%} computed" if name == "packed" else ""
+        what = f"learner, {one['rows']} x {one['columns']}, " + words.format(**one)
+        ceiling = f"{one['fraction_of_matmul']:.0%} of {found['dtype']} matmul"
+        yield _line(what, one, ceiling, "torch")
+
+
+def _long_tail(part: Mapping, found: Mapping) -> Iterator[Line]:
+    for name, words in (("synthetic", "log-normal lengths"), ("real", "the model's own lengths")):
+        one = part[name]
+        lengths = one["response_tokens"]
+        spread = f"median {lengths['median']:.0f}, longest {lengths['longest']}"
+        what = f"{one['rows']} rows in {one['slots']} slots, {words}, {spread}"
+        use = f"slots {one['utilisation']:.0%} busy, plain {one['peer_utilisation']:.0%}"
+        yield _line(what, one, use, "the plain loop")
+
+
+def _step(part: Mapping, found: Mapping) -> Iterator[Line]:
+    what = f"a step of {part['sequences']} sequences, {number(part['steps_per_s'])} steps/s"
+    overhead = f"overhead {part['overhead_share']:.1%}"
+    yield Line(what, span(part["seconds"]), number(part["sampled_tokens_per_s"]), overhead)
+
+
+def _grpo(part: Mapping, found: Mapping) -> Iterator[Line]:
+    shape = f"{part['prompt_tokens']:.0f} + {part['new_tokens']}"
+    for method in ("ilr", "hir"):
+        one = part[method]
+        what = f"{method} step, {one['sampled_sequences']} sampled, {one['trained_sequences']} trained x ({shape})"
+        against = ""
+        if "peer_fastest" in part:
+            peer = part["peer_variants"][part["peer_fastest"]]
+            against = f"a TRL GRPO step, {peer['sampled_sequences']} sampled, {part['peer_fastest']}"
+        yield _line(what, one, "", against)
+
+
+def _verify(part: Mapping, found: Mapping) -> Iterator[Line]:
+    what = f"{part['rows']} x {part['constraints']} checks of {part['response_tokens']:.0f} tokens"
+    yield Line(f"{what}, one core: {number(part['checks_per_s'])} a second", span(part["seconds"]))
+    by_pool = f"{what}, {part['workers']} workers: {number(part['pool_checks_per_s'])} a second"
+    yield Line(by_pool, span(part["pool_seconds"]))
+    device = (
+        f"{part['device_checks']:.0f} checks that the device decides: {number(part['device_checks_per_s'])} a second"
+    )
+    yield Line(f"{device} there, {number(part['device_host_checks_per_s'])} on one core", span(part["device_seconds"]))
+
+
+def _scaling(part: Mapping, found: Mapping) -> Iterator[Line]:
+    for axis in ("batch", "response", "model", "devices"):
+        cases = part[axis]["cases"]
+        for phase in ("rollout", "learner"):
+            key = "parameters" if axis == "model" else axis
+            values = ", ".join(f"{case[key]:,}" for case in cases)
+            seconds = ", ".join(number(case[phase]["seconds"]["median"]) for case in cases)
+            tokens = ", ".join(number(case[phase]["tokens_per_s"]) for case in cases)
+            power = f"seconds ~ {key}^{part[axis]['growth'][phase]:.2f}" if "growth" in part[axis] else "of one machine"
+            yield Line(f"{phase}, {key} {values}", seconds, tokens, power)
+
+
+PHASES: dict[str, Callable[[Mapping, Mapping], Iterator[Line]]] = {
+    "rollout": _rollout, "learner": _learner, "long_tail": _long_tail, "step": _step, "grpo": _grpo,
+    "verify": _verify, "scaling": _scaling,
+}  # fmt: skip
+
+
+def lines(found: Mapping) -> list[Line]:
+    """All phases that a report holds."""
+    return [line for name, make in PHASES.items() if name in found for line in make(found[name], found)]
+
+
+def caption(found: Mapping) -> str:
+    """Where, when and with what."""
+    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items() if name != "jaxlib")
+    peaks = ", ".join(f"{number(rate / 1e9)} GFLOP/s {dtype}" for dtype, rate in found["matmul_flops_per_s"].items())
+    before, after = found["load_average"]
+    return (
+        f"{found['config_file']} on {found['device']} ({found['cpus']} cores, {found['devices']} devices), {found['date'][:10]}, "
+        f"{found['dtype']}, {versions}; measured in the same run: matmul {peaks}, memory "
+        f"{number(found['read_bytes_per_s'] / 1e9)} GB/s; memory of the process up to {found['peak_memory_gb']:.1f} GB; "
+        f"load average {before:.1f}, then {after:.1f}; {found['sizes']['rounds']} rounds"
+    )
+
+
+def markdown(found: Mapping) -> str:
+    """The caption and a table without the columns that nothing stands in."""
+    rows = [HEADER, *lines(found)]
+    used = [c for c in range(len(HEADER)) if c == 0 or any(row[c] for row in rows[1:])]
+    text = ["| " + " | ".join(row[c].replace("|", "\\|") for c in used) + " |" for row in rows]
+    text.insert(1, "|" + "---|" * len(used))
+    return f"{caption(found)}\n\n" + "\n".join(text) + "\n"
+
+
+def read(path: Path) -> dict:
+    """One report. InputError for a file that is none."""
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(
+            f"{path}: not valid JSON ({error}); give files that --output of hir_jax.bench wrote"
+        ) from error
+    if not isinstance(found, dict) or "read_bytes_per_s" not in found:
+        raise InputError(f"{path}: not a report of this version of the bench; measure again with --output={path}")
+    return found
+
+
+def main(paths: Sequence[str]) -> None:
+    if not paths:
+        raise InputError("give one or more JSON files that `python -m hir_jax.bench --output=FILE` wrote")
+    print("\n".join(markdown(read(Path(path))) for path in paths))
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except (InputError, OSError) as error:
+        sys.exit(f"error: {error}")

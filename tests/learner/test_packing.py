@@ -1,0 +1,227 @@
+"""Packing: first-fit against plain Python, every column in its place, and gradients against every row alone."""
+
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hir_jax.learner import packing
+from hir_jax.learner.update import LearnerSettings, gradients, score_responses
+from hir_jax.models import decoder
+from hir_jax.models.config import ModelConfig
+from hir_jax.types import TrainBatch
+
+MODEL = ModelConfig("llama", 37, 16, 32, 2, 2, 1, 8)
+ROWS, P, R = 9, 5, 7
+PROMPTS, RESPONSES = (1, 5), (0, 3, 7)  # few totals: each is compiled for the row alone
+SETTINGS = LearnerSettings(temperature=0.8)
+
+row_kinds = st.tuples(
+    st.sampled_from(PROMPTS), st.sampled_from(RESPONSES), st.sampled_from([0.0, 1.0, 0.5]), st.booleans()
+)
+row_lists = st.lists(row_kinds, min_size=ROWS, max_size=ROWS)
+few = settings(max_examples=8, deadline=None)
+
+
+@cache
+def params():
+    return jax.jit(decoder.init, static_argnums=0)(MODEL, jax.random.key(1))
+
+
+def batch_of(kinds, seed=0) -> tuple[TrainBatch, np.ndarray]:
+    """Rows of (prompt length, response length, weight, is a replay) and advantages; what is padding holds noise too."""
+    rng = np.random.default_rng(seed)
+    prompt, response, weight, replay = map(np.array, zip(*kinds, strict=True))
+    mask = np.arange(R) < response[:, None]
+    noise = partial(rng.normal, size=mask.shape)
+    batch = TrainBatch(
+        tokens=rng.integers(0, 37, (len(kinds), P + R)).astype(np.int32), prompt_length=prompt.astype(np.int32),
+        response_mask=mask, behaviour_logp=(-3.5 + 0.2 * noise()).astype(np.float32),
+        ref_logp=np.zeros(mask.shape, np.float32), importance=np.ones(mask.shape, np.float32),
+        reward=np.ones(len(kinds), np.float32), weight=weight.astype(np.float32),
+        group=np.arange(len(kinds), dtype=np.int32), is_replay=replay,
+    )  # fmt: skip
+    return batch, noise().astype(np.float32)
+
+
+# ---- every row alone ---------------------------------------------------------------------------------------------
+
+
+@partial(jax.jit, static_argnames=("responses", "loss"))
+def row_alone(p, tokens, old, advantage, *, responses, loss):
+    """(sum of the loss, (log-probs, entropies)) and its gradient for one row without padding, plainly written."""
+
+    def total(p):
+        at = jnp.arange(tokens.shape[0] - 1)[None]
+        hidden = decoder.hidden_states(MODEL, p, tokens[None, :-1], at, jnp.ones_like(at))[0, -responses:]
+        logp = jax.nn.log_softmax(hidden @ p["embed"].T / 0.8)
+        chosen = logp[jnp.arange(responses), tokens[-responses:]]
+        entropy = -(jnp.exp(logp) * logp).sum(-1)
+        if loss == "sft":
+            return -chosen.sum(), (chosen, entropy)
+        ratio = jnp.exp(chosen - old)
+        worst = jnp.maximum(-advantage * ratio, -advantage * jnp.clip(ratio, 0.8, 1.2))
+        return jnp.where(advantage < 0, jnp.minimum(worst, -3 * advantage), worst).sum(), (chosen, entropy)
+
+    return jax.value_and_grad(total, has_aux=True)(p)
+
+
+def rows_alone(batch, advantage, loss):
+    """Gradient and loss of the whole batch, log-probs [B, R] and the mean entropy, from single rows."""
+    grads = jax.tree.map(lambda x: np.zeros(x.shape), params())
+    tokens_total = max(1.0, (batch.response_mask * batch.weight[:, None]).sum())
+    value, entropy_mean, scores = 0.0, 0.0, np.zeros(batch.response_mask.shape)
+    for b, n in enumerate(batch.response_mask.sum(-1)):
+        if n:
+            tokens = batch.tokens[b, P - batch.prompt_length[b] : P + n]
+            old = batch.behaviour_logp[b, :n], advantage[b, :n]
+            (part, (logp, entropy)), one = row_alone(params(), tokens, *old, responses=int(n), loss=loss)
+            share, scores[b, :n] = batch.weight[b] / tokens_total, logp
+            grads = jax.tree.map(lambda g, x, share=share: g + share * np.asarray(x, np.float64), grads, one)
+            value, entropy_mean = value + share * float(part), entropy_mean + share * float(entropy.sum())
+    return grads, value, scores, entropy_mean
+
+
+def relative_error(a, b):
+    a, b = (np.concatenate([np.ravel(x) for x in jax.tree.leaves(t)]) for t in (a, b))
+    return np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-30)
+
+
+@cache
+def compiled(loss, columns, micro, multiple):
+    chosen = LearnerSettings(loss=loss, temperature=0.8, pack_columns=columns, micro_batch_tokens=micro)
+    return jax.jit(partial(gradients, model=MODEL, settings=chosen, multiple=multiple))
+
+
+@cache
+def compiled_score(columns, micro, multiple):
+    chosen = LearnerSettings(temperature=0.8, pack_columns=columns, micro_batch_tokens=micro)
+    return jax.jit(partial(score_responses, model=MODEL, settings=chosen, multiple=multiple))
+
+
+@pytest.mark.parametrize(
+    ("loss", "columns", "micro", "multiple"),
+    [("policy", 0, 1, 1), ("policy", 16, 80, 1), ("sft", 48, 10_000, 1), ("policy", 16, 64, 4)],
+)
+@few
+@given(kinds=row_lists, seed=st.integers(0, 99))
+def test_gradients_equal_rows_alone(loss, columns, micro, multiple, kinds, seed):
+    """Over lengths (none at all, too), weights, replays, widths of bins, sizes of micro-batches, and devices."""
+    batch, advantage = batch_of(kinds, seed)
+    expected, value, _, entropy = rows_alone(batch, advantage, loss)
+    found, metrics = compiled(loss, columns, micro, multiple)(params(), batch, advantage)
+    assert relative_error(found, expected) < 1e-5
+    assert float(metrics["loss"]) == pytest.approx(value, rel=1e-4, abs=1e-5)
+    assert float(metrics["entropy"]) == pytest.approx(entropy, rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize(("columns", "micro", "multiple"), [(16, 80, 1), (40, 10_000, 2)])
+@few
+@given(kinds=row_lists, seed=st.integers(0, 99))
+def test_scores_equal_rows_alone(columns, micro, multiple, kinds, seed):
+    batch, advantage = batch_of(kinds, seed)
+    _, _, expected, _ = rows_alone(batch, advantage, "policy")
+    rows = batch.tokens, batch.prompt_length, batch.response_mask
+    np.testing.assert_allclose(compiled_score(columns, micro, multiple)(params(), *rows), expected, atol=1e-5)
+
+
+# ---- places ------------------------------------------------------------------------------------------------------
+
+
+def plain_first_fit(lengths, columns):
+    """[(bin, start)] of each row, the longest first, in plain Python."""
+    room, places = [columns] * len(lengths), [None] * len(lengths)
+    for b in sorted(range(len(lengths)), key=lambda b: -lengths[b]):
+        chosen = next(i for i, free in enumerate(room) if free >= lengths[b])
+        places[b] = chosen, columns - room[chosen]
+        room[chosen] -= lengths[b]
+    return places
+
+
+@few
+@given(st.lists(st.integers(0, 20), min_size=30, max_size=30), st.sampled_from([20, 33, 64]))
+def test_first_fit_equals_plain_python(lengths, columns):
+    found = jax.jit(packing.first_fit, static_argnums=1)(np.array(lengths, np.int32), columns)
+    assert list(zip(found.bin.tolist(), found.start.tolist(), strict=True)) == plain_first_fit(lengths, columns)
+
+
+@pytest.mark.parametrize(("wanted", "multiple"), [(0, 1), (16, 2), (40, 4)])
+@few
+@given(kinds=row_lists)
+def test_every_column_stands_once_and_in_order(wanted, multiple, kinds):
+    batch, _ = batch_of(kinds)
+    size = packing.sizes(ROWS, P + R - 1, packing.bin_columns(P + R, wanted), multiple, 64)
+    keep = batch.weight > 0
+    packed, places = jax.device_get(
+        jax.jit(packing.pack, static_argnums=(3, 4, 5))(
+            batch.prompt_length, batch.response_mask, keep, size, P + R, multiple
+        )
+    )
+    for b in range(ROWS):
+        responses, at = int(batch.response_mask[b].sum()), np.nonzero((packed.segment > 0) & (packed.row == b))
+        first, length = P - batch.prompt_length[b], batch.prompt_length[b] + responses - 1
+        expected = np.arange(length) if keep[b] and responses else np.arange(0)
+        assert packed.position[at].tolist() == expected.tolist()
+        assert packed.column[at].tolist() == (first + expected).tolist()
+        assert packed.predicts[at].tolist() == (expected >= batch.prompt_length[b] - 1).tolist()
+        assert len(set(zip(*(x.tolist() for x in at[:2]), strict=True))) <= 1  # one bin
+        assert places.length[b] == len(expected)
+    used = (packed.segment > 0).any((0, 2))
+    assert int(packed.used) == used.sum() and used[: int(packed.used)].all()
+    per_device = (packed.segment > 0).any(2).sum(1)
+    assert per_device.max() - per_device.min() <= 1  # spread evenly
+    names = np.where(packed.predicts, 100 * packed.row + packed.column, -1)
+    found = jax.jit(packing.unpack)(names, places, batch.prompt_length, batch.response_mask)
+    expected = 100 * np.arange(ROWS)[:, None] + P - 1 + np.arange(R)
+    np.testing.assert_array_equal(found, np.where(batch.response_mask & keep[:, None], expected, 0))
+
+
+@few
+@given(st.lists(st.integers(0, 20), min_size=1, max_size=60), st.integers(20, 90), st.integers(1, 4))
+def test_there_are_bins_enough_for_any_rows(lengths, columns, multiple):
+    """First fit never needs more bins than rows of the greatest length would."""
+    size = packing.sizes(len(lengths), 20, columns, multiple, 100)
+    needed = 1 + max((b for b, _ in plain_first_fit(lengths, columns)))
+    assert needed <= size.bins * multiple
+
+
+@pytest.mark.parametrize(("rows", "multiple", "micro"), [(9, 1, 64), (13, 2, 100), (40, 4, 1), (300, 1, 11 * 16)])
+def test_micro_batches_cover_what_is_used_and_little_more(rows, multiple, micro):
+    size = packing.sizes(rows, 16, 16, multiple, micro)
+    assert size.micro * 16 * multiple <= max(micro, 16 * multiple)
+    for used in range(0, -(-rows // multiple) + 1, 1 + rows // 40):
+        begun = np.zeros(size.bins, int)
+
+        def mark(seen, start):
+            at = jnp.arange(size.bins)
+            return seen + ((at >= start) & (at < start + size.micro))
+
+        begun, computed = packing.over_micro_batches(jnp.int32(used), size, mark, jnp.zeros(size.bins, jnp.int32))
+        assert begun.max(initial=0) <= 1 and begun[:used].all() and int(begun.sum()) == int(computed)
+        assert int(computed) - used < size.micro
+
+
+@pytest.mark.parametrize("longest", [None, 90])
+def test_blocks_of_attention_equal_sequences_alone(longest):
+    """Three sequences of 90 tokens and 50 empty columns, of which the blocks of queries see only a part."""
+    rng = np.random.default_rng(0)
+    tokens, at = rng.integers(0, 37, (3, 90)).astype(np.int32), np.arange(90)
+    segments = np.repeat([3, 1, 2, 0], [90, 90, 90, 50])[None]
+    line, positions = np.pad(tokens.reshape(1, -1), ((0, 0), (0, 50))), np.pad(np.tile(at, 3), (0, 50))[None]
+
+    def packed(p):
+        hidden = decoder.hidden_states(MODEL, p, line, positions, segments, longest=longest)[0, :270].reshape(3, 90, -1)
+        return (hidden**3).sum(), hidden
+
+    def alone(p):
+        hidden = decoder.hidden_states(MODEL, p, tokens, np.tile(at, (3, 1)), np.ones((3, 90), bool))
+        return (hidden**3).sum(), hidden
+
+    (_, found), grads = jax.jit(jax.value_and_grad(packed, has_aux=True))(params())
+    (_, expected), expected_grads = jax.jit(jax.value_and_grad(alone, has_aux=True))(params())
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert relative_error(grads, expected_grads) < 1e-5
