@@ -83,7 +83,7 @@ def defaults() -> ml_collections.ConfigDict:
     c.rollout = r = ml_collections.ConfigDict()
     r.m = 6  # responses a prompt; HiR: 6. Without replay (ilr, clr): m + replay.k
     r.max_response = 4096  # tokens; HiR: 4096
-    r.response_buckets = ()  # tokens at which the sampler's cache grows (read less early on); (): max_response alone
+    r.response_buckets = ()  # tokens at which the sampler's cache grows (read less early on); those above max_response do nothing
     r.temperature = 1.0  # HiR: 1.0; the learner's log-probs are at this temperature too
     r.top_k = 0  # 0: off
     r.top_p = 1.0  # 1: off
@@ -257,14 +257,16 @@ def check(config) -> None:
         rows % config.learner.mini_batches == 0,
         f"{rows} sequences a step do not split into config.learner.mini_batches = {config.learner.mini_batches}",
     )
-    for buckets, longest in (
-        ("data.prompt_buckets", "data.max_prompt"),
-        ("rollout.response_buckets", "rollout.max_response"),
-    ):
-        _require(
-            all(0 < b <= flat[longest] for b in flat[buckets]),
-            f"config.{buckets} = {flat[buckets]}: each must be positive and at most config.{longest} = {flat[longest]}",
-        )
+    limit = config.data.max_prompt
+    _require(
+        all(0 < b <= limit for b in config.data.prompt_buckets),
+        f"config.data.prompt_buckets = {config.data.prompt_buckets}: each must be positive and at most "
+        f"config.data.max_prompt = {limit}",
+    )
+    _require(
+        all(b > 0 for b in config.rollout.response_buckets),
+        f"config.rollout.response_buckets = {config.rollout.response_buckets}: each must be positive",
+    )
 
 
 def sequences(config) -> int:
