@@ -72,7 +72,9 @@ class Engine:
         self.pad_id = pad if pad is not None else self.stop_ids[0]
         self.frame = chat_frame(self.tokenizer)
         self.samples = config.rollout.m + config.replay.k
-        self.corrects = (config.rollout.dtype or self.model.compute_dtype) != self.model.compute_dtype
+        dtype = config.rollout.dtype or self.model.compute_dtype
+        self.sampler_model = dataclasses.replace(self.model, compute_dtype=dtype)
+        self.corrects = dtype != self.model.compute_dtype
         self.replays = config.method == "hir" and config.replay.k > 0
         self.first_samples = config.rollout.m if config.method == "hir" else self.samples  # the others fill all slots
         self.settings = learner_settings(config)
@@ -131,13 +133,9 @@ class Engine:
         return meshes.put_rows(self.mesh, tree)
 
     @cached_property
-    def _sampler_model(self) -> ModelConfig:
-        return dataclasses.replace(self.model, compute_dtype=self.config.rollout.dtype or self.model.compute_dtype)
-
-    @cached_property
     def _sampler(self):
         """`sample`, or the same in `rollout.slots` slots."""
-        fixed, slots = {"model": self._sampler_model, "shard": self.shard}, self.config.rollout.slots
+        fixed, slots = {"model": self.sampler_model, "shard": self.shard}, self.config.rollout.slots
         if not slots:
             return partial(sample, **fixed)
         ways = meshes.row_devices(self.mesh)
@@ -156,11 +154,11 @@ class Engine:
 
     @cached_property
     def _begin(self):
-        return jax.jit(partial(begin, model=self._sampler_model, shard=self.shard), static_argnames="settings")
+        return jax.jit(partial(begin, model=self.sampler_model, shard=self.shard), static_argnames="settings")
 
     @cached_property
     def _advance(self):
-        fixed = {"model": self._sampler_model, "shard": self.shard}
+        fixed = {"model": self.sampler_model, "shard": self.shard}
         return jax.jit(partial(advance, **fixed), static_argnames=("width", "settings"))
 
     @cached_property

@@ -14,7 +14,6 @@ import numpy as np
 
 from hir_jax import deciders
 from hir_jax.bench.machine import Work, measure
-from hir_jax.bench.rollout import sampler_model
 from hir_jax.bench.sizes import NO_STOP, PROMPT_LONGEST, Sizes, long_tail, prompt_lengths, random_prompts
 from hir_jax.constraints.judge import JudgeSettings
 from hir_jax.engine import SAMPLE, Engine
@@ -46,7 +45,7 @@ class _Sampler(Work):
 def _pair(engine: Engine, params, prompts, lengths, sizes: Sizes, settings, limits=None) -> tuple[_Sampler, _Sampler]:
     """Continuous batching and the plain loop on the same rows."""
     rows = np.arange(sizes.rows, dtype=np.int32).reshape(sizes.prompts, sizes.samples)
-    fixed = {"model": sampler_model(engine), "shard": engine.shard, "settings": settings}
+    fixed = {"model": engine.sampler_model, "shard": engine.shard, "settings": settings}
     ways = meshes.row_devices(engine.mesh)
     in_slots = partial(sample_continuous, **fixed, slots=sizes.slots, queues=ways)
     arrays = prompts, lengths, rows

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 
 import numpy as np
 
@@ -23,12 +22,6 @@ def bench_engine(config, new_tokens: int) -> Engine:
     engine = Engine(config)
     engine.stop_ids = NO_STOP
     return engine
-
-
-def sampler_model(engine: Engine) -> ModelConfig:
-    """The model's shape, computing in the dtype that the config samples in."""
-    dtype = engine.config.rollout.dtype or engine.model.compute_dtype
-    return dataclasses.replace(engine.model, compute_dtype=dtype)
 
 
 class Rollout(Work):
@@ -65,7 +58,7 @@ def bench(config, sizes: Sizes, make_peer, compilations) -> tuple[dict, ModelCon
     found["prefill_seconds"] = min(timed(prefill.run) for _ in range(sizes.rounds))
     decoding = found["seconds"]["median"] - found["prefill_seconds"]
     found["decode_step_seconds"] = decoding / max(1, sizes.new_tokens - 1)
-    model = sampler_model(engine)
+    model = engine.sampler_model
     found |= {
         "dtype": model.compute_dtype, "rows": sizes.rows, "prompt_tokens": float(ours.lengths.mean()),
         "new_tokens": sizes.new_tokens, "stops": "off", "slots": config.rollout.slots,

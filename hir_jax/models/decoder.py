@@ -160,11 +160,12 @@ def unstack_layers(config: ModelConfig, params: Params) -> Params:
 # ---- parts of a layer --------------------------------------------------------------------------------------------
 
 
-def _rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
-    """x / rms(x) * scale over the last axis, in float32; the result has x's dtype."""
+def _rms_norm(x: jax.Array, scale: jax.Array, eps: float, axis: int = -1) -> jax.Array:
+    """x / rms(x) * scale over one axis, in float32; the result has x's dtype."""
     x32 = x.astype(jnp.float32)
-    inverse = jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)
-    return (x32 * inverse * scale.astype(jnp.float32)).astype(x.dtype)
+    inverse = jax.lax.rsqrt(jnp.mean(x32 * x32, axis=axis, keepdims=True) + eps)
+    behind = x.ndim - 1 - axis % x.ndim
+    return (x32 * inverse * scale.astype(jnp.float32).reshape(-1, *(1,) * behind)).astype(x.dtype)
 
 
 def rope_frequencies(config: ModelConfig) -> jax.Array:
@@ -410,15 +411,11 @@ def _decode_layer(
 ):
     """One layer for one column of every row; x: dtype[D, B], rows last, as the products of `_thin` give it."""
 
-    def norm(x, name, axis=0):
-        x32 = x.astype(jnp.float32)
-        scale = layer[name].astype(jnp.float32).reshape(-1, *(1,) * (x.ndim - axis - 1))
-        inverse = jax.lax.rsqrt(jnp.mean(x32 * x32, axis=axis, keepdims=True) + config.rms_norm_eps)
-        return (x32 * inverse * scale).astype(x.dtype)
+    def norm(x, name):
+        return _rms_norm(x, layer[name], config.rms_norm_eps, axis=-2)
 
-    def turn(
-        x, factor=1.0
-    ):  # `_rotate` times a factor, of [..., Dh, B]; a reversal costs less than a concatenation here
+    def turn(x, factor=1.0):
+        """`_rotate` times a factor, of [..., Dh, B]; a reversal costs less than a concatenation here."""
         halves = x.astype(jnp.float32).reshape(*x.shape[:-2], 2, -1, x.shape[-1])
         cos, sin = (table * factor for table in rope)
         turned = halves * cos + jnp.flip(halves, -3) * jnp.stack([-sin, sin])
@@ -429,7 +426,7 @@ def _decode_layer(
         heads += layer["qkv_bias"][..., None].astype(x.dtype)
     q, k, v = heads[:, :-2], heads[:, -2], heads[:, -1]
     if config.qk_norm:
-        q, k = norm(q, "q_norm", 2), norm(k, "k_norm", 1)
+        q, k = norm(q, "q_norm"), norm(k, "k_norm")
     q, k = turn(q, config.head_dim**-0.5), turn(k)
     q = shard(jnp.moveaxis(q, -1, 0), ("batch", "kv_heads", None, None))
 
