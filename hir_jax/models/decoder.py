@@ -21,15 +21,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from hir_jax.models.config import ModelConfig, RopeScaling
-
-__all__ = [
-    "Decoder", "Layer", "ModelConfig", "RopeScaling", "abstract_params", "decode_step", "empty_cache",
-    "hidden_states", "init", "logits", "param_axes", "prefill", "unembed_matrix", "unstack_layers", "widen_cache",
-]  # fmt: skip
+from hir_jax.models.config import ModelConfig
 
 Params = dict[str, Any]
-Cache = tuple[tuple[jax.Array, jax.Array], ...]  # per layer (k, v), each dtype[B, Hkv, S, Dh]
 Shard = Callable[[jax.Array, tuple[str | None, ...]], jax.Array]
 
 BLOCK = 128  # queries, at least, of a block that attends to its own range of keys
@@ -135,32 +129,10 @@ def abstract_params(config: ModelConfig, param_dtype=jnp.float32) -> Params:
     return jax.eval_shape(partial(init, config, param_dtype=param_dtype), jax.random.key(0))
 
 
-def unstack_layers(config: ModelConfig, params: Params) -> Params:
-    """The same parameters as `decode_step` takes them: `layers` a tuple of L dicts, their matrices laid out [out, in].
-
-    Matrices that read the same input are one: `qkv` [Hkv, G + 2, Dh, D] (its G query heads, then k and v, by key head) and
-    `gate_up` [2, F, D], so that a product of few rows has as many outputs as can be; no axis that a mesh splits is joined.
-    """
-    heads = (config.num_kv_heads, -1, config.head_dim)
-
-    def join(layer):
-        turned = {name: layer[name].T for name in ("q", "k", "v", "o", "gate", "up", "down")}
-        qkv = [turned[name].reshape(*heads, config.hidden_size) for name in "qkv"]
-        joined = {"qkv": jnp.concatenate(qkv, axis=1), "gate_up": jnp.stack([turned["gate"], turned["up"]])}
-        if config.attention_bias:
-            biases = [layer[f"{name}_bias"].reshape(heads) for name in "qkv"]
-            joined["qkv_bias"] = jnp.concatenate(biases, axis=1)
-        kept = {name: layer[name] for name in ("attn_norm", "mlp_norm", "q_norm", "k_norm") if name in layer}
-        return kept | joined | {"o": turned["o"], "down": turned["down"]}
-
-    layers = (join(jax.tree.map(lambda leaf, i=i: leaf[i], params["layers"])) for i in range(config.num_layers))
-    return params | {"layers": tuple(layers)}
-
-
 # ---- parts of a layer --------------------------------------------------------------------------------------------
 
 
-def _rms_norm(x: jax.Array, scale: jax.Array, eps: float, axis: int = -1) -> jax.Array:
+def rms_norm(x: jax.Array, scale: jax.Array, eps: float, axis: int = -1) -> jax.Array:
     """x / rms(x) * scale over one axis, in float32; the result has x's dtype."""
     x32 = x.astype(jnp.float32)
     inverse = jax.lax.rsqrt(jnp.mean(x32 * x32, axis=axis, keepdims=True) + eps)
@@ -181,7 +153,7 @@ def rope_frequencies(config: ModelConfig) -> jax.Array:
     return frequencies * (kept + (1.0 - kept) / scaling.factor)
 
 
-def _rope_tables(config: ModelConfig, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+def rope_tables(config: ModelConfig, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
     """cos and sin, f32[..., 1, Dh/2], of i32[...] positions; the axis of one is that of the heads."""
     angles = positions.astype(jnp.float32)[..., None, None] * rope_frequencies(config)
     return jnp.cos(angles), jnp.sin(angles)
@@ -200,7 +172,7 @@ def _matmul(x: jax.Array, matrix: jax.Array, **options) -> jax.Array:
     return flat.reshape(*x.shape[:-1], matrix.shape[-1])
 
 
-def _thin(matrix: jax.Array, x: jax.Array, contracted: int = 0, **options) -> jax.Array:
+def thin_matmul(matrix: jax.Array, x: jax.Array, contracted: int = 0, **options) -> jax.Array:
     """matrix [..., in] times few rows, dtype[in, B] (or [B, in] with `contracted` 1): dtype[..., B]. As matrix @ x it takes
     1 / 1.4 to 1 / 1.9 of the time of x.T @ matrix.T on CPU; the barrier keeps XLA from turning it round."""
     axes = (((matrix.ndim - 1,), (contracted,)), ((), ()))
@@ -218,8 +190,8 @@ def _qkv(config: ModelConfig, layer: Params, x: jax.Array, rope) -> tuple[jax.Ar
     heads = (*x.shape[:-1], -1, config.head_dim)
     q, k, v = (_dense(x, layer, name).reshape(heads) for name in ("q", "k", "v"))
     if config.qk_norm:
-        q = _rms_norm(q, layer["q_norm"], config.rms_norm_eps)
-        k = _rms_norm(k, layer["k_norm"], config.rms_norm_eps)
+        q = rms_norm(q, layer["q_norm"], config.rms_norm_eps)
+        k = rms_norm(k, layer["k_norm"], config.rms_norm_eps)
     return _rotate(q, *rope), _rotate(k, *rope), v
 
 
@@ -243,13 +215,13 @@ def _attend(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array) -> jax.Ar
 
 def _mlp(config: ModelConfig, layer: Params, x: jax.Array, shard: Shard) -> jax.Array:
     """The gated MLP with its norm and residual. x: dtype[B, T, D]."""
-    y = _rms_norm(x, layer["mlp_norm"], config.rms_norm_eps)
+    y = rms_norm(x, layer["mlp_norm"], config.rms_norm_eps)
     inner = jax.nn.silu(_dense(y, layer, "gate")) * _dense(y, layer, "up")
     inner = shard(inner, ("batch", "length", "mlp"))
     return shard(x + _dense(inner, layer, "down"), ("batch", "length", "embed"))
 
 
-def _embed(config: ModelConfig, params: Params, tokens: jax.Array) -> jax.Array:
+def embed(config: ModelConfig, params: Params, tokens: jax.Array) -> jax.Array:
     return params["embed"][tokens].astype(config.compute_dtype)
 
 
@@ -273,7 +245,7 @@ def _attend_causal(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array, wi
 def _layer_pass(config: ModelConfig, shard: Shard, layer: Params, x: jax.Array, rope, bias: jax.Array, window: int):
     """One layer over dtype[B, T, D]; also returns its keys and values, dtype[B, Hkv, T, Dh]."""
     axes = ("batch", "length")
-    y = _rms_norm(x, layer["attn_norm"], config.rms_norm_eps)
+    y = rms_norm(x, layer["attn_norm"], config.rms_norm_eps)
     q, k, v = _qkv(config, layer, y, rope)
     q = shard(q, (*axes, "heads", None))
     k, v = (shard(t.swapaxes(1, 2), ("batch", "kv_heads", "length", None)) for t in (k, v))
@@ -282,7 +254,7 @@ def _layer_pass(config: ModelConfig, shard: Shard, layer: Params, x: jax.Array, 
     return _mlp(config, layer, x, shard), (k, v)
 
 
-def _mask_bias(mask: jax.Array) -> jax.Array:
+def mask_bias(mask: jax.Array) -> jax.Array:
     """f32 of bool: 0 where attention is allowed, MASKED elsewhere (adding is faster than selecting on CPU)."""
     return jnp.where(mask, 0.0, MASKED)
 
@@ -290,12 +262,14 @@ def _mask_bias(mask: jax.Array) -> jax.Array:
 def _causal_bias(segments: jax.Array) -> jax.Array:
     """f32[B, T, T]: column t may attend to column s: not a later one, and of the same segment."""
     columns = jnp.arange(segments.shape[1])
-    return _mask_bias((columns[:, None] >= columns[None, :]) & (segments[:, :, None] == segments[:, None, :]))
+    return mask_bias((columns[:, None] >= columns[None, :]) & (segments[:, :, None] == segments[:, None, :]))
 
 
-def _run(config: ModelConfig, params: Params, tokens, positions, segments, shard: Shard, keep_cache: bool, window=None):
+def run_layers(
+    config: ModelConfig, params: Params, tokens, positions, segments, shard: Shard, keep_cache: bool, window=None
+):
     """Embedding and all layers: (dtype[B, T, D] before the final norm, stacked (k, v) [L, B, Hkv, T, Dh] or None)."""
-    rope, bias = _rope_tables(config, positions), _causal_bias(segments)
+    rope, bias = rope_tables(config, positions), _causal_bias(segments)
 
     def body(x, layer):
         x, cache = _layer_pass(config, shard, layer, x, rope, bias, window or tokens.shape[1])
@@ -304,7 +278,7 @@ def _run(config: ModelConfig, params: Params, tokens, positions, segments, shard
     if config.remat != "none":
         saved = jax.checkpoint_policies.dots_saveable if config.remat == "dots" else None
         body = jax.checkpoint(body, policy=saved, prevent_cse=False)  # a scan already keeps XLA from merging the two
-    x = shard(_embed(config, params, tokens), ("batch", "length", "embed"))
+    x = shard(embed(config, params, tokens), ("batch", "length", "embed"))
     return jax.lax.scan(body, x, params["layers"])
 
 
@@ -326,8 +300,8 @@ def hidden_states(
     as `init` gives them. `shard(x, axes)` puts a sharding constraint on an activation by the logical names of its axes
     ("batch", "length", "embed", "heads", "kv_heads", "mlp", "vocab", or None).
     """
-    x, _ = _run(config, params, tokens, positions, segments, shard, keep_cache=False, window=longest)
-    return _rms_norm(x, params["final_norm"], config.rms_norm_eps)
+    x, _ = run_layers(config, params, tokens, positions, segments, shard, keep_cache=False, window=longest)
+    return rms_norm(x, params["final_norm"], config.rms_norm_eps)
 
 
 def unembed_matrix(config: ModelConfig, params: Params) -> jax.Array:
@@ -338,134 +312,5 @@ def unembed_matrix(config: ModelConfig, params: Params) -> jax.Array:
 def logits(config: ModelConfig, params: Params, hidden: jax.Array) -> jax.Array:
     """f32[..., V] of dtype[..., D] hidden states after the final norm; products accumulate in float32."""
     if config.tie_embeddings and hidden.ndim == 2:
-        return _thin(params["embed"], hidden, 1, preferred_element_type=jnp.float32).T
+        return thin_matmul(params["embed"], hidden, 1, preferred_element_type=jnp.float32).T
     return _matmul(hidden, unembed_matrix(config, params), preferred_element_type=jnp.float32)
-
-
-# ---- decoding ----------------------------------------------------------------------------------------------------
-
-
-def prefill(
-    config: ModelConfig,
-    params: Params,
-    tokens: jax.Array,
-    positions: jax.Array,
-    valid: jax.Array,
-    shard: Shard = no_shard,
-) -> tuple[jax.Array, Cache]:
-    """Runs right-aligned prompts, i32[N, P]; parameters are stacked.
-
-    Returns the hidden states of the last column after the final norm, dtype[N, D], and the cache, a tuple over layers
-    of (k, v), each dtype[N, Hkv, P, Dh].
-    """
-    x, (k, v) = _run(config, params, tokens, positions, valid, shard, keep_cache=True)
-    hidden = _rms_norm(x[:, -1], params["final_norm"], config.rms_norm_eps)
-    return hidden, tuple((k[i], v[i]) for i in range(config.num_layers))
-
-
-def empty_cache(config: ModelConfig, rows: int, columns: int) -> Cache:
-    """Keys and values of `rows` responses of which nothing has been read yet, `columns` places each."""
-    place = jnp.zeros((rows, config.num_kv_heads, columns, config.head_dim), config.compute_dtype)
-    return ((place, place),) * config.num_layers
-
-
-def widen_cache(cache: Cache, columns: int) -> Cache:
-    """The same with `columns` places a row."""
-    return jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, columns - x.shape[2]), (0, 0))), cache)
-
-
-def _attend_one(q: jax.Array, prompt, prompt_bias: jax.Array, own, own_bias: jax.Array) -> jax.Array:
-    """Softmax attention of one column to its prompt's keys and values, which S rows share, and to its own.
-
-    q: dtype[B, Hkv, G, Dh], scaled; prompt: k and v, dtype[N, Hkv, P, Dh], with B = N * S; own: dtype[B, Hkv, T, Dh];
-    biases: f32[N, P] and [B, T]. Returns dtype[B, Hkv, G, Dh]. The queries that meet a prompt's key head are the rows of
-    one matrix: no expanded copy, and P columns are read N times, not B times. The own scores are made as keys @ queries,
-    which is faster than queries @ keys for a few queries on CPU; the barrier keeps XLA from turning it round.
-    """
-    count, samples = prompt[0].shape[0], q.shape[0] // prompt[0].shape[0]
-    num_kv, group = q.shape[1:3]
-
-    def by_prompt(x):  # [B, Hkv, G, X] -> [N, Hkv, S * G, X]
-        x = x.reshape(count, samples, num_kv, group, x.shape[-1]).swapaxes(1, 2)
-        return x.reshape(count, num_kv, samples * group, x.shape[-1])
-
-    def by_row(x):  # and back
-        x = x.reshape(count, num_kv, samples, group, x.shape[-1]).swapaxes(1, 2)
-        return x.reshape(count * samples, num_kv, group, x.shape[-1])
-
-    shared = jnp.einsum("nkmd,nkpd->nkmp", by_prompt(q), prompt[0], preferred_element_type=jnp.float32)
-    shared = by_row(shared + prompt_bias[:, None, None])
-    alone = jnp.einsum("bktd,bkgd->bktg", own[0], q, preferred_element_type=jnp.float32)
-    alone = jax.lax.optimization_barrier(alone).swapaxes(2, 3) + own_bias[:, None, None]
-    top = jnp.maximum(shared.max(-1, keepdims=True), alone.max(-1, keepdims=True))
-    shared, alone = jnp.exp(shared - top), jnp.exp(alone - top)
-    total = shared.sum(-1, keepdims=True) + alone.sum(-1, keepdims=True)
-    dtype = q.dtype
-    attended = by_row(jnp.einsum("nkmp,nkpd->nkmd", by_prompt(shared.astype(dtype)), prompt[1]))
-    attended += jnp.einsum("bkgt,bktd->bkgd", alone.astype(dtype), own[1])
-    return (attended / total).astype(dtype)
-
-
-def _decode_layer(
-    config: ModelConfig, layer: Params, x: jax.Array, rope, column, prompt, prompt_bias, own, own_bias, shard
-):
-    """One layer for one column of every row; x: dtype[D, B], rows last, as the products of `_thin` give it."""
-
-    def norm(x, name):
-        return _rms_norm(x, layer[name], config.rms_norm_eps, axis=-2)
-
-    def turn(x, factor=1.0):
-        """`_rotate` times a factor, of [..., Dh, B]; a reversal costs less than a concatenation here."""
-        halves = x.astype(jnp.float32).reshape(*x.shape[:-2], 2, -1, x.shape[-1])
-        cos, sin = (table * factor for table in rope)
-        turned = halves * cos + jnp.flip(halves, -3) * jnp.stack([-sin, sin])
-        return turned.reshape(x.shape).astype(x.dtype)
-
-    heads = _thin(layer["qkv"], norm(x, "attn_norm"))  # [Hkv, G + 2, Dh, B]
-    if config.attention_bias:
-        heads += layer["qkv_bias"][..., None].astype(x.dtype)
-    q, k, v = heads[:, :-2], heads[:, -2], heads[:, -1]
-    if config.qk_norm:
-        q, k = norm(q, "q_norm"), norm(k, "k_norm")
-    q, k = turn(q, config.head_dim**-0.5), turn(k)
-    q = shard(jnp.moveaxis(q, -1, 0), ("batch", "kv_heads", None, None))
-
-    def write(cache, new):
-        cache = jax.lax.dynamic_update_slice(cache, jnp.moveaxis(new, -1, 0)[:, :, None], (0, 0, column, 0))
-        return shard(cache, ("batch", "kv_heads", None, None))
-
-    own = write(own[0], k), write(own[1], v)
-    attended = _attend_one(q, prompt, prompt_bias, own, own_bias).reshape(x.shape[1], -1)
-    x = shard(x + _thin(layer["o"], shard(attended, ("batch", "heads")), 1), ("embed", "batch"))
-    gate, up = shard(_thin(layer["gate_up"], norm(x, "mlp_norm")), (None, "mlp", "batch"))
-    return shard(x + _thin(layer["down"], jax.nn.silu(gate) * up), ("embed", "batch")), own
-
-
-def decode_step(
-    config: ModelConfig,
-    params: Params,
-    token: jax.Array,
-    position: jax.Array,
-    column: jax.Array,
-    prompt: Cache,
-    prompt_valid: jax.Array,
-    own: Cache,
-    own_valid: jax.Array,
-    shard: Shard = no_shard,
-) -> tuple[jax.Array, Cache]:
-    """One token per row: hidden states after the final norm, dtype[B, D], and the own cache with column `column` written.
-
-    params: from `unstack_layers`; token, position: i32[B]; column: i32[], the column of `own` that becomes this token's;
-    prompt: from `prefill`, of N prompts of which each has B / N rows in succession; prompt_valid: bool[N, P];
-    own_valid: bool[B, T], the own columns that may be attended, `column` among them. Layers are unrolled so that each
-    layer's cache is its own buffer, which dynamic_update_slice updates in place in a while_loop; a scan over layers would
-    copy them all.
-    """
-    rope = tuple(table[:, 0].T for table in _rope_tables(config, position))  # [Dh / 2, B]
-    biases = _mask_bias(prompt_valid), _mask_bias(own_valid)
-    x = shard(_embed(config, params, token).T, ("embed", "batch"))
-    written = []
-    for layer, shared, alone in zip(params["layers"], prompt, own, strict=True):
-        x, alone = _decode_layer(config, layer, x, rope, column, shared, biases[0], alone, biases[1], shard)
-        written.append(alone)
-    return _rms_norm(x.T, params["final_norm"], config.rms_norm_eps), tuple(written)

@@ -7,7 +7,7 @@ Prompts are prefilled once, before the loop, and their first tokens drawn there:
 A slot holds a copy of its prompt's keys and values, made when a row moves in, and those of its
 response in a ring of R - 1 columns, of which all slots write the same one at the same step, wherever in their responses
 they are: rotary positions are in the keys, so a column's place means nothing, and one dynamic_update_slice, in place,
-serves all rows (`decoder.decode_step` as it is). The cache is N * P + slots * (P + R - 1) columns, not N * P + B * R.
+serves all rows (`decoding.decode_step` as it is). The cache is N * P + slots * (P + R - 1) columns, not N * P + B * R.
 
 On several devices each has its own queue: its share of the prompts, rows and slots, so that no cache travels.
 
@@ -22,7 +22,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hir_jax.models import decoder
+from hir_jax.models import decoder, decoding
 from hir_jax.models.config import ModelConfig
 from hir_jax.rollout.sample import Sampling, draw, row_keys
 from hir_jax.types import Array, Rollout
@@ -52,7 +52,7 @@ class _Queue(NamedTuple):
 class _First(NamedTuple):
     """What is known of all rows before the loop."""
 
-    prompts: decoder.Cache  # per layer (k, v), each dtype[N, Hkv, P, Dh]
+    prompts: decoding.Cache  # per layer (k, v), each dtype[N, Hkv, P, Dh]
     length: Array  # i32[D, n]: of the prompts
     token: Array  # i32[D, b]: the first one of each row, with its log-prob and entropy
     logp: Array  # f32[D, b]
@@ -64,7 +64,7 @@ class _First(NamedTuple):
 
 
 def _prefill(model: ModelConfig, params, prompts: Array, length: Array, queues: int, slots: int, shard: decoder.Shard):
-    """`decoder.prefill` of N prompts, at most about `slots` (and at least one a queue) at a time."""
+    """`decoding.prefill` of N prompts, at most about `slots` (and at least one a queue) at a time."""
     count, columns = prompts.shape
     each = count // queues
     most = max(1, slots // queues)
@@ -73,7 +73,7 @@ def _prefill(model: ModelConfig, params, prompts: Array, length: Array, queues: 
     def one(part):
         tokens, length = part
         positions = jnp.arange(columns) - (columns - length[:, None])
-        return decoder.prefill(model, params, tokens, jnp.maximum(positions, 0), positions >= 0, shard)
+        return decoding.prefill(model, params, tokens, jnp.maximum(positions, 0), positions >= 0, shard)
 
     if chunks == 1:
         return one((prompts, length))
@@ -109,7 +109,7 @@ def _pick(values: Array, index: Array) -> Array:
     return values.at[index].get(mode="clip")
 
 
-def _refill(first: _First, step: Array, slots: _Slots, queue: _Queue, prompts: decoder.Cache):
+def _refill(first: _First, step: Array, slots: _Slots, queue: _Queue, prompts: decoding.Cache):
     """Moves waiting rows and their prompts' keys and values into idle slots, one slot of every queue at a time; what finds no
     slot or no row moves nothing."""
     queues, g = slots.row.shape
@@ -158,8 +158,8 @@ def _decode(
     shard: decoder.Shard,
     step: Array,
     slots: _Slots,
-    prompts: decoder.Cache,
-    cache: decoder.Cache,
+    prompts: decoding.Cache,
+    cache: decoding.Cache,
 ):
     """The next token of every slot, its log-prob and the entropy, each [D * g], and the ring with this step's column."""
     columns, ring = prompts[0][0].shape[2], cache[0][0].shape[2]
@@ -167,7 +167,7 @@ def _decode(
     length = _pick(first.length, slots.row // (first.order.shape[1] // first.length.shape[1])).reshape(-1)
     age = (step - jnp.arange(ring)) % ring
     prompt_valid, own_valid = jnp.arange(columns) >= columns - length[:, None], age < count[:, None]
-    hidden, cache = decoder.decode_step(
+    hidden, cache = decoding.decode_step(
         model, params, slots.token.reshape(-1), length + count - 1, step % ring, prompts, prompt_valid, cache, own_valid, shard
     )  # fmt: skip
     logits = shard(decoder.logits(model, params, hidden), ("batch", "vocab"))
@@ -228,7 +228,7 @@ def sample_continuous(
     params = jax.tree.map(lambda x: x.astype(model.compute_dtype), params)
     limits = jnp.full(rows.shape, longest, jnp.int32) if limits is None else limits
     first = _first(model, params, prompts, length, rows, limits, key, settings, queues, slots, shard)
-    unstacked = decoder.unstack_layers(model, params)
+    unstacked = decoding.unstack_layers(model, params)
     stops = jnp.asarray(settings.stop_ids, jnp.int32)
     ring = max(longest - 1, 1)
     last_start = (b - 1) * (longest - 1) // g  # no later: until then all other rows keep all slots busy
@@ -249,7 +249,7 @@ def sample_continuous(
 
     def empty(width):
         spec = ("batch", "kv_heads", None, None)
-        return jax.tree.map(lambda x: shard(x, spec), decoder.empty_cache(model, queues * g, width))
+        return jax.tree.map(lambda x: shard(x, spec), decoding.empty_cache(model, queues * g, width))
 
     idle = _Slots(*(jnp.full((queues, g), value, jnp.int32) for value in (b, 0, settings.pad_id)))
     queue = _Queue(jnp.zeros(queues, jnp.int32), jnp.zeros((queues, b), jnp.int32))

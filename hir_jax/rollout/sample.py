@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hir_jax.models import decoder
+from hir_jax.models import decoder, decoding
 from hir_jax.models.config import ModelConfig
 from hir_jax.rollout.noise import exponentials
 from hir_jax.types import Array, Rollout
@@ -123,8 +123,8 @@ def draw(logits: Array, keys: jax.Array, position: Array, settings: Sampling) ->
 class Context(NamedTuple):
     """What stays the same while a batch is decoded."""
 
-    params: decoder.Params  # from `decoder.unstack_layers`
-    prompts: decoder.Cache  # their keys and values
+    params: decoder.Params  # from `decoding.unstack_layers`
+    prompts: decoding.Cache  # their keys and values
     prompt_valid: Array  # bool[N, P]
     prompt_length: Array  # i32[B]
     keys: jax.Array  # key[B]
@@ -163,16 +163,16 @@ def begin(
     model: ModelConfig,
     settings: Sampling,
     shard: decoder.Shard = decoder.no_shard,
-) -> tuple[Context, Progress, decoder.Cache]:
+) -> tuple[Context, Progress, decoding.Cache]:
     """The first token of every response, for `advance`; arguments as those of `sample`. The own cache is empty."""
     columns, samples, steps = prompts.shape[1], rows.shape[1], settings.max_response
     params = jax.tree.map(lambda x: x.astype(model.compute_dtype), params)
     start = columns - length[:, None]
     index = jnp.arange(columns)
     valid = index >= start
-    hidden, cache = decoder.prefill(model, params, prompts, jnp.maximum(index - start, 0), valid, shard)
+    hidden, cache = decoding.prefill(model, params, prompts, jnp.maximum(index - start, 0), valid, shard)
     context = Context(
-        decoder.unstack_layers(model, params),
+        decoding.unstack_layers(model, params),
         cache,
         valid,
         jnp.repeat(length, samples),
@@ -186,22 +186,22 @@ def begin(
         ),
     )  # fmt: skip
     progress = _emit(context, empty, jnp.repeat(hidden, samples, axis=0), model, settings, shard)
-    return context, progress, decoder.empty_cache(model, rows.size, 0)
+    return context, progress, decoding.empty_cache(model, rows.size, 0)
 
 
 def advance(
     context: Context,
     progress: Progress,
-    cache: decoder.Cache,
+    cache: decoding.Cache,
     *,
     width: int,
     model: ModelConfig,
     settings: Sampling,
     shard: decoder.Shard = decoder.no_shard,
-) -> tuple[Progress, decoder.Cache]:
+) -> tuple[Progress, decoding.Cache]:
     """Decodes until every response has `width` tokens or all have ended, with a cache of as many columns."""
     spec = ("batch", "kv_heads", None, None)
-    cache = jax.tree.map(lambda x: shard(x, spec), decoder.widen_cache(cache, width))
+    cache = jax.tree.map(lambda x: shard(x, spec), decoding.widen_cache(cache, width))
 
     def running(state):
         return (state[0].t < width) & ~state[0].done.all()
@@ -210,7 +210,7 @@ def advance(
         progress, cache = state
         t, token = progress.t, progress.token
         read = jnp.broadcast_to(jnp.arange(width) < t, (token.size, width))
-        hidden, cache = decoder.decode_step(
+        hidden, cache = decoding.decode_step(
             model, context.params, token, context.prompt_length + t - 1, t - 1, context.prompts, context.prompt_valid,
             cache, read, shard,
         )  # fmt: skip

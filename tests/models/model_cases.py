@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
-from hir_jax.models import decoder, hf, weights
+from hir_jax.models import decoder, decoding, hf, weights
 from hir_jax.models.config import ModelConfig, RopeScaling
 
 DATA = Path(__file__).parents[1] / "data"
@@ -70,8 +70,8 @@ def greedy(config, params, prompt, steps: int):
     """i32[N, steps]: the likeliest token each time, by prefill and decode_step in a while_loop. prompt: i32[N, P]."""
     rows, width = prompt.shape
     valid = jnp.ones((rows, width), bool)
-    hidden, cache = decoder.prefill(config, params, prompt, positions_of(valid), valid)
-    unstacked = decoder.unstack_layers(config, params)
+    hidden, cache = decoding.prefill(config, params, prompt, positions_of(valid), valid)
+    unstacked = decoding.unstack_layers(config, params)
 
     def pick(hidden):
         return jnp.argmax(decoder.logits(config, unstacked, hidden), axis=-1).astype(jnp.int32)
@@ -80,11 +80,11 @@ def greedy(config, params, prompt, steps: int):
         i, token, own, out = state
         read = jnp.broadcast_to(jnp.arange(steps) < i, (rows, steps))
         position = jnp.full(rows, width + i - 1)
-        hidden, own = decoder.decode_step(config, unstacked, token, position, i - 1, cache, valid, own, read)
+        hidden, own = decoding.decode_step(config, unstacked, token, position, i - 1, cache, valid, own, read)
         token = pick(hidden)
         return i + 1, token, own, out.at[:, i].set(token)
 
     token = pick(hidden)
     out = jnp.zeros((rows, steps), jnp.int32).at[:, 0].set(token)
-    state = (jnp.int32(1), token, decoder.empty_cache(config, rows, steps), out)
+    state = (jnp.int32(1), token, decoding.empty_cache(config, rows, steps), out)
     return jax.lax.while_loop(lambda s: s[0] < steps, body, state)[-1]

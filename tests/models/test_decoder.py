@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from model_cases import CASES, DATA, GREEDY, case_tokens, greedy, logits_of, positions_of, write_model
 
-from hir_jax.models import decoder, hf
+from hir_jax.models import decoder, decoding, hf
 
 
 @pytest.fixture(scope="module")
@@ -58,17 +58,17 @@ def test_prefill_and_decoding_equal_one_full_pass(name, models):
     valid = np.arange(12) >= np.array([[0], [4]])
     positions = positions_of(valid)
     full, prefill, step = (
-        jax.jit(f, static_argnums=0) for f in (decoder.hidden_states, decoder.prefill, decoder.decode_step)
+        jax.jit(f, static_argnums=0) for f in (decoder.hidden_states, decoding.prefill, decoding.decode_step)
     )
     full = full(config, params, tokens, positions, valid)
     hidden, cache = prefill(config, params, tokens[:, :8], positions[:, :8], valid[:, :8])
     np.testing.assert_allclose(hidden, full[:, 7], atol=1e-5)
     samples = 3
     wide_tokens, wide_positions = (np.repeat(np.asarray(a), samples, axis=0) for a in (tokens, positions))
-    unstacked, own = decoder.unstack_layers(config, params), decoder.empty_cache(config, 2 * samples, 2)
+    unstacked, own = decoding.unstack_layers(config, params), decoding.empty_cache(config, 2 * samples, 2)
     for column in range(8, 12):
         if column == 10:
-            own = decoder.widen_cache(own, 4)
+            own = decoding.widen_cache(own, 4)
         read = np.tile(np.arange(own[0][0].shape[2]) <= column - 8, (2 * samples, 1))
         token, position = wide_tokens[:, column], wide_positions[:, column]
         hidden, own = step(config, unstacked, token, position, jnp.int32(column - 8), cache, valid[:, :8], own, read)
@@ -150,10 +150,10 @@ def test_shard_is_called_with_the_axes_of_its_array(models):
         return x
 
     def run(params):
-        _, cache = decoder.prefill(config, params, tokens, positions_of(valid), valid, shard)
-        unstacked, own = decoder.unstack_layers(config, params), decoder.empty_cache(config, 2, 1)
+        _, cache = decoding.prefill(config, params, tokens, positions_of(valid), valid, shard)
+        unstacked, own = decoding.unstack_layers(config, params), decoding.empty_cache(config, 2, 1)
         here, read = jnp.full(2, 6), np.ones((2, 1), bool)
-        decoder.decode_step(config, unstacked, tokens[:, 0], here, jnp.int32(0), cache, valid, own, read, shard)
+        decoding.decode_step(config, unstacked, tokens[:, 0], here, jnp.int32(0), cache, valid, own, read, shard)
 
     jax.eval_shape(run, params)
     assert seen == {"batch", "length", "embed", "heads", "kv_heads", "mlp", None}
