@@ -97,7 +97,7 @@ def write_jsonl(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
         raise
 
 
-def _check_output(output: Path, inputs: Sequence[str]) -> None:
+def check_output(output: Path, inputs: Sequence[str]) -> None:
     """Refuse an output that could not be written, or that would replace an input, before any work is done."""
     if any(Path(path).resolve() == output.resolve() for path in inputs):
         raise RefusedError(f"{output}: the output must not be one of the input files")
@@ -130,7 +130,7 @@ def score_files(
     Raises RowError if the prompts cannot be read, RefusedError if no row can be scored or the output cannot be written.
     """
     benchmark = BENCHMARKS[name]
-    _check_output(Path(output), (prompts, responses))
+    check_output(Path(output), (prompts, responses))
     instructions, errors = benchmark.read(prompts)
     readable, bad = read_responses(responses, instructions, benchmark.id)
     errors = [*errors, *bad]

@@ -36,13 +36,13 @@ class Ask:
 
 
 def texts(body):
-    """(request, response, requirement) of a question, by its marked lines."""
+    """(request, response, requirement) of a question, by its marked lines; "" for one that it has not."""
     question = body["messages"][1]["content"]
     found = [
         re.search(rf"^=== {name} (\w+)\n(.*?)\n=== end of {name} \1$", question, re.DOTALL | re.MULTILINE)
         for name in ("request", "response", "requirement")
     ]
-    return [match.group(2) for match in found]
+    return [match.group(2) if match else "" for match in found]
 
 
 def _size(content):

@@ -11,13 +11,15 @@ followed, and what a server says about a failure is never repeated, since a serv
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import email.utils
 import json
 import math
 import os
 import random
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -193,6 +195,40 @@ class Endpoint:
         """All cases, `concurrency` at a time, until the deadline. Runs an event loop of its own in this thread."""
         return asyncio.run(self._ask(cases, keep))
 
+    @contextlib.contextmanager
+    def conversations(self) -> Iterator[Callable[[list[dict[str, str]]], str | Unanswered]]:
+        """For questions of other forms: a function of a conversation's messages that waits for the answer's text ("" where
+        it was cut or is none). Several threads may call it at a time.
+
+        Failures are treated as in `ask`; what is hopeless ends all later calls. A wait may end `deadline_seconds` after the
+        latest call at most.
+        """
+        batch = _Batch(self._client(), end=0.0)
+        loop = asyncio.new_event_loop()
+        thread = threading.Thread(target=loop.run_forever, name="judge", daemon=True)
+        thread.start()
+
+        async def answer(messages: list[dict[str, str]]) -> str | Unanswered:
+            batch.end = loop.time() + self._settings.deadline_seconds
+            reply = await self._answer(
+                batch, [{name: _sendable(text) for name, text in one.items()} for one in messages]
+            )
+            return reply.text if isinstance(reply, _Reply) else reply
+
+        try:
+            yield lambda messages: asyncio.run_coroutine_threadsafe(answer(messages), loop).result()
+        finally:
+            asyncio.run_coroutine_threadsafe(batch.client.close(), loop).result()
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join()
+            loop.close()
+
+    def _client(self) -> openai.AsyncOpenAI:
+        s, transport = self._settings, openai.DefaultAsyncHttpxClient(follow_redirects=False)
+        return openai.AsyncOpenAI(
+            api_key=self._key, base_url=s.base_url, timeout=s.timeout_seconds, max_retries=0, http_client=transport
+        )
+
     async def _ask(self, cases: Sequence[Case], keep: Keep) -> dict[Case, Unanswered]:
         s = self._settings
         answered: set[Case] = set()
@@ -201,10 +237,7 @@ class Endpoint:
             keep(case, score)
             answered.add(case)
 
-        transport = openai.DefaultAsyncHttpxClient(follow_redirects=False)
-        async with openai.AsyncOpenAI(
-            api_key=self._key, base_url=s.base_url, timeout=s.timeout_seconds, max_retries=0, http_client=transport
-        ) as client:
+        async with self._client() as client:
             batch = _Batch(client, asyncio.get_running_loop().time() + s.deadline_seconds)
             waiting = iter(cases)
             try:

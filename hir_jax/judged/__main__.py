@@ -1,0 +1,147 @@
+"""Scores recorded responses with CFBench, FollowBench, ComplexBench or InFoBench, by recorded judgements or by a judge.
+
+    python -m hir_jax.judged --benchmark=NAME --prompts=FILE --responses=FILE --judgements=FILE [--published_quirks]
+    python -m hir_jax.judged --benchmark=NAME --prompts=FILE --responses=FILE --judge=endpoint:MODEL --output=FILE
+        [--judge_option=NAME=VALUE ...] [--published_quirks]
+
+NAME is cfbench, followbench, followbench_zh, complexbench, complexbench_en or infobench. `--prompts` is the published file
+as the module of the benchmark describes it. `--responses` is JSON Lines with `response` and the prompt's key or its
+`prompt`, as in `hir_jax.score`; one response per prompt. `--judgements` is JSON Lines, {KEY: of the prompt, "replies": [a
+judge's text or null, ...]} or {KEY: ..., "verdicts": [true, false or null, ...]}; `hir_jax.judged.records` says more. With
+a judge, `--output` gets such rows as they come, and a file that is there is continued. A judge is any
+server of OpenAI's chat completions, with the options of `constraints.judge.JudgeSettings`.
+
+The last line on stdout is the summary: the figures of the benchmark's `aggregate`, "unknown" verdicts, which count as not
+met, and "missing", prompts without a response, which do not count. With `--published_quirks` the figures are those of the
+published aggregation.
+
+A bad row is reported by file and line, the others are scored all the same, and the exit status is 1.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags
+
+from hir_jax.constraints.judge import JudgeSettings
+from hir_jax.deciders import judge_settings
+from hir_jax.instructions.readers import RowError
+from hir_jax.judged import JUDGED, records
+from hir_jax.judged.base import JudgedBenchmark, Row
+from hir_jax.score import RefusedError, check_output, read_responses
+from hir_jax.types import InputError, Instruction
+
+
+def score_files(
+    name: str,
+    prompts: str,
+    responses: str,
+    judgements: str = "",
+    output: str = "",
+    settings: JudgeSettings | None = None,
+    published_quirks: bool = False,
+) -> tuple[dict[str, Any], list[RowError]]:
+    """The summary, and one error for each bad row. Judged by the file `judgements`, or with `settings` into `output`.
+
+    RowError if the prompts cannot be read, RefusedError if no row can be scored or the output cannot be written.
+    """
+    benchmark = JUDGED[name]
+    if settings:
+        check_output(Path(output), (prompts, responses))
+    rows = [row for row in benchmark.read(prompts) if benchmark.questions(row)]
+    if not rows:
+        raise RefusedError(f"{prompts}: no row has questions to score by")
+    texts, errors = _responses(benchmark, rows, responses)
+    answered = [row for row in rows if row.key in texts]
+    if settings:
+        found, bad = _judge(benchmark, answered, texts, output, settings)
+    else:
+        found, bad = records.read(judgements, benchmark, rows, texts)
+    errors += bad
+    for error in errors:
+        print(error, file=sys.stderr)
+    if not answered:
+        raise RefusedError(f"{responses}: no row can be scored")
+    judged = records.judgements(benchmark, answered, texts, found, published_quirks)
+    summary = benchmark.aggregate(answered, judged, published_quirks)
+    return summary | {"missing": len(rows) - len(answered)}, errors
+
+
+def _responses(benchmark: JudgedBenchmark, rows: Sequence[Row], path: str) -> tuple[dict[Any, str], list[RowError]]:
+    """Responses by key of the prompt; a second one for a prompt is an error."""
+    instructions = [Instruction(row.prompt, (), "verbatim", row.key) for row in rows]
+    texts: dict[Any, str] = {}
+    readable, errors = read_responses(path, instructions, benchmark.id)
+    for response in readable:
+        if response.instruction.key in texts:
+            errors.append(RowError(f"{response.label}: a second response for {response.instruction.key!r}"))
+        else:
+            texts[response.instruction.key] = response.text
+    return texts, errors
+
+
+def _judge(
+    benchmark: JudgedBenchmark, rows: Sequence[Row], texts: dict[Any, str], output: str, settings: JudgeSettings
+):
+    from hir_jax.constraints.judge_endpoint import Endpoint  # takes seconds, and recorded judgements do without
+
+    endpoint = Endpoint(settings)
+    with endpoint.conversations() as answer:
+        found = records.judge_rows(benchmark, rows, texts, output, settings.model, answer, settings.concurrency)
+    usage = endpoint.usage
+    print(
+        f"{usage.requests} requests, {usage.prompt_tokens} prompt and {usage.completion_tokens} completion tokens, "
+        f"cost {usage.cost:g}",
+        file=sys.stderr,
+    )
+    return found
+
+
+def _define_flags() -> None:
+    # Not at import: tests import this module beside programs that have flags of the same names.
+    flags.DEFINE_enum("benchmark", None, sorted(JUDGED), "Whose prompts and metrics.", required=True)
+    flags.DEFINE_string("prompts", None, "The benchmark's prompts.", required=True)
+    flags.DEFINE_string("responses", None, "Responses to score, JSON Lines.", required=True)
+    flags.DEFINE_string("judgements", "", "Recorded judgements, JSON Lines.")
+    flags.DEFINE_string("output", "", "Where the judge's replies go, JSON Lines; continued if it is there.")
+    flags.DEFINE_string("judge", "", "endpoint:MODEL.")
+    flags.DEFINE_multi_string("judge_option", [], "NAME=VALUE, a field of constraints.judge.JudgeSettings.")
+    flags.DEFINE_bool("published_quirks", False, "Aggregate as the published scorer does, oddities included.")
+
+
+def _run(args: flags.FlagValues) -> int:
+    settings = judge_settings(args.judge, args.judge_option)
+    if bool(args.judgements) == bool(settings.kind):
+        raise RefusedError("give either --judgements, a file of them, or --judge")
+    if settings.kind == "local":
+        raise RefusedError(
+            "--judge=local: a local judge gives only yes or no, not the replies wanted here; use endpoint:MODEL"
+        )
+    if bool(settings.kind) != bool(args.output):
+        raise RefusedError("--judge needs --output, a file for its replies, and --judgements has none")
+    summary, errors = score_files(
+        args.benchmark, args.prompts, args.responses, args.judgements, args.output,
+        settings if settings.kind else None, args.published_quirks,
+    )  # fmt: skip
+    print(json.dumps(summary, ensure_ascii=False))
+    return 1 if errors else 0
+
+
+def main(argv: Sequence[str]) -> int:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument: {argv[1]}")
+    try:
+        return _run(flags.FLAGS)
+    except (InputError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    _define_flags()
+    app.run(main)
