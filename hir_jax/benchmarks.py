@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import collections
-import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,6 +15,7 @@ from hir_jax.constraints.verifier import Row, Verifier
 from hir_jax.instructions import hir16k, muldimif
 from hir_jax.instructions.readers import RowError, read_ifbench, read_ifeval
 from hir_jax.instructions.templates import render
+from hir_jax.statistics import pass_at_k
 from hir_jax.types import Instruction
 
 _ROWS_AT_A_TIME = 128  # between two calls of `progress`
@@ -116,24 +116,30 @@ def _scored(responses: Sequence[Response], verifier: Verifier, with_loose: bool)
     ]
 
 
-def _share(verdicts: Iterable[bool]) -> float:
+def _share(verdicts: Iterable[float]) -> float:
     verdicts = list(verdicts)
     return sum(verdicts) / len(verdicts)
 
 
-def pass_at_k(passed: int, samples: int, k: int) -> float:
-    """Unbiased estimate, from `passed` of `samples` responses, that one of k passes (Chen et al., 2021, eq. 1)."""
-    return 1.0 - math.comb(samples - passed, k) / math.comb(samples, k)
+def per_prompt(instructions: Sequence[Instruction], strict: Sequence[list[bool]]) -> dict[str, list[float]]:
+    """Per prompt, in the order in which they first come: "ila" and "cla", the shares of its responses that meet everything and
+    of constraints met, and with several responses "pass@k" for k = 1, 2, 4, ... up to the smallest number that a prompt has."""
+    met = collections.defaultdict(list)
+    for instruction, verdicts in zip(instructions, strict, strict=True):
+        met[str(instruction.key)].append(verdicts)
+    passed = [[all(verdicts) for verdicts in lists] for lists in met.values()]
+    most = min(map(len, passed))
+    counts = [2**power for power in range(most.bit_length()) if most > 1]
+    return {
+        "ila": [_share(one) for one in passed],
+        "cla": [_share(map(_share, lists)) for lists in met.values()],
+    } | {f"pass@{k}": [pass_at_k(sum(one), len(one), k) for one in passed] for k in counts}
 
 
 def _passes(instructions: Sequence[Instruction], strict: Sequence[list[bool]]) -> dict[str, float]:
     """pass@k of all constraints at once for k = 1, 2, 4, ... up to the smallest number of responses a prompt has."""
-    met = collections.defaultdict(list)
-    for instruction, verdicts in zip(instructions, strict, strict=True):
-        met[str(instruction.key)].append(all(verdicts))
-    most = min(map(len, met.values()))
-    counts = [2**power for power in range(most.bit_length()) if most > 1]
-    return {str(k): sum(pass_at_k(sum(one), len(one), k) for one in met.values()) / len(met) for k in counts}
+    found = per_prompt(instructions, strict)
+    return {name.removeprefix("pass@"): _share(values) for name, values in found.items() if name.startswith("pass@")}
 
 
 def summarise(benchmark: Benchmark, instructions: Sequence[Instruction], scores: Sequence[RowScore]) -> dict[str, Any]:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import importlib.util
 import json
+import runpy
 import sys
 from pathlib import Path
 
@@ -18,9 +20,10 @@ from ml_collections import config_flags
 from hir_jax.constraints.judge import JudgeSettings
 from hir_jax.instructions.joint import FAMILIES
 from hir_jax.instructions.templates import REWRITABLE
+from hir_jax.runs import files
 from hir_jax.types import InputError
 
-METHODS = ("hir", "ilr", "clr", "sft")
+METHODS = ("hir", "ilr", "clr", "hir_clr", "sft", "rft", "dpo")
 # Keys that do not change what is learnt: a run may be resumed with other values of these.
 FREE_ON_RESUME = (
     "total_steps", "eval_every", "checkpoint_every", "checkpoint_keep", "save_model", "compilation_cache",
@@ -39,7 +42,9 @@ class ConfigError(InputError):
 def defaults() -> ml_collections.ConfigDict:
     """All keys and their default values."""
     c = ml_collections.ConfigDict()
-    c.method = "hir"  # hir | ilr (binary reward) | clr (fractional reward) | sft (instruction/response pairs)
+    # Rewards: ilr binary, clr fractional; hir and hir_clr add replays to them. sft: likelihood of given pairs; rft (rejection
+    # sampling): of the run's own successes; dpo: on pairs made from the run's samples
+    c.method = "hir"  # hir | ilr | clr | hir_clr | sft | rft | dpo
     c.seed = 0  # of sampling, data order and initialisation
     c.total_steps = 100  # training steps (one rollout each)
     c.eval_every = 10  # steps between greedy evaluations on held-out instructions; HiR: 10; 0: never
@@ -75,6 +80,7 @@ def defaults() -> ml_collections.ConfigDict:
     d.max_constraints = 8  # a row, generators
     d.templates = ("type1", "type2", "type3", "type4", "type5", "type6")  # of the generators
     d.constraint_ids = ()  # constraint types of the witness generator, at least 2 * max_constraints; (): all
+    d.unseen_ids = ()  # constraint types of the generators kept out of training, for `evaluate --benchmark=unseen`
     d.label_noise = 0.0  # share of constraints of witness pairs drawn anew (sft): makes a weaker base model
     d.batch_prompts = 64  # prompts a step (N), or pairs for sft; HiR: 64
     d.max_prompt = 2048  # tokens, chat template included; longer rows are left out and counted; HiR: 2048
@@ -106,13 +112,19 @@ def defaults() -> ml_collections.ConfigDict:
     p.strategy = "curriculum"  # curriculum | entropy | integrity | random
     p.scope = "batch"  # batch (released code) | group (paper) | even
     p.entropy = "mean"  # over a response's tokens: mean (released code) | sum (paper)
-    p.lambda_0 = 2.0  # weight of integrity at s = 0; HiR: 2
+    p.schedule = "exponential"  # of integrity's weight: exponential (paper) | constant | linear | cosine
+    p.lambda_0 = 2.0  # that weight at s = 0; HiR: 2
     p.eta = 0.05  # its growth a step; HiR: 0.05
+    p.min_integrity = 0.0  # share of its constraints that a failure must meet to be replayed
+    p.min_kept = 1  # how many it must meet
     p.fill = "resample"  # resample (released code) | mask: what to do when failures to replay lack
     p.behaviour = "original"  # pi_old(y|q) (released code) | rewritten: pi_old(y|q')
 
     c.learner = o = ml_collections.ConfigDict()
-    o.estimator = "reinforce_plus_plus"  # reinforce_plus_plus | grpo
+    o.estimator = "reinforce_plus_plus"  # reinforce_plus_plus | grpo | rloo | dr_grpo
+    o.baseline = "all"  # all (released code) | originals: rows that means and deviations are taken over
+    o.std_floor = 0.0  # least standard deviation that advantages are divided by; 0: none
+    o.average = "token"  # of the loss, over: token (HiR, DAPO) | sequence (GRPO) | constant (Dr. GRPO)
     o.learning_rate = 1e-6  # HiR: 1e-6
     o.schedule = "constant"  # constant | linear | cosine, over total_steps
     o.warmup_steps = 0  # optimiser updates
@@ -124,7 +136,11 @@ def defaults() -> ml_collections.ConfigDict:
     o.clip_high = 0.2  # HiR: 0.2
     o.dual_clip = 3.0  # bound on the loss where the advantage is negative; HiR: 3
     o.importance_cap = 2.0  # of trainer / sampler, which corrects the loss if rollout.dtype is not the trainer's
-    o.kl = 0.001  # beta of the KL in reward; HiR: 0.001; 0: no reference policy is kept
+    o.kl = 0.001  # beta of the KL to the reference policy; HiR: 0.001; 0: none is kept
+    o.kl_in = "reward"  # reward (HiR; k1) | loss
+    o.kl_estimator = "k3"  # k1 | k2 | k3, of kl_in = "loss"
+    o.dpo_beta = 0.1  # of method = "dpo"; Rafailov et al. 2023
+    o.dpo_pairs = "both"  # response (y+ and y- of one q) | instruction (q' and q of one y) | both
     o.mini_batches = 2  # optimiser updates a step; HiR: 2
     o.micro_batch_tokens = 8192  # packed columns in one backward pass, all devices together; see packing.py
     o.pack_columns = 0  # columns that several rows are packed into; 0: twice the longest prompt + response
@@ -137,6 +153,10 @@ def defaults() -> ml_collections.ConfigDict:
 
     c.logging = g = ml_collections.ConfigDict()
     g.tensorboard = True  # event files in workdir/tensorboard
+    g.wandb = (
+        ""  # project of Weights & Biases to log to (pip install wandb; WANDB_MODE=offline needs no network); "": none
+    )
+    g.distributions_every = 10  # steps between histograms, and replays as texts, in TensorBoard; 0: never
     g.replays_per_step = 2  # pairs written to workdir/replays.jsonl
     g.show_replays = False  # print them too
     return c
@@ -164,6 +184,7 @@ def _check_types(config, known) -> None:
         "data.families": str,
         "data.templates": str,
         "data.constraint_ids": str,
+        "data.unseen_ids": str,
         "data.prompt_buckets": int,
         "rollout.response_buckets": int,
     }
@@ -204,7 +225,13 @@ def check(config) -> None:
         "replay.entropy": ("mean", "sum"),
         "replay.fill": ("resample", "mask"),
         "replay.behaviour": ("original", "rewritten"),
-        "learner.estimator": ("reinforce_plus_plus", "grpo"),
+        "replay.schedule": ("exponential", "constant", "linear", "cosine"),
+        "learner.estimator": ("reinforce_plus_plus", "grpo", "rloo", "dr_grpo"),
+        "learner.baseline": ("all", "originals"),
+        "learner.average": ("token", "sequence", "constant"),
+        "learner.kl_in": ("reward", "loss"),
+        "learner.kl_estimator": ("k1", "k2", "k3"),
+        "learner.dpo_pairs": ("response", "instruction", "both"),
         "learner.schedule": ("constant", "linear", "cosine"),
     }
     flat = flatten(config)
@@ -213,7 +240,7 @@ def check(config) -> None:
     positive = (
         "total_steps", "checkpoint_every", "checkpoint_keep", "data.batch_prompts", "data.max_prompt", "rollout.m",
         "rollout.max_response", "learner.mini_batches", "learner.micro_batch_tokens", "constraints.timeout_seconds",
-        "data.eval_batch", "rollout.temperature", "learner.importance_cap",
+        "data.eval_batch", "rollout.temperature", "learner.importance_cap", "learner.dpo_beta",
     )  # fmt: skip
     for key in positive:
         _require(flat[key] > 0, f"config.{key} is {flat[key]}; it must be positive")
@@ -221,7 +248,11 @@ def check(config) -> None:
         "eval_every",
         "rollout.slots",
         "replay.k",
+        "logging.distributions_every",
         "replay.lambda_0",
+        "replay.min_kept",
+        "replay.min_integrity",
+        "learner.std_floor",
         "learner.kl",
         "learner.pack_columns",
         "constraints.workers",
@@ -257,6 +288,21 @@ def check(config) -> None:
         rows % config.learner.mini_batches == 0,
         f"{rows} sequences a step do not split into config.learner.mini_batches = {config.learner.mini_batches}",
     )
+    _require(
+        config.method != "dpo" or rows % (2 * config.learner.mini_batches) == 0,
+        f"{rows} sequences a step are no pairs for config.learner.mini_batches = {config.learner.mini_batches}: make "
+        "config.rollout.m + config.replay.k even, or change config.data.batch_prompts",
+    )
+    _require(
+        not config.logging.wandb or importlib.util.find_spec("wandb"),
+        "config.logging.wandb needs a package that is not here: pip install wandb, or leave the key empty",
+    )
+    o = config.learner
+    _require(
+        o.baseline == "all" or o.std_floor > 0 or o.estimator in ("rloo", "dr_grpo"),
+        "config.learner.baseline = 'originals' needs config.learner.std_floor above 0 (0.3, say): where no original succeeds "
+        "their deviation is 0, and replays would be divided by it",
+    )
     limit = config.data.max_prompt
     _require(
         all(0 < b <= limit for b in config.data.prompt_buckets),
@@ -275,12 +321,36 @@ def sequences(config) -> int:
     return per_prompt * config.data.batch_prompts
 
 
+def load_file(name: str) -> ml_collections.ConfigDict:
+    """What `--config=name` gives: FILE or FILE:VARIANT."""
+    path, _, variant = name.partition(":")
+    if not Path(path).is_file():
+        raise ConfigError(f"{path}: no such config file")
+    get_config = runpy.run_path(path)["get_config"]
+    return get_config(variant) if variant else get_config()
+
+
+def of_run(workdir: Path) -> ml_collections.ConfigDict:
+    """The config that a run directory was made with. ConfigError where there is none, or it has keys that no longer exist."""
+    found = files.read_config(workdir)
+    if found is None:
+        raise ConfigError(f"{workdir}: holds no config.json; give --config=configs/X.py")
+    config = defaults()
+    try:
+        config.update_from_flattened_dict({k: tuple(v) if isinstance(v, list) else v for k, v in found.items()})
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"{workdir}/config.json: {error}; give --config=configs/X.py") from error
+    return config
+
+
 def changed_keys(old: dict[str, object], new: dict[str, object]) -> list[str]:
     """Keys of the trajectory in which two flattened configs differ. total_steps counts where a schedule depends on it."""
 
     def free(key):
         if key == "total_steps":
-            return new.get("learner.schedule") == "constant" == old.get("learner.schedule")
+            return not any(
+                c.get("learner.schedule") != "constant" or c.get("replay.schedule") == "cosine" for c in (old, new)
+            )
         return any(key == f or key.startswith(f + ".") for f in FREE_ON_RESUME)
 
     return sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k) and not free(k))

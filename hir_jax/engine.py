@@ -24,6 +24,7 @@ from hir_jax.models.checkpoint import open_checkpoint
 from hir_jax.models.config import ModelConfig
 from hir_jax.parallel import mesh as meshes
 from hir_jax.replay import select
+from hir_jax.replay.pairs import choose_pairs, pair_batch
 from hir_jax.replay.relabel import relabel
 from hir_jax.rollout.continuous import sample_continuous
 from hir_jax.rollout.sample import Sampling, advance, begin, finished, sample
@@ -40,11 +41,11 @@ def bucket(length: int, buckets: Sequence[int], longest: int) -> int:
 
 def learner_settings(config) -> LearnerSettings:
     """The `learner` group and what else the update depends on."""
-    group = {k: v for k, v in config.learner.items() if k != "mask_truncated"}
-    sft = config.method == "sft"
+    group = {k: v for k, v in config.learner.items() if k not in ("mask_truncated", "dpo_pairs")}
+    loss = {"sft": "sft", "rft": "sft", "dpo": "dpo"}.get(config.method, "policy")
     return LearnerSettings(
-        loss="sft" if sft else "policy",
-        temperature=1.0 if sft else config.rollout.temperature,
+        loss=loss,
+        temperature=1.0 if loss == "sft" else config.rollout.temperature,
         decay_steps=0 if config.learner.schedule == "constant" else config.total_steps * config.learner.mini_batches,
         **group,
     )
@@ -75,13 +76,15 @@ class Engine:
         dtype = config.rollout.dtype or self.model.compute_dtype
         self.sampler_model = dataclasses.replace(self.model, compute_dtype=dtype)
         self.corrects = dtype != self.model.compute_dtype
-        self.replays = config.method == "hir" and config.replay.k > 0
-        self.first_samples = config.rollout.m if config.method == "hir" else self.samples  # the others fill all slots
+        self.replays = config.method in ("hir", "hir_clr") and config.replay.k > 0
+        self.pairs_instructions = config.method == "dpo" and config.learner.dpo_pairs != "response"
+        self.first_samples = config.rollout.m if self.replays else self.samples  # without replay all slots are sampled
         self.settings = learner_settings(config)
         r = config.rollout
         self.rollout_sampling = self.sampling(r.temperature, top_k=r.top_k, top_p=r.top_p)
         self.reward_settings = {
-            "fractional": config.method == "clr",
+            "fractional": config.method in ("clr", "hir_clr"),
+            "successes_only": config.method == "rft",
             "mask_truncated": config.learner.mask_truncated,
         }
 
@@ -175,8 +178,25 @@ class Engine:
 
     @cached_property
     def _select(self):
-        fixed = {"slots": self.samples, "mask_truncated": self.config.learner.mask_truncated}
-        return jax.jit(partial(select.select, config=self.config.replay, **fixed))
+        return jax.jit(partial(select.select, **self._selection))
+
+    @property
+    def _selection(self) -> dict:
+        """How failures are selected."""
+        config = self.config
+        return {
+            "config": config.replay, "slots": self.samples, "horizon": config.total_steps,
+            "mask_truncated": config.learner.mask_truncated,
+        }  # fmt: skip
+
+    @cached_property
+    def _pairs(self):
+        def run(prompts, rollout, verdicts, replays):
+            how = {"samples": self.samples, "mask_truncated": self.config.learner.mask_truncated}
+            found = choose_pairs(rollout, verdicts, replays, self.config.learner.dpo_pairs, **how)
+            return pair_batch(prompts, rollout, verdicts, found, samples=self.samples, pad_id=self.pad_id)
+
+        return jax.jit(run, out_shardings=meshes.rows(self.mesh))
 
     @cached_property
     def token_bytes(self) -> on_device.TokenBytes:
@@ -200,9 +220,8 @@ class Engine:
     @cached_property
     def _train_step(self):
         plan = fused.Plan(
-            self._sampler, self.model, self.settings, self.rollout_sampling, self.config.replay, self.replays, self.first_samples,
-            self.samples, **self.reward_settings, corrects=self.corrects, text_width=self._text_width, shard=self.shard,
-            multiple=meshes.row_devices(self.mesh),
+            self._sampler, self.model, self.settings, self.rollout_sampling, self.replays, self._selection, self.reward_settings,
+            self.first_samples, self.samples, self.corrects, self._text_width, self.shard, meshes.row_devices(self.mesh),
         )  # fmt: skip
         state = jax.tree.map(lambda s: s.sharding, self.abstract_state)
         whole, rows = meshes.replicated(self.mesh), meshes.rows(self.mesh)
@@ -297,6 +316,12 @@ class Engine:
         with jax.set_mesh(self.mesh):
             return self._relabel(*arrays, replays)
 
+    def pairs(self, prompts: PromptBatch, rollout: Rollout, verdicts: Verdicts, replays: Replays) -> TrainBatch:
+        """Preference pairs for DPO, on device; reference log-probs are still 0."""
+        arrays = self._rows((prompts, rollout, verdicts))
+        with jax.set_mesh(self.mesh):
+            return self._pairs(*arrays, replays)
+
     def select(self, rollout: Rollout, verdicts: Verdicts, step: int, rounds: int) -> Replays:
         """Which of B = N * samples slots are replayed in the step after `step`; `rounds`: e of `select.missing_rounds`."""
         key = self.key(SELECT, step)
@@ -333,16 +358,21 @@ class Engine:
         ids = [row[mask] for row, mask in zip(rollout.tokens, rollout.mask, strict=True)]
         return self.tokenizer.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
-    def respond(self, params, rows: Sequence[Encoded], temperature: float, progress=lambda done: None) -> list[str]:
-        """One response to each row, greedy at temperature 0, `config.data.eval_batch` prompts at a time."""
+    def respond(
+        self, params, rows: Sequence[Encoded], temperature: float, samples: int = 1, progress=lambda done: None
+    ) -> Rollout:
+        """`samples` responses to each row, in order, greedy at temperature 0; about `config.data.eval_batch` responses at a time.
+        `progress` is called with the number of rows done."""
         self._check_lengths(rows)  # all of them before the first is answered
-        size, texts = self.config.data.eval_batch, []
-        settings = self.sampling(temperature)
+        size = max(1, self.config.data.eval_batch // samples)
+        settings, found = self.sampling(temperature), []
         for start in range(0, len(rows), size):
             part = list(rows[start : start + size])
             padded = part + [part[0]] * (size - len(part))  # one shape for all
-            ids = np.arange(start, start + size)[:, None]
+            ids = np.arange(start * samples, (start + size) * samples).reshape(size, samples)
             prompts = self.prompts(padded, PartShapes.of(padded, max(len(r.segments) for r in padded)))
-            texts += self.texts(self.sample(params, prompts, ids, self.key(EVALUATE), settings))[: len(part)]
-            progress(len(texts))
-        return texts
+            rollout = self.sample(params, prompts, ids, self.key(EVALUATE), settings)
+            count = len(part) * samples
+            found.append(jax.tree.map(lambda x, n=count: x[:n], rollout))
+            progress(start + len(part))
+        return jax.tree.map(lambda *x: np.concatenate(x), *found)

@@ -1,32 +1,43 @@
-"""Evaluates a run's newest checkpoint (or, in a workdir without one, the config's own model) on a benchmark.
+"""Evaluates runs: their newest checkpoints (or, in a workdir without one, the config's own model) on a benchmark.
 
-    python -m hir_jax.evaluate --config=configs/X.py --workdir=DIR --benchmark=ifeval --prompts=FILE
-        [--limit=N] [--temperature=0.6]
+    python -m hir_jax.evaluate --workdir=DIR[@STEP],... --benchmark=NAME [--config=configs/X.py] [--prompts=FILE]
+        [--limit=N] [--temperature=0.6] [--samples=N]
 
-Greedy by default. Writes DIR/evaluations/BENCHMARK-step-S/{responses,verdicts}.jsonl and prints the accuracies as
-one JSON object, last on stdout. Prompts that need a judge or a code checker which the config does not name are left out.
+Benchmarks: ifeval, ifbench, muldimif, hir16k (`--prompts` is the published file); heldout, the config's held-out instructions;
+unseen, instructions of constraint types that the run never trained on (`config.data.unseen_ids`); text, perplexity on the plain
+text in `--prompts`, cut into windows. Without --config each run's own config.json is used.
+
+Greedy by default; with --samples=N each prompt gets N responses and pass@k is estimated without bias. Writes
+DIR/evaluations/BENCHMARK-step-S/{responses,verdicts,prompts}.jsonl and summary.json (with 95% bootstrap intervals over prompts)
+and prints the summary, last on stdout, as one JSON object. Several workdirs are compared with the first, on the prompts that both
+answered: the object then holds `runs` and `differences`, with paired intervals. Prompts that need a judge or a code checker
+which the config does not name are left out.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from absl import flags
 from rich.console import Console
 from rich.progress import Progress
+from rich.table import Table
 
 from hir_jax import config as configs
 from hir_jax import deciders
-from hir_jax.benchmarks import BENCHMARKS, Response, score_rows
+from hir_jax.benchmarks import BENCHMARKS, Benchmark, Response, per_prompt, score_rows
 from hir_jax.constraints import registry
 from hir_jax.constraints.judge import JudgeSettings
 from hir_jax.constraints.verifier import Row, Verifier
 from hir_jax.engine import Engine
+from hir_jax.instructions import dataset
 from hir_jax.instructions.roles import encode
 from hir_jax.instructions.templates import render
 from hir_jax.replay import select
@@ -34,7 +45,26 @@ from hir_jax.runs import files
 from hir_jax.runs.checkpoints import Checkpoints
 from hir_jax.runs.memory import keep_freed_memory
 from hir_jax.runs.progress import use_compilation_cache
-from hir_jax.types import InputError, Instruction
+from hir_jax.statistics import bootstrap, repetition
+from hir_jax.types import InputError, Instruction, Rollout
+
+OWN = {"heldout": dataset.heldout, "unseen": dataset.unseen}  # instructions that the config makes or names itself
+TEXT = "text"
+_PLAIN = Benchmark(lambda path: ([], []), False, "key")  # strict verdicts, no labels
+
+
+class Request(NamedTuple):
+    """What is asked of a run."""
+
+    benchmark: str
+    prompts: str | None = None
+    limit: int | None = None
+    temperature: float = 0.0
+    samples: int = 1
+
+    def directory(self, step: int) -> str:
+        decoding = f"-t{self.temperature:g}-n{self.samples}" if self.temperature or self.samples > 1 else ""
+        return f"{self.benchmark}-step-{step}{decoding}"
 
 
 def accuracies(verifier: Verifier, instructions: Sequence[Instruction], texts: Sequence[str]) -> dict[str, float]:
@@ -48,19 +78,29 @@ def accuracies(verifier: Verifier, instructions: Sequence[Instruction], texts: S
     }
 
 
-def restored_params(engine: Engine, workdir: Path):
-    """(parameters, step) of the run's newest checkpoint; the config's own model at step 0 where there is none."""
+def restored_params(engine: Engine, workdir: Path, step: int | None = None):
+    """(parameters, step) of the run's newest checkpoint, or that of `step`; the config's own model at step 0 where there is
+    none."""
     directory = workdir / "checkpoints"
     if directory.is_dir():
         with Checkpoints(directory, keep=engine.config.checkpoint_keep) as saved:
-            if (latest := saved.latest()) is not None:
-                return saved.restore(latest, engine.abstract_state)[0].params, latest
+            if (found := saved.latest() if step is None else step) is not None:
+                return saved.restore(found, engine.abstract_state)[0].params, found
+    if step:
+        raise InputError(f"{workdir}@{step}: there are no checkpoints in {directory}")
     return engine.load_params(), 0
 
 
-def _readable(console: Console, benchmark: str, prompts: str, enabled: frozenset[str]) -> list[Instruction]:
+def _instructions(config, request: Request, console: Console) -> list[Instruction]:
     """The benchmark's prompts that can be used; what is wrong with the others is said on the terminal."""
-    instructions, errors = BENCHMARKS[benchmark].read(prompts)
+    if request.benchmark in OWN:
+        instructions, errors = OWN[request.benchmark](config), []
+    elif request.prompts is None:
+        raise InputError(f"--benchmark={request.benchmark} needs --prompts=FILE")
+    else:
+        instructions, errors = BENCHMARKS[request.benchmark].read(request.prompts)
+    k = config.constraints
+    enabled = deciders.enabled(JudgeSettings(**k.judge), k.code_checkers)
     usable = [q for q in instructions if not registry.missing_decider(q.constraints, enabled)]
     for error in errors:
         console.print(f"left out: {error}", soft_wrap=True, markup=False)
@@ -70,59 +110,169 @@ def _readable(console: Console, benchmark: str, prompts: str, enabled: frozenset
             f"left out: {len(instructions) - len(usable)} prompts that need a decider which is off (on: {on})"
         )
     if not usable:
-        raise InputError(f"{prompts}: no prompt is left to answer")
-    return usable
+        raise InputError(f"{request.prompts or request.benchmark}: no prompt is left to answer")
+    return usable[: request.limit]
 
 
-def evaluate_file(config, workdir: Path, benchmark: str, prompts: str, limit: int | None, temperature: float) -> dict:
-    """Samples, scores and writes; returns the summary of `benchmarks.summarise` with the step."""
-    if not (temperature >= 0):
-        raise InputError(f"--temperature={temperature}: it must not be negative (0 is greedy)")
-    console = Console(stderr=True)
-    k = config.constraints
-    judge = JudgeSettings(**k.judge)
-    instructions = _readable(console, benchmark, prompts, deciders.enabled(judge, k.code_checkers))[:limit]
-    engine = Engine(config)
-    params, step = restored_params(engine, workdir)
-    rows = [encode(engine.frame, instruction) for instruction in instructions]
+def _of_responses(rollout: Rollout) -> dict[str, float]:
+    """Mean length in tokens, share cut at the maximum, entropy in nats a token, and share of repeated 4-grams of tokens."""
+    lengths = rollout.mask.sum(-1)
+    repeated = [repetition(row[mask].tolist()) for row, mask in zip(rollout.tokens, rollout.mask, strict=True)]
+    return {
+        "response_tokens": float(lengths.mean()),
+        "truncated": float((~rollout.ended).mean()),
+        "entropy": float(rollout.entropy.sum() / max(1, lengths.sum())),
+        "repetition": float(np.mean(repeated)),
+    }
+
+
+def _answered(config, engine: Engine, params, request: Request, console: Console, label: str):
+    """(summary, files to write: name -> rows) of responses to instructions."""
+    instructions = _instructions(config, request, console)
+    rows = [encode(engine.frame, instruction, roles=False) for instruction in instructions]
+    if request.benchmark in OWN:  # as in training: what is too long is left out
+        rows = [row for row in rows if row.longest <= config.data.max_prompt]
+        instructions = [row.instruction for row in rows]
     with Progress(console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task(f"{benchmark}, step {step}", total=len(rows))
-        texts = engine.respond(params, rows, temperature, lambda done: progress.update(task, completed=done))
-    answers = [Response(q, y, q.source) for q, y in zip(instructions, texts, strict=True)]
+        task = progress.add_task(f"{request.benchmark}, {label}", total=len(rows))
+
+        def advance(done):
+            progress.update(task, completed=done)
+
+        rollout = engine.respond(params, rows, request.temperature, request.samples, advance)
+    texts, asked = engine.texts(rollout), [q for q in instructions for _ in range(request.samples)]
+    benchmark, k = BENCHMARKS.get(request.benchmark, _PLAIN), config.constraints
     with ExitStack() as stack:
         verifier = deciders.open_verifier(
-            stack, judge, code_checkers=k.code_checkers, workers=k.workers, timeout_seconds=k.timeout_seconds
-        )
-        scores, summary = score_rows(BENCHMARKS[benchmark], answers, verifier)
-    out = workdir / "evaluations" / f"{benchmark}-step-{step}"
-    responses = [
-        {BENCHMARKS[benchmark].id: q.key, "prompt": render(q), "response": y}
-        for q, y in zip(instructions, texts, strict=True)
-    ]
-    verdicts = [BENCHMARKS[benchmark].output_row(q, s) for q, s in zip(instructions, scores, strict=True)]
-    for name, lines in (("responses", responses), ("verdicts", verdicts)):
-        files.write_atomically(out / f"{name}.jsonl", "".join(json.dumps(x, ensure_ascii=False) + "\n" for x in lines))
-    console.print(f"responses and verdicts: {out}", soft_wrap=True, markup=False)
-    return summary | {"step": step}
+            stack, JudgeSettings(**k.judge), code_checkers=k.code_checkers, workers=k.workers, timeout_seconds=k.timeout_seconds
+        )  # fmt: skip
+        answers = [Response(q, y, q.source) for q, y in zip(asked, texts, strict=True)]
+        scores, summary = score_rows(benchmark, answers, verifier)
+    found = per_prompt(asked, [score.strict for score in scores])
+    summary |= _of_responses(rollout) | {"intervals": {name: bootstrap(values) for name, values in found.items()}}
+    keys = list(dict.fromkeys(str(q.key) for q in asked))
+    prompts = [{"key": key} | {name: found[name][i] for name in found} for i, key in enumerate(keys)]
+    responses = [{benchmark.id: q.key, "prompt": render(q), "response": y} for q, y in zip(asked, texts, strict=True)]
+    verdicts = [benchmark.output_row(q, s) for q, s in zip(asked, scores, strict=True)]
+    return summary, {"responses": responses, "verdicts": verdicts, "prompts": prompts}
+
+
+def _perplexity(config, engine: Engine, params, request: Request):
+    """The same of plain text: nats a token of each window of max_response tokens, given the one before it."""
+    if request.prompts is None:
+        raise InputError("--benchmark=text needs --prompts=FILE, a file of plain text")
+    width, size = config.rollout.max_response, config.data.eval_batch
+    try:
+        text = Path(request.prompts).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{request.prompts}: not UTF-8 text ({error})") from error
+    tokens = engine.tokenizer(text, add_special_tokens=False)["input_ids"]
+    windows = [tokens[i : i + width + 1] for i in range(0, len(tokens) - 1, width)][: request.limit]
+    if not windows:
+        raise InputError(f"{request.prompts}: fewer than two tokens of text")
+    rows = np.full((-(-len(windows) // size) * size, width + 1), engine.pad_id, np.int32)
+    length = np.zeros(len(rows), int)
+    for i, window in enumerate(windows):
+        rows[i, : len(window)], length[i] = window, len(window) - 1
+    mask = np.arange(width) < length[:, None]
+    one = np.ones(size, np.int32)
+    parts = [slice(start, start + size) for start in range(0, len(rows), size)]
+    logp = np.concatenate([engine.score(params, rows[part], one, mask[part]) for part in parts])[: len(windows)]
+    length = length[: len(windows)]
+    nats = -logp.sum(-1) / length
+    nll = float(-logp.sum() / length.sum())
+    summary = {"perplexity": math.exp(nll), "nll": nll, "tokens": int(length.sum()), "windows": len(windows)}
+    prompts = [{"key": str(i), "nll": float(x)} for i, x in enumerate(nats)]
+    return summary | {"intervals": {"nll": bootstrap(nats)}}, {"prompts": prompts}
+
+
+def evaluate_run(config, workdir: Path, request: Request, step: int | None = None) -> tuple[dict[str, Any], Path]:
+    """Samples, scores and writes: the summary with its step, and the directory of the files."""
+    if not (request.temperature >= 0):
+        raise InputError(f"--temperature={request.temperature}: it must not be negative (0 is greedy)")
+    if request.samples > 1 and not request.temperature:
+        raise InputError(f"--samples={request.samples} at temperature 0 are all the same: give --temperature")
+    console = Console(stderr=True)
+    engine = Engine(config)
+    params, step = restored_params(engine, workdir, step)
+    if request.benchmark == TEXT:
+        summary, written = _perplexity(config, engine, params, request)
+    else:
+        summary, written = _answered(config, engine, params, request, console, f"{workdir.name}, step {step}")
+    summary |= {"step": step}
+    out = workdir / "evaluations" / request.directory(step)
+    for name, rows in written.items():
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        files.write_atomically(out / f"{name}.jsonl", lines)
+    files.write_atomically(out / "summary.json", json.dumps(summary, indent=1) + "\n")
+    console.print(f"written: {out}", soft_wrap=True, markup=False)
+    return summary, out
+
+
+def differences(evaluations: dict[str, Path]) -> dict[str, dict[str, list[float]]]:
+    """Of each evaluation but the first: figure -> [mean difference from the first, low, high], 95%, paired over the prompts that
+    both answered."""
+    found = {}
+    for name, directory in evaluations.items():
+        rows = [json.loads(line) for line in (directory / "prompts.jsonl").read_text(encoding="utf-8").splitlines()]
+        found[name] = {row.pop("key"): row for row in rows}
+    (_, first), *others = found.items()
+    compared = {}
+    for name, rows in others:
+        common = [key for key in rows if key in first]
+        if not common:
+            raise InputError(f"{name}: it answered none of the prompts that {next(iter(found))} did")
+        figures = [figure for figure in first[common[0]] if figure in rows[common[0]]]
+        compared[name] = {
+            figure: list(bootstrap([rows[key][figure] - first[key][figure] for key in common])) for figure in figures
+        }
+    return compared
+
+
+def _show(runs: dict[str, dict], compared: dict[str, dict], console: Console) -> None:
+    first = next(iter(runs))
+    table = Table("run", "figure", "mean (95%)", f"difference from {first}")
+    for name, summary in runs.items():
+        for figure, interval in summary["intervals"].items():
+            gap = compared.get(name, {}).get(figure)
+            shown = "{:+.3f} ({:+.3f} to {:+.3f})".format(*gap) if gap else ""
+            table.add_row(name, figure, "{:.3f} ({:.3f} to {:.3f})".format(*interval), shown)
+    console.print(table)
+
+
+def _run_of(name: str) -> tuple[Path, int | None]:
+    """The workdir and step of DIR or DIR@STEP."""
+    directory, _, step = name.rpartition("@")
+    return (Path(directory), int(step)) if directory and step.isdecimal() else (Path(name), None)
 
 
 def main(argv) -> None:
     del argv
     args = flags.FLAGS
     logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax reports through it
-    configs.check(args.config)
-    use_compilation_cache(args.config.compilation_cache)
     keep_freed_memory()
-    found = evaluate_file(
-        args.config, Path(args.workdir), args.benchmark, args.prompts, args.limit, args.temperature
-    )  # fmt: skip
-    print(json.dumps(found))
+    request = Request(args.benchmark, args.prompts, args.limit, args.temperature, args.samples)
+    runs, directories = {}, {}
+    for name in args.workdir:
+        workdir, step = _run_of(name)
+        config = args.config or configs.of_run(workdir)
+        configs.check(config)
+        use_compilation_cache(config.compilation_cache)
+        runs[name], directories[name] = evaluate_run(config, workdir, request, step)
+    if len(runs) == 1:
+        print(json.dumps(runs[name]))
+        return
+    compared = differences(directories)
+    _show(runs, compared, Console(stderr=True))
+    print(json.dumps({"runs": runs, "differences": compared}))
 
 
 if __name__ == "__main__":
-    configs.define_flags("workdir", "prompts")
-    flags.DEFINE_enum("benchmark", "ifeval", sorted(BENCHMARKS), "Whose prompts and rules.")
+    configs.define_flags("prompts")
+    flags.DEFINE_list("workdir", None, "Runs: DIR or DIR@STEP, several separated by commas.")
+    flags.DEFINE_enum("benchmark", "ifeval", [*sorted(BENCHMARKS), *OWN, TEXT], "Whose prompts and rules.")
     flags.DEFINE_integer("limit", None, "The first N prompts alone.", lower_bound=1)
     flags.DEFINE_float("temperature", 0.0, "0: greedy. The paper's benchmark decoding: 0.6.")
-    flags.mark_flags_as_required(["config", "workdir", "prompts"])
+    flags.DEFINE_integer("samples", 1, "Responses to each prompt.", lower_bound=1)
+    flags.mark_flags_as_required(["workdir"])
     configs.run_program(main)

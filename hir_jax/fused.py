@@ -30,12 +30,11 @@ class Plan(NamedTuple):
     model: ModelConfig
     learner: LearnerSettings
     sampling: Sampling
-    replay: object  # the config's `replay` group
     replays: bool  # whether failures are replayed at all
+    selection: dict  # how, arguments of `select.select`
+    rewards: dict  # arguments of `select.rewards`
     samples: int
     slots: int
-    fractional: bool  # reward: CLA instead of ILA
-    mask_truncated: bool
     corrects: bool  # the sampler's weights have another dtype than the trainer's
     text_width: int  # bytes of a response that are looked at
     shard: decoder.Shard = decoder.no_shard
@@ -74,9 +73,8 @@ def train_step(
     rollout, verdicts = in_slots((rollout, verdicts), count, plan.slots, pad_id)
     replays = Replays(jnp.zeros(0, jnp.int32), jnp.zeros(0), jnp.zeros(0, bool))
     if plan.replays:
-        how = {"rounds": 0, "slots": plan.slots, "mask_truncated": plan.mask_truncated}
-        replays = select.select(rollout, verdicts, state.step, select_key, plan.replay, **how)
-    reward, weight = select.rewards(rollout, verdicts, fractional=plan.fractional, mask_truncated=plan.mask_truncated)
+        replays = select.select(rollout, verdicts, state.step, select_key, rounds=0, **plan.selection)
+    reward, weight = select.rewards(rollout, verdicts, **plan.rewards)
     fixed = {"model": plan.model, "settings": plan.learner, "shard": plan.shard, "multiple": plan.multiple}
     ref_logp, importance = jnp.zeros_like(rollout.sampler_logp), jnp.ones_like(rollout.sampler_logp)
     whole = jnp.concatenate([jnp.repeat(prompts.tokens, plan.slots, axis=0), rollout.tokens], axis=1)
@@ -93,7 +91,7 @@ def train_step(
         prompts.tokens, prompts.length, prompts.parts, rollout, ref_logp, importance, reward, weight, verdicts, replays,
         samples=plan.slots, pad_id=pad_id,
     )  # fmt: skip
-    if plan.replay.behaviour == "rewritten":
+    if plan.selection["config"].behaviour == "rewritten":
         fresh = score_responses(state.params, batch.tokens, batch.prompt_length, batch.response_mask, **fixed)
         batch = batch._replace(behaviour_logp=jnp.where(batch.is_replay[:, None], fresh, batch.behaviour_logp))
     state, metrics = update(state, batch, **fixed)

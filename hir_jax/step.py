@@ -124,17 +124,23 @@ def roll_out(
         begin += count
         if begin == first and engine.replays and config.replay.fill == "resample":
             mask_truncated = config.learner.mask_truncated
-            usable = select.candidates(rollout, verdicts, mask_truncated=mask_truncated)
+            usable = select.candidates(rollout, verdicts, config.replay, mask_truncated=mask_truncated)
             rounds = select.missing_rounds(int(usable.sum()), n, config.replay.k)
             end = first + rounds
     return rollout, verdicts, rounds
 
 
 def select_replays(engine: Engine, rollout: Rollout, verdicts: Verdicts, rounds: int, step: int) -> Replays:
-    """(k - e) * N failures with the largest F(y); no place at all without replay."""
-    if not engine.replays:
+    """(k - e) * N failures with the largest F(y); no place at all where nothing is replayed or paired with itself."""
+    if not (engine.replays or engine.pairs_instructions):
         return Replays(np.zeros(0, np.int32), np.zeros(0, np.float32), np.zeros(0, bool))
     return engine.select(rollout, verdicts, step, rounds)
+
+
+def build_pairs(engine, ref_params, prompts, rollout, verdicts, replays) -> TrainBatch:
+    """The preference pairs of a step, for DPO, with the reference's log-prob of each row as it stands."""
+    batch = engine.pairs(prompts, rollout, verdicts, replays)
+    return batch._replace(ref_logp=engine.score(ref_params, batch.tokens, batch.prompt_length, batch.response_mask))
 
 
 def build_batch(engine, ref_params, params, prompts, rollout, verdicts, replays) -> tuple[TrainBatch, dict[str, float]]:
@@ -190,6 +196,18 @@ def rollout_metrics(engine, rollout: Rollout, verdicts: Verdicts, replays: Repla
             "replay_kept_constraints": float(kept.mean()),
         }
     return metrics
+
+
+def distributions(rollout: Rollout, verdicts: Verdicts, replays: Replays) -> dict[str, np.ndarray]:
+    """Of a step's samples: response lengths, shares of constraints met, entropies; and the integrity of what is replayed."""
+    filled = np.asarray(rollout.filled)
+    integrity, lengths = np.asarray(select.cla(verdicts)), rollout.mask.sum(-1)
+    return {
+        "samples/response_tokens": lengths[filled],
+        "samples/cla": integrity[filled],
+        "samples/entropy": (rollout.entropy.sum(-1) / np.maximum(lengths, 1))[filled],
+        "replays/integrity": integrity[replays.row[replays.valid]],
+    }
 
 
 def replay_rows(

@@ -34,6 +34,8 @@ from hir_jax.runs.progress import Compilations, RunProgress, show_replay, use_co
 from hir_jax.step import (
     Clock,
     build_batch,
+    build_pairs,
+    distributions,
     replay_rows,
     roll_out,
     rollout_metrics,
@@ -80,7 +82,8 @@ class Run:
         constraints = [row.instruction.constraints for row in self.data.rows]
         found = on_device.conditions(constraints, self.data.shapes.constraints)
         share = found.decidable.sum() / found.present.sum()
-        fused = share == 1 and not (self.engine.replays and config.replay.fill == "resample")
+        resamples = self.engine.replays and config.replay.fill == "resample"
+        fused = share == 1 and not resamples and config.method != "dpo"
         log.info("on-device checks decide %.0f%% of the constraints; one function a step: %s", 100 * share, fused)
         return found, fused
 
@@ -93,7 +96,8 @@ class Run:
     def restore_or_init(self):
         """(state, reference parameters or None) of the last committed step, or of step 0."""
         engine, latest = self.engine, self.checkpoints.latest()
-        keeps_reference = self.config.method != "sft" and self.config.learner.kl > 0
+        method = self.config.method
+        keeps_reference = method == "dpo" or (method not in ("sft", "rft") and self.config.learner.kl > 0)
         initial = engine.load_params() if latest is None or keeps_reference else None
         if latest is None:
             state = engine.init_state(initial)
@@ -102,10 +106,14 @@ class Run:
             self.say(f"resuming {self.workdir} from step {latest}")
         self._write_config()  # keys outside the trajectory may be new
         self.files = self._stack.enter_context(
-            files.RunFiles(self.workdir, latest or 0, self.config.logging.tensorboard, fresh=latest is None)
+            files.RunFiles(self.workdir, latest or 0, fresh=latest is None, **self._boards())
         )
         self.progress = self._stack.enter_context(RunProgress(self.console, self.config.total_steps, latest or 0))
         return state, initial if keeps_reference else None
+
+    def _boards(self) -> dict:
+        g = self.config.logging
+        return {"tensorboard": g.tensorboard, "wandb": g.wandb, "config": configs.flatten(self.config)}
 
     def say(self, text: str) -> None:
         """One line on the terminal, never cut: it may hold a path that is to be copied."""
@@ -118,7 +126,7 @@ class Run:
         """Greedy accuracy on the held-out instructions, where it is due."""
         if not self.data.heldout or not self.due(self.config.eval_every, step):
             return {}
-        texts = self.engine.respond(params, self.data.heldout, temperature=0.0)
+        texts = self.engine.texts(self.engine.respond(params, self.data.heldout, temperature=0.0))
         found = accuracies(self.verifier, [row.instruction for row in self.data.heldout], texts)
         return {f"heldout_{name}": value for name, value in found.items()}
 
@@ -167,13 +175,18 @@ def policy_step(run: Run, state, ref_params, step: int, clock: Clock):
             engine, run.verifier, state.params, rows, prompts, step, clock, conditions
         )  # fmt: skip
         replays = select_replays(engine, rollout, verdicts, rounds, step)
-        batch, corrected = build_batch(engine, ref_params, state.params, prompts, rollout, verdicts, replays)
+        if run.config.method == "dpo":
+            batch, corrected = build_pairs(engine, ref_params, prompts, rollout, verdicts, replays), {}
+        else:
+            batch, corrected = build_batch(engine, ref_params, state.params, prompts, rollout, verdicts, replays)
         clock.lap("relabel")
         state, learned = engine.update(state, batch)
         learned |= corrected
         clock.lap("update")
     metrics = rollout_metrics(engine, rollout, verdicts, replays, rounds) | run.judge_usage()
     shown = list(replay_rows(engine, rows, rollout, verdicts, replays, run.config.logging.replays_per_step))
+    if run.due(run.config.logging.distributions_every, step + 1):
+        run.files.distributions(step + 1, distributions(rollout, verdicts, replays), shown)
     clock.lap("report")
     return state, metrics | learned, int(rollout.mask.sum()), shown
 

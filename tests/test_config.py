@@ -67,9 +67,17 @@ def test_changed_keys_are_the_changed_ones_that_are_not_free(changed):
     assert configs.changed_keys(new, new) == []
 
 
-@pytest.mark.parametrize(("schedule", "expected"), [("constant", []), ("cosine", ["total_steps"])])
-def test_total_steps_is_free_only_without_a_schedule(schedule, expected):
-    old = FLAT | {"learner.schedule": schedule}
+@pytest.mark.parametrize(
+    ("key", "schedule", "expected"),
+    [
+        ("learner.schedule", "constant", []),
+        ("learner.schedule", "cosine", ["total_steps"]),
+        ("replay.schedule", "linear", []),
+        ("replay.schedule", "cosine", ["total_steps"]),
+    ],
+)
+def test_total_steps_is_free_only_without_a_schedule_that_ends(key, schedule, expected):
+    old = FLAT | {key: schedule}
     assert configs.changed_keys(old, old | {"total_steps": 999}) == expected
 
 
@@ -81,9 +89,10 @@ def test_keys_that_came_or_went_count_as_changed():
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
-        ("method", "ppo", "one of hir, ilr, clr, sft"),
+        ("method", "ppo", "one of hir, ilr, clr, hir_clr, sft, rft, dpo"),
         ("data.source", "csv", "one of generated, witness, jsonl"),
         ("data.source", "jsonl", "set config.data.path"),
+        ("learner.baseline", "originals", "std_floor above 0"),
         ("total_steps", 0, "positive"),
         ("rollout.temperature", 0.0, "positive"),
         ("rollout.top_p", 0.0, r"\(0, 1\]"),
@@ -115,3 +124,11 @@ def test_sequences_a_step():
     assert configs.sequences(config) == 64 * (6 + 2)
     config.method = "sft"
     assert configs.sequences(config) == 64
+
+
+def test_weights_and_biases_without_its_package_is_refused_first(monkeypatch):
+    config = configs.defaults()
+    config.logging.wandb = "hir"
+    monkeypatch.setattr(configs.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(configs.ConfigError, match="pip install wandb"):
+        configs.check(config)

@@ -3,12 +3,17 @@
 import json
 import shutil
 
+import jax
+import numpy as np
 import pytest
 from small_runs import small_config
 
+from hir_jax import config as configs
 from hir_jax import score
 from hir_jax.constraints.verifier import Verifier
-from hir_jax.evaluate import evaluate_file
+from hir_jax.engine import Engine
+from hir_jax.evaluate import Request, differences, evaluate_run, restored_params
+from hir_jax.models import decoder
 from hir_jax.runs.checkpoints import Checkpoints
 from hir_jax.train import train
 from hir_jax.types import InputError
@@ -52,8 +57,7 @@ def greedy(run):
     prompts = write_prompts(run.parent / "prompts.jsonl")
     return (
         prompts,
-        evaluate_file(config(), run, "ifeval", str(prompts), None, 0.0),
-        run / "evaluations" / "ifeval-step-1",
+        *evaluate_run(config(), run, Request("ifeval", str(prompts))),
     )
 
 
@@ -64,7 +68,10 @@ def test_verdicts_are_those_of_the_scorer_on_the_same_responses(greedy, tmp_path
         expected, errors = score.score_files(
             "ifeval", str(prompts), str(out / "responses.jsonl"), str(verdicts), verifier
         )
-    assert errors == [] and summary == expected | {"step": 1}
+    assert errors == [] and summary == summary | expected | {"step": 1}
+    assert json.loads((out / "summary.json").read_text()) == json.loads(json.dumps(summary))
+    assert summary["intervals"]["ila"].mean == pytest.approx(expected["prompt_strict"])
+    assert 0 < summary["response_tokens"] <= 12 and 0 <= summary["repetition"] <= 1 and summary["entropy"] > 0
     assert rows(out / "verdicts.jsonl") == rows(verdicts)
     responses = rows(out / "responses.jsonl")
     assert [(r["key"], r["prompt"]) for r in responses] == [(100 + i, p[0]) for i, p in enumerate(PROMPTS)]
@@ -75,26 +82,34 @@ def test_greedy_is_repeatable_and_a_limit_takes_the_first(greedy, run, tmp_path)
     prompts, _, out = greedy
     copy = tmp_path / "run"
     shutil.copytree(run / "checkpoints", copy / "checkpoints")
-    summary = evaluate_file(config(), copy, "ifeval", str(prompts), 1, 0.0)
+    summary, _ = evaluate_run(config(), copy, Request("ifeval", str(prompts), 1))
     assert summary["rows"] == 1
     found = rows(copy / "evaluations" / "ifeval-step-1" / "responses.jsonl")
     assert found == rows(out / "responses.jsonl")[:1]
 
 
 def test_temperature_samples(greedy, run, tmp_path):
-    prompts, _, out = greedy
+    prompts, *_ = greedy
     copy = tmp_path / "run"
     shutil.copytree(run / "checkpoints", copy / "checkpoints")
-    assert evaluate_file(config(), copy, "ifeval", str(prompts), None, 2.0)["rows"] == 3
-    found = [r["response"] for r in rows(copy / "evaluations" / "ifeval-step-1" / "responses.jsonl")]
-    assert found != [r["response"] for r in rows(out / "responses.jsonl")]
+    summary, several = evaluate_run(config(), copy, Request("ifeval", str(prompts), None, 2.0, samples=4))
+    assert summary["rows"] == 12 and set(summary["pass_at_k"]) == {"1", "2", "4"} and several.name.endswith("-t2-n4")
+    found = rows(several / "responses.jsonl")
+    assert [r["key"] for r in found] == [100] * 4 + [101] * 4 + [102] * 4
+    assert len({r["response"] for r in found[:4]}) > 1
+    by_prompt = rows(several / "prompts.jsonl")
+    strict = [all(r["strict"]) for r in rows(several / "verdicts.jsonl")]
+    assert [r["ila"] for r in by_prompt] == [sum(strict[i : i + 4]) / 4 for i in (0, 4, 8)]
+    assert [r["pass@4"] for r in by_prompt] == [float(any(strict[i : i + 4])) for i in (0, 4, 8)]
     with pytest.raises(InputError, match="--temperature=-1"):
-        evaluate_file(config(), copy, "ifeval", str(prompts), None, -1.0)
+        evaluate_run(config(), copy, Request("ifeval", str(prompts), temperature=-1.0))
+    with pytest.raises(InputError, match="--samples=2 at temperature 0"):
+        evaluate_run(config(), copy, Request("ifeval", str(prompts), samples=2))
 
 
 def test_without_a_checkpoint_the_configs_own_model_answers(greedy, tmp_path):
     prompts, _, _ = greedy
-    summary = evaluate_file(config(), tmp_path / "new", "ifeval", str(prompts), None, 0.0)
+    summary, _ = evaluate_run(config(), tmp_path / "new", Request("ifeval", str(prompts)))
     assert summary["step"] == 0 and (tmp_path / "new" / "evaluations" / "ifeval-step-0" / "verdicts.jsonl").exists()
     assert not (tmp_path / "new" / "checkpoints").exists()
 
@@ -103,10 +118,55 @@ def test_a_prompt_that_does_not_fit_is_named_before_anything_is_sampled(tmp_path
     long = ("write about the river . " * 40, ["punctuation:no_comma"], [{}])
     prompts = write_prompts(tmp_path / "prompts.jsonl", [*PROMPTS, long])
     with pytest.raises(InputError, match=rf"{prompts}:4: the prompt takes \d+ tokens and config.data.max_prompt is 96"):
-        evaluate_file(config(), tmp_path / "run", "ifeval", str(prompts), None, 0.0)
+        evaluate_run(config(), tmp_path / "run", Request("ifeval", str(prompts)))
     assert not (tmp_path / "run").exists()
 
 
 def test_evaluation_changes_no_checkpoint(greedy, run):
     with Checkpoints(run / "checkpoints", keep=2) as saved:
         assert saved.latest() == 1
+
+
+def test_held_out_and_unseen_instructions(run):
+    changed = config(data__unseen_ids=("punctuation:no_comma", "startend:quotation", "detectable_format:title"))
+    held, _ = evaluate_run(config(), run, Request("heldout"))
+    assert held["rows"] == 4 and held["overall"] == held["intervals"]["ila"].mean
+    other, out = evaluate_run(changed, run, Request("unseen"))
+    assert set(other["family"]) <= set(changed.data.unseen_ids) and other["rows"] == 4 and out.name == "unseen-step-1"
+    with pytest.raises(InputError, match=r"config\.data\.unseen_ids"):
+        evaluate_run(config(), run, Request("unseen"))
+
+
+def test_perplexity_is_that_of_the_models_own_log_probs(run, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("the river and the small house . a forest is old . " * 3)
+    summary, out = evaluate_run(config(), run, Request("text", str(text)))
+    engine = Engine(config())
+    params, _ = restored_params(engine, run)
+    ids = np.array(engine.tokenizer(text.read_text())["input_ids"])
+    nats = []
+    for start in range(0, len(ids) - 1, 12):  # windows of max_response tokens behind one
+        window = ids[start : start + 13][None]
+        at = np.arange(window.shape[1])[None]
+        hidden = decoder.hidden_states(engine.model, params, window, at, np.ones_like(at, bool))
+        logp = jax.nn.log_softmax(decoder.logits(engine.model, params, hidden))[0]
+        nats += [-float(logp[i, window[0, i + 1]]) for i in range(window.shape[1] - 1)]
+    assert summary["tokens"] == len(ids) - 1 == len(nats)
+    assert summary["perplexity"] == pytest.approx(np.exp(np.mean(nats)), rel=1e-4)
+    assert len(rows(out / "prompts.jsonl")) == summary["windows"]
+
+
+def test_differences_are_paired_over_common_prompts(tmp_path):
+    for name, keys, values in (("a", "1234", (0, 1, 0, 1)), ("b", "2345", (1, 1, 1, 0))):
+        (tmp_path / name).mkdir()
+        lines = [json.dumps({"key": k, "ila": v}) + "\n" for k, v in zip(keys, values, strict=True)]
+        (tmp_path / name / "prompts.jsonl").write_text("".join(lines))
+    mean, low, high = differences({name: tmp_path / name for name in "ab"})["b"]["ila"]
+    assert mean == pytest.approx(1 / 3) and 0 <= low < mean < high <= 1  # on 2, 3 and 4: 0, 1, 0
+
+
+def test_a_run_is_evaluated_with_its_own_config(run):
+    found = configs.of_run(run)
+    assert configs.flatten(found) == configs.flatten(config())
+    with pytest.raises(InputError, match=r"no config\.json"):
+        configs.of_run(run.parent / "nothing")

@@ -1,6 +1,5 @@
 """The scoring program against the published figures, and what it does with files that are not as they should be."""
 
-import itertools
 import json
 import subprocess
 import sys
@@ -9,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hir_jax import score
-from hir_jax.benchmarks import BENCHMARKS, Response, RowScore, pass_at_k, score_rows
+from hir_jax.benchmarks import BENCHMARKS, Response, RowScore, score_rows
 from hir_jax.constraints import registry
 from hir_jax.constraints.verifier import Verifier
 from hir_jax.instructions.readers import RowError
@@ -205,12 +204,6 @@ def test_scoring_instructions_of_our_own(verifier):
     assert summary["pass_at_k"] == {"1": 0.5, "2": 1.0}
     with pytest.raises(ValueError, match="no responses"):
         score_rows(BENCHMARKS["ifeval"], [], verifier)
-
-
-@pytest.mark.parametrize(("passed", "samples", "k"), [(0, 4, 2), (1, 4, 2), (3, 6, 4), (2, 5, 1), (5, 5, 3), (2, 7, 7)])
-def test_pass_at_k_is_the_share_of_subsets_with_a_pass(passed, samples, k):
-    subsets = list(itertools.combinations([True] * passed + [False] * (samples - passed), k))
-    assert pass_at_k(passed, samples, k) == pytest.approx(sum(map(any, subsets)) / len(subsets))
 
 
 def test_pass_at_k_of_several_responses_goes_up_to_what_every_prompt_has(run):

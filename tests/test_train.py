@@ -59,6 +59,9 @@ def cache(tmp_path_factory):
         jax.config.update(name, value)
 
 
+EASY = ("punctuation:no_comma", "keywords:forbidden_words")
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -66,6 +69,23 @@ def cache(tmp_path_factory):
         {"method": "clr"},
         # the same four pairs in every step
         {"method": "sft", "rollout__max_response": 48, "data__size": 4, "learner__warmup_steps": 0},
+        {"method": "hir_clr", "learner__baseline": "originals", "learner__std_floor": 0.3},
+        # constraints that nearly any text meets, so that there are successes
+        {"method": "rft", "data__min_constraints": 1, "data__max_constraints": 1, "data__constraint_ids": EASY},
+        {"method": "dpo", "rollout__m": 3, "learner__dpo_pairs": "instruction"},
+        {
+            "method": "dpo",
+            "rollout__m": 3,
+            "learner__dpo_pairs": "both",
+            "constraints__on_device": True,
+            "learner__kl": 0.0,
+        },
+        {
+            "learner__kl_in": "loss",
+            "learner__average": "sequence",
+            "learner__estimator": "rloo",
+            "replay__schedule": "cosine",
+        },
         {"replay__fill": "mask", "replay__scope": "even", "learner__estimator": "grpo"},
         {"replay__behaviour": "rewritten", "replay__scope": "group"},
         {"rollout__dtype": "bfloat16", "rollout__method": "inverse_cdf"},
@@ -86,7 +106,14 @@ def test_methods_run_and_give_finite_metrics(tmp_path, changes):
         )
     if config.method == "sft":
         assert found[2]["nll"] < found[1]["nll"]
-    elif config.method != "hir":
+    elif config.method == "dpo":
+        assert found[1]["pairs"] > 0 and found[1]["loss"] == pytest.approx(math.log(2), abs=1e-3)  # policy = reference
+        assert found[1]["samples"] == 4 * 4
+    elif config.method in ("hir", "hir_clr"):
+        assert found[1]["replays"] > 0
+    elif config.method == "rft":
+        assert found[1]["ila"] > 0 and found[1]["loss"] == pytest.approx(found[1]["nll"], rel=1e-4)
+    else:
         assert found[1]["replays"] == 0 and found[1]["samples"] == 4 * 3
         # On-policy and without replays, the learner finds the log-probs that the sampler gave.
         assert found[1]["gap"] < 1e-4

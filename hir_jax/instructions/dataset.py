@@ -47,30 +47,74 @@ def _published(path: str, template: str, left_out: Counter) -> list[Instruction]
     return instructions
 
 
-def _pairs(config, left_out: Counter) -> tuple[list[tuple[Instruction, str]], list[Instruction]]:
-    """((instruction, response or "") for training, held-out instructions) of the config's source."""
-    data, noise = config.data, config.data.label_noise if config.method == "sft" else 0.0
-    limits = {"min_constraints": data.min_constraints, "max_constraints": data.max_constraints}
-    limits["templates"] = tuple(data.templates)
+def _witness_ids(data) -> tuple[str, ...]:
+    """The constraint types of training and held-out rows: those named, or all, less the unseen ones."""
+    named = tuple(data.constraint_ids) or (tuple(witness.PROPOSALS) if data.unseen_ids else ())
+    return tuple(id for id in named if id not in data.unseen_ids)
+
+
+def _limits(data) -> dict:
+    return {
+        "min_constraints": data.min_constraints, "max_constraints": data.max_constraints, "templates": tuple(data.templates)
+    }  # fmt: skip
+
+
+def _training(config, left_out: Counter) -> list[tuple[Instruction, str]]:
+    """(instruction, response or "") of the config's source."""
+    data = config.data
     match data.source:
         case "jsonl":
-            heldout = native.read(data.eval_path) if data.eval_path else []
-            pairs = native.read_pairs(data.path) if config.method == "sft" else _unanswered(native.read(data.path))
+            return native.read_pairs(data.path) if config.method == "sft" else _unanswered(native.read(data.path))
         case "hir16k":
-            heldout = _published(data.eval_path, data.template, left_out) if data.eval_path else []
-            pairs = _unanswered(_published(data.path, data.template, left_out))
+            return _unanswered(_published(data.path, data.template, left_out))
         case "tfds":
-            heldout = prepared.read_heldout(data.path, data.name)
-            pairs = prepared.read_pairs(data.path, data.name, "train")
+            return prepared.read_pairs(data.path, data.name, "train")
         case "witness":
-            limits["ids"] = tuple(data.constraint_ids)
-            heldout = [q for q, _ in witness.generate(data.seed, data.eval_size, split="heldout", **limits)]
-            pairs = witness.generate(data.seed, data.size, split="train", label_noise=noise, **limits)
+            noise = data.label_noise if config.method == "sft" else 0.0
+            how = _limits(data) | {"ids": _witness_ids(data), "label_noise": noise}
+            return witness.generate(data.seed, data.size, split="train", **how)
         case "generated":
-            limits["families"] = tuple(data.families)
-            heldout = synthesis.generate(data.seed, data.eval_size, split="heldout", **limits)
-            pairs = _unanswered(synthesis.generate(data.seed, data.size, split="train", **limits))
-    return pairs, heldout[: data.eval_size]
+            how = _limits(data) | {"families": tuple(data.families), "without": tuple(data.unseen_ids)}
+            return _unanswered(synthesis.generate(data.seed, data.size, split="train", **how))
+
+
+def heldout(config, left_out: Counter | None = None) -> list[Instruction]:
+    """The config's held-out instructions, `data.eval_size` at most."""
+    data, left_out = config.data, Counter() if left_out is None else left_out
+    match data.source:
+        case "jsonl":
+            found = native.read(data.eval_path) if data.eval_path else []
+        case "hir16k":
+            found = _published(data.eval_path, data.template, left_out) if data.eval_path else []
+        case "tfds":
+            found = prepared.read_heldout(data.path, data.name)
+        case "witness":
+            how = _limits(data) | {"ids": _witness_ids(data)}
+            found = [q for q, _ in witness.generate(data.seed, data.eval_size, split="heldout", **how)]
+        case "generated":
+            how = _limits(data) | {"families": tuple(data.families), "without": tuple(data.unseen_ids)}
+            found = synthesis.generate(data.seed, data.eval_size, split="heldout", **how)
+    return found[: data.eval_size]
+
+
+def unseen(config) -> list[Instruction]:
+    """`data.eval_size` instructions of `data.unseen_ids` alone, which no training row holds: out of distribution. Their number of
+    constraints goes up to the config's, or to half of those types if that is less."""
+    data = config.data
+    if data.source not in ("witness", "generated") or not data.unseen_ids:
+        raise DataError(
+            "unseen constraint types need config.data.unseen_ids, and config.data.source witness or generated"
+        )
+    most = min(data.max_constraints, len(data.unseen_ids) // 2)
+    if not most:
+        raise DataError(f"config.data.unseen_ids = {tuple(data.unseen_ids)}: name two or more")
+    how = _limits(data) | {"min_constraints": min(data.min_constraints, most), "max_constraints": most}
+    how["split"] = "heldout"
+    if data.source == "witness":
+        return [q for q, _ in witness.generate(data.seed, data.eval_size, ids=tuple(data.unseen_ids), **how)]
+    families = tuple(data.families)
+    others = tuple(id for id in synthesis.draws_of(families) if id not in data.unseen_ids)
+    return synthesis.generate(data.seed, data.eval_size, families=families, without=others, **how)
 
 
 def _unanswered(instructions: Sequence[Instruction]) -> list[tuple[Instruction, str]]:
@@ -120,7 +164,7 @@ def load(config, frame: ChatFrame, stop_id: int, deciders: frozenset[str] = froz
     Raises RowError (file:line) for rows that break the format, DataError where nothing is left to train on.
     """
     left_out: Counter = Counter()
-    pairs, heldout = _pairs(config, left_out)
+    pairs, held = _training(config, left_out), heldout(config, left_out)
     # Without replay nothing is rewritten, but a baseline should see the rows that HiR sees.
     fit = _Fit(frame, config.data.max_prompt, config.method != "sft", deciders)
     kept = list(_encode_rows(fit, [instruction for instruction, _ in pairs], left_out))
@@ -134,10 +178,10 @@ def load(config, frame: ChatFrame, stop_id: int, deciders: frozenset[str] = froz
         short = [i for i, ids in enumerate(responses) if len(ids) <= config.rollout.max_response]
         left_out["longer than max_response"] += len(responses) - len(short)
         rows, responses = [rows[i] for i in short], [responses[i] for i in short]
-    heldout_rows = [row for _, row in _encode_rows(fit, heldout, left_out)]
+    heldout_rows = [row for _, row in _encode_rows(fit, held, left_out)]
     left_out = +left_out
     if left_out:
-        log.warning("left out of %d rows: %s", len(pairs) + len(heldout), dict(left_out))
+        log.warning("left out of %d rows: %s", len(pairs) + len(held), dict(left_out))
     if not rows:
         raise DataError(f"no training row is left of {len(pairs)}; left out: {dict(left_out) or 'none'}")
     constraints = max(len(r.segments) for r in [*rows, *heldout_rows])

@@ -200,11 +200,13 @@ def generate(
     templates: Sequence[str] = REWRITABLE,
     split: str = "train",
     families: Sequence[str] = ("ifeval",),
+    without: Sequence[str] = (),
 ) -> list[Instruction]:
     """`count` instructions with min to max (inclusive) constraints each that do not contradict one another.
 
     Row i depends on (seed, split, i) and the options only. `key` is SPLIT-SEED-INDEX, `source` generated:SEED:INDEX.
-    `families` are some of FAMILIES, in any order. With "ifeval" among them, sets of up to 10 are found for every task.
+    `families` are some of FAMILIES, in any order; of their constraint types those in `without` are never drawn. With "ifeval"
+    whole among them, sets of up to 10 are found for every task.
     Raises InputError for an unknown template or family, a negative count, or bounds that are not 1 <= min <= max;
     ValueError for an unknown split.
     """
@@ -217,7 +219,10 @@ def generate(
         raise InputError(f"need 1 <= min_constraints <= max_constraints, not {min_constraints} and {max_constraints}")
     if count < 0:
         raise InputError(f"count must not be negative, it is {count}")
-    tasks, draws = base_tasks(split), draws_of(families)
+    unknown = [id for id in without if id not in draws_of(families)]
+    if unknown:
+        raise InputError(f"no constraint type of {', '.join(families)} is called {', '.join(unknown)}")
+    tasks, draws = base_tasks(split), {id: draw for id, draw in draws_of(families).items() if id not in without}
 
     def row(index: int) -> Instruction:
         rng = random.Random(f"{seed}:{split}:{index}")  # a string seed goes through SHA-512, whatever PYTHONHASHSEED is

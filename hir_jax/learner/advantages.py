@@ -1,4 +1,9 @@
-"""Advantages: REINFORCE++ and GRPO, as verl computes them (method.md). Shapes: rewards f32[B], the rest [B, R]."""
+"""Advantages of a TrainBatch: REINFORCE++, GRPO, RLOO, Dr. GRPO. Shapes: rewards f32[B], the rest [B, R].
+
+`baseline` says which rows the means and deviations are taken over: "all", originals and replays together (as the released
+run), or "originals" alone, so that replays, whose reward is always 1, do not raise what an original is compared with.
+`std_floor` is the least deviation that is divided by (0: none).
+"""
 
 from __future__ import annotations
 
@@ -7,7 +12,7 @@ import jax.numpy as jnp
 
 from hir_jax.types import Array, TrainBatch
 
-ESTIMATORS = ("reinforce_plus_plus", "grpo")
+BASELINES = ("all", "originals")
 
 
 def token_rewards(batch: TrainBatch, kl: float) -> Array:
@@ -25,45 +30,75 @@ def returns_to_go(rewards: Array) -> Array:
     return jnp.cumsum(rewards[:, ::-1], axis=1)[:, ::-1]
 
 
-def whiten(values: Array, mask: Array) -> Array:
-    """(x - mean) / sqrt(var + 1e-8) over all masked entries, var unbiased (ddof = 1); 0 outside the mask."""
-    count = mask.sum()
-    mean = jnp.where(mask, values, 0.0).sum() / jnp.maximum(count, 1)
-    centred = jnp.where(mask, values - mean, 0.0)
-    variance = (centred**2).sum() / jnp.maximum(count - 1, 1)
-    return centred * jax.lax.rsqrt(variance + 1e-8)
+def _counted(batch: TrainBatch, baseline: str) -> Array:
+    """bool[B]: the rows that statistics are taken over; never one of weight 0."""
+    counted = batch.weight > 0
+    return counted & ~batch.is_replay if baseline == "originals" else counted
 
 
-def reinforce_plus_plus(batch: TrainBatch, kl: float) -> Array:
-    """REINFORCE++ (verl): whitened return-to-go over every response token of the batch, f32[B, R].
+def whiten(values: Array, mask: Array, counted: Array, std_floor: float = 0.0) -> Array:
+    """(x - mean) / max(sqrt(var + 1e-8), std_floor), mean and unbiased var (ddof = 1) over the entries `counted`; 0 outside
+    the mask. values: f32[B, R]; mask, counted: bool[B, R]."""
+    count = counted.sum()
+    mean = jnp.where(counted, values, 0.0).sum() / jnp.maximum(count, 1)
+    variance = jnp.where(counted, (values - mean) ** 2, 0.0).sum() / jnp.maximum(count - 1, 1)
+    return jnp.where(mask, values - mean, 0.0) / jnp.maximum(jnp.sqrt(variance + 1e-8), std_floor)
 
-    Rows of weight 0 count neither in the mean nor in the variance.
-    """
+
+def reinforce_plus_plus(batch: TrainBatch, kl: float, baseline: str, std_floor: float) -> Array:
+    """REINFORCE++ (Hu 2025, arXiv 2501.03262, as in verl): A_t = whitened return-to-go over every counted response token of
+    the batch, f32[B, R]."""
     mask = batch.response_mask & (batch.weight > 0)[:, None]
-    return whiten(returns_to_go(token_rewards(batch, kl)), mask)
+    counted = batch.response_mask & _counted(batch, baseline)[:, None]
+    return whiten(returns_to_go(token_rewards(batch, kl)), mask, counted, std_floor)
 
 
-def grpo(batch: TrainBatch, kl: float) -> Array:
-    """GRPO: A = (R - mean_group) / (std_group + 1e-6), std unbiased; a group of one has mean 0 and std 1. f32[B, R].
-
-    R sums the token rewards (so KL in reward enters); all replays and originals of a prompt are one group.
-    """
+def _groups(batch: TrainBatch, kl: float, baseline: str) -> tuple[Array, Array, Array, Array]:
+    """Per row: R (the sum of its token rewards, so that KL in reward enters), whether it is counted, and the sum and number
+    of the counted rows of its prompt, f32[B] all. All replays and originals of a prompt are one group."""
     total = token_rewards(batch, kl).sum(-1)
-    counted = (batch.weight > 0).astype(jnp.float32)
+    counted = _counted(batch, baseline).astype(jnp.float32)
     groups = batch.group.shape[0]  # an upper bound on the number of prompts
-    size = jax.ops.segment_sum(counted, batch.group, groups)
-    mean = jax.ops.segment_sum(counted * total, batch.group, groups) / jnp.maximum(size, 1)
-    centred = (total - mean[batch.group]) * counted
-    std = jnp.sqrt(jax.ops.segment_sum(centred**2, batch.group, groups) / jnp.maximum(size - 1, 1))
-    alone = (size <= 1)[batch.group]
-    score = jnp.where(alone, total, centred) / (jnp.where(alone, 1.0, std[batch.group]) + 1e-6)
-    return jnp.where(batch.response_mask & (counted > 0)[:, None], score[:, None], 0.0)
+    sums = jax.ops.segment_sum(counted * total, batch.group, groups)[batch.group]
+    size = jax.ops.segment_sum(counted, batch.group, groups)[batch.group]
+    return total, counted, sums, size
 
 
-def advantages(batch: TrainBatch, estimator: str, kl: float) -> Array:
-    """f32[B, R] of the whole batch, before it is split into mini-batches. Raises ValueError for an unknown estimator."""
-    if estimator == "reinforce_plus_plus":
-        return reinforce_plus_plus(batch, kl)
-    if estimator == "grpo":
-        return grpo(batch, kl)
-    raise ValueError(f"unknown learner.estimator {estimator!r}; known: {', '.join(ESTIMATORS)}")
+def _on_tokens(batch: TrainBatch, score: Array) -> Array:
+    """The score of each row on all tokens of its response; 0 in rows of weight 0."""
+    return jnp.where(batch.response_mask & (batch.weight > 0)[:, None], score[:, None], 0.0)
+
+
+def grpo(batch: TrainBatch, kl: float, baseline: str, std_floor: float) -> Array:
+    """GRPO (Shao et al. 2024, arXiv 2402.03300, as in verl): A = (R - mean_group) / (max(std_group, std_floor) + 1e-6), std
+    unbiased; where at most one row of a group counts, mean 0 and std 1. f32[B, R]."""
+    total, counted, sums, size = _groups(batch, kl, baseline)
+    centred = total - sums / jnp.maximum(size, 1)
+    squares = jax.ops.segment_sum(counted * centred**2, batch.group, batch.group.shape[0])[batch.group]
+    std = jnp.maximum(jnp.sqrt(squares / jnp.maximum(size - 1, 1)), std_floor)
+    return _on_tokens(batch, jnp.where(size <= 1, total / (1 + 1e-6), centred / (std + 1e-6)))
+
+
+def dr_grpo(batch: TrainBatch, kl: float, baseline: str, std_floor: float) -> Array:
+    """Dr. GRPO (Liu et al. 2025, arXiv 2503.20783): A = R - mean_group, not divided by a deviation. Its other half, a loss not
+    divided by lengths, is `learner.average = "constant"`. f32[B, R]."""
+    total, _, sums, size = _groups(batch, kl, baseline)
+    return _on_tokens(batch, total - sums / jnp.maximum(size, 1))
+
+
+def rloo(batch: TrainBatch, kl: float, baseline: str, std_floor: float) -> Array:
+    """RLOO (Ahmadian et al. 2024, arXiv 2402.14740): A = R - mean of the other counted rows of its group; A = R where there
+    are none. f32[B, R]."""
+    total, counted, sums, size = _groups(batch, kl, baseline)
+    return _on_tokens(batch, total - (sums - counted * total) / jnp.maximum(size - counted, 1))
+
+
+ESTIMATORS = {"reinforce_plus_plus": reinforce_plus_plus, "grpo": grpo, "rloo": rloo, "dr_grpo": dr_grpo}
+
+
+def advantages(batch: TrainBatch, estimator: str, kl: float, *, baseline: str = "all", std_floor: float = 0.0) -> Array:
+    """f32[B, R] of the whole batch, before it is split into mini-batches; `kl`: of the KL in reward. Raises ValueError for an
+    unknown estimator."""
+    if estimator not in ESTIMATORS:
+        raise ValueError(f"unknown learner.estimator {estimator!r}; known: {', '.join(ESTIMATORS)}")
+    return ESTIMATORS[estimator](batch, kl, baseline, std_floor)

@@ -24,10 +24,16 @@ SCHEDULES = ("constant", "linear", "cosine")
 class LearnerSettings:
     """The `learner` group of the config as a hashable static argument; `kl`, clips and schedule as named there."""
 
-    loss: str = "policy"  # policy | sft
+    loss: str = "policy"  # policy | sft | dpo
     estimator: str = "reinforce_plus_plus"
+    baseline: str = "all"
+    std_floor: float = 0.0
+    average: str = "token"
     temperature: float = 1.0
     kl: float = 0.001
+    kl_in: str = "reward"
+    kl_estimator: str = "k3"
+    dpo_beta: float = 0.1
     clip_low: float = 0.2
     clip_high: float = 0.2
     dual_clip: float = 3.0
@@ -146,29 +152,51 @@ class _Tokens(NamedTuple):
     """What the loss takes of each column that predicts a response token."""
 
     target: Array  # i32
-    weight: Array  # f32
+    weight: Array  # f32, in metrics
+    share: Array  # f32, in the loss
     behaviour_logp: Array  # f32
+    ref_logp: Array  # f32
     advantage: Array  # f32
     importance: Array  # f32
     is_replay: Array  # bool
 
 
-def _loss(head, hidden, real, fields: _Tokens, tokens_total, model: ModelConfig, settings: LearnerSettings):
+def _shares(batch: TrainBatch, average: str) -> Array:
+    """f32[B]: how much a token of each row counts in the loss. "token": the mean over all tokens of the mini-batch (the released
+    run; DAPO); "sequence": over rows of the mean over a row's tokens (GRPO); "constant": over rows of the sum over a row's
+    tokens, divided by R (Dr. GRPO)."""
+    length, columns = batch.response_mask.sum(-1), batch.response_mask.shape[1]
+    if average == "token":
+        return batch.weight / jnp.maximum((length * batch.weight).sum(), 1.0)
+    rows = jnp.maximum(batch.weight.sum(), 1.0)
+    return batch.weight / rows / (jnp.maximum(length, 1) if average == "sequence" else columns)
+
+
+def _loss(head, hidden, real, fields: _Tokens, model: ModelConfig, settings: LearnerSettings):
     """The share of some tokens in the loss of the mini-batch, and sums for metrics."""
     logp, entropy = token_logprobs(hidden, fields.target, decoder.unembed_matrix(model, head), settings.temperature)
-    mask = jnp.where(real, fields.weight, 0.0)
+    weight, share = (jnp.where(real, x, 0.0) for x in (fields.weight, fields.share))
+    fixed = jax.lax.stop_gradient(logp)
+    seen = {"entropy": entropy, "nll": -fixed}
     if settings.loss == "sft":
-        total, sums = losses.nll_loss(logp, mask), {}
+        loss = -logp
+    elif settings.loss == "dpo":
+        loss = -fields.advantage * logp
     else:
-        total, sums = losses.policy_loss(
-            logp, fields.behaviour_logp, fields.advantage, mask * fields.importance,
+        loss, found = losses.policy_loss(
+            logp, fields.behaviour_logp, fields.advantage,
             clip_low=settings.clip_low, clip_high=settings.clip_high, dual_clip=settings.dual_clip,
         )  # fmt: skip
-        gap = jnp.abs(jax.lax.stop_gradient(logp) - fields.behaviour_logp)
-        outside = (gap > jnp.log1p(settings.clip_high)) * mask
-        sums |= {"gap": (gap * mask).sum(), "replay_outside": (outside * fields.is_replay).sum()}
-    sums |= {"entropy": (entropy * mask).sum(), "nll": -(jax.lax.stop_gradient(logp) * mask).sum()}
-    total /= tokens_total
+        loss *= fields.importance
+        if settings.kl and settings.kl_in == "loss":
+            distance = losses.kl_loss(logp, fields.ref_logp, settings.kl_estimator)
+            loss += settings.kl * distance
+            found["kl_ref"] = distance
+        gap = jnp.abs(fixed - fields.behaviour_logp)
+        outside = (gap > jnp.log1p(settings.clip_high)) & fields.is_replay
+        seen |= found | {"gap": gap, "replay_outside": outside}
+    total = (loss * share).sum()
+    sums = {name: jax.lax.stop_gradient((value * weight).sum()) for name, value in seen.items()}
     return total, sums | {"loss": jax.lax.stop_gradient(total)}
 
 
@@ -182,7 +210,7 @@ def gradients(
     shard: decoder.Shard = decoder.no_shard,
     multiple: int = 1,
 ) -> tuple[decoder.Params, dict[str, Array]]:
-    """Gradient of the token-mean loss over the batch and its metrics; packing and micro-batches change nothing but cost.
+    """Gradient of the batch's loss (see `_shares`) and its metrics; packing and micro-batches change nothing but cost.
 
     `padding` among the metrics is the share of computed columns that no row of weight above 0 fills.
     """
@@ -192,12 +220,15 @@ def gradients(
     packed, places, size, now, following = _packed(
         batch.tokens, batch.prompt_length, batch.response_mask, batch.weight > 0, settings, shard, multiple
     )
+    share = batch.weight if settings.loss == "dpo" else _shares(batch, settings.average)
     # the predicted token's place among the responses
     at = packed.row, jnp.maximum(packed.column + 1 + responses - columns, 0)
     fields = _Tokens(
         following,
         batch.weight[packed.row],
+        share[packed.row],
         batch.behaviour_logp[at],
+        batch.ref_logp[at],
         advantage[at],
         batch.importance[at],
         batch.is_replay[packed.row],
@@ -208,7 +239,7 @@ def gradients(
 
     def chunk(carry, hidden, real, fields):
         grads, sums = carry
-        (_, more), (d_head, d_hidden) = compute(head, hidden, real, fields, tokens_total)
+        (_, more), (d_head, d_hidden) = compute(head, hidden, real, fields)
         grads = grads | {name: grads[name] + d_head[name] for name in head}
         return (grads, jax.tree.map(jnp.add, sums, more)), d_hidden
 
@@ -222,7 +253,7 @@ def gradients(
 
     one = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, 1), x.dtype), fields)
     hidden = jax.ShapeDtypeStruct((1, 1, model.hidden_size), model.compute_dtype)
-    shapes = jax.eval_shape(compute, head, hidden, jax.ShapeDtypeStruct((1, 1), bool), one, tokens_total)[0][1]
+    shapes = jax.eval_shape(compute, head, hidden, jax.ShapeDtypeStruct((1, 1), bool), one)[0][1]
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (params, shapes))
     (grads, sums), computed = packing.over_micro_batches(packed.used, size, micro_batch, zeros)
     replay_tokens = (batch.response_mask * (batch.weight * batch.is_replay)[:, None]).sum()
@@ -232,6 +263,20 @@ def gradients(
         metrics["replay_outside_clip"] = outside / jnp.maximum(replay_tokens, 1.0)
     metrics["padding"] = 1 - places.length.sum() / jnp.maximum(computed * multiple * size.columns, 1)
     return grads, metrics | {name: value / tokens_total for name, value in sums.items()}
+
+
+def _preferences(params, batch: TrainBatch, *, settings: LearnerSettings, **fixed) -> tuple[Array, dict[str, Array]]:
+    """What DPO's gradient multiplies each log-prob with, f32[B, R], and the loss; a pass over the batch comes before it."""
+    given = batch.tokens, batch.prompt_length, batch.response_mask
+    logp = score_responses(params, *given, settings=settings, **fixed)
+    chosen, rejected = jnp.where(batch.response_mask, logp - batch.ref_logp, 0.0).sum(-1).reshape(-1, 2).T
+    loss, coefficient = losses.preference_coefficients(chosen, rejected, settings.dpo_beta)
+    valid = batch.weight.reshape(-1, 2).min(-1)
+    share = valid / jnp.maximum(valid.sum(), 1.0)
+    signed = jnp.stack([coefficient, -coefficient], -1) * share[:, None]
+    metrics = {"loss": loss, "preferred": chosen > rejected, "margin": settings.dpo_beta * (chosen - rejected)}
+    metrics = {name: (value * share).sum() for name, value in metrics.items()} | {"pairs": valid.sum()}
+    return jnp.broadcast_to(signed.reshape(-1, 1), batch.response_mask.shape), metrics
 
 
 def update(
@@ -244,6 +289,7 @@ def update(
     multiple: int = 1,
 ) -> tuple[TrainState, dict[str, Array]]:
     """One training step on a TrainBatch: advantages of the whole batch, then `mini_batches` optimiser updates in row order.
+    With loss "dpo" rows 2j and 2j + 1 are a pair, the better one first (see `replay.pairs`).
 
     An update with a non-finite gradient norm leaves parameters and moments as they were and is counted in `skipped`.
     Metrics are means over the updates; `multiple` is the number of devices that share the batch axis.
@@ -251,15 +297,22 @@ def update(
     transform = optimizer(settings)
     values = jnp.zeros_like(batch.behaviour_logp)
     if settings.loss == "policy":
-        values = advantages(batch, settings.estimator, settings.kl)
+        how = {"baseline": settings.baseline, "std_floor": settings.std_floor}
+        values = advantages(batch, settings.estimator, settings.kl if settings.kl_in == "reward" else 0.0, **how)
     rows = batch.tokens.shape[0]
     if rows % settings.mini_batches:
         raise ValueError(f"{rows} rows do not split into learner.mini_batches = {settings.mini_batches} equal parts")
     parts = jax.tree.map(lambda x: x.reshape(settings.mini_batches, -1, *x.shape[1:]), (batch, values))
+    fixed = {"model": model, "settings": settings, "shard": shard, "multiple": multiple}
 
     def one(carry, part):
         params, opt_state, skipped = carry
-        grads, metrics = gradients(params, *part, model=model, settings=settings, shard=shard, multiple=multiple)
+        preferred = {}
+        if settings.loss == "dpo":
+            values, preferred = _preferences(params, part[0], **fixed)
+            part = part[0], values
+        grads, metrics = gradients(params, *part, **fixed)
+        metrics |= preferred
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(norm)
         changes, new_opt_state = transform.update(grads, opt_state, params)

@@ -48,18 +48,31 @@ def response_entropy(rollout: Rollout, reduce: str = "mean") -> Array:
     return total / jnp.maximum(rollout.mask.sum(-1), 1) if reduce == "mean" else total
 
 
-def schedule(step: Array, lambda_0: float, eta: float) -> Array:
-    """lambda_s = lambda_0 * (1 + eta)^s, capped at LAMBDA_CAP (computed through logs: 1.05^s leaves float32 near 1,800)."""
+def schedule(step: Array, kind: str, lambda_0: float, eta: float, horizon: int) -> Array:
+    """The weight of integrity, lambda_s, f32[], of the s-th step; capped at LAMBDA_CAP.
+
+    exponential (the paper): lambda_0 * (1 + eta)^s, computed through logs, for 1.05^s leaves float32 near 1,800;
+    constant: lambda_0; linear: lambda_0 * (1 + eta * s); cosine: half a cosine from lambda_0 up to where linear ends at s =
+    `horizon`, and that value afterwards.
+    """
     if lambda_0 == 0:
         return jnp.float32(0.0)
-    exponent = jnp.log(jnp.float32(lambda_0)) + jnp.asarray(step, jnp.float32) * jnp.log1p(jnp.float32(eta))
-    return jnp.exp(jnp.minimum(exponent, jnp.log(jnp.float32(LAMBDA_CAP))))
+    s = jnp.asarray(step, jnp.float32)
+    top = eta * horizon
+    growth = {
+        "exponential": lambda: jnp.exp(jnp.minimum(s * jnp.log1p(jnp.float32(eta)), 80.0)),
+        "constant": lambda: jnp.ones_like(s),
+        "linear": lambda: 1 + eta * s,
+        "cosine": lambda: 1 + top * (1 - jnp.cos(jnp.pi * jnp.minimum(s / max(1, horizon), 1.0))) / 2,
+    }
+    return jnp.minimum(lambda_0 * growth[kind](), LAMBDA_CAP)
 
 
-def select_score(rollout: Rollout, verdicts: Verdicts, step: Array, key: Array, config) -> Array:
+def select_score(rollout: Rollout, verdicts: Verdicts, step: Array, key: Array, config, horizon: int) -> Array:
     """F(y), f32[B], by `config.strategy`: curriculum, entropy alone, integrity alone, or random.
 
-    `config` is the `replay` group: strategy, entropy ("mean"|"sum"), lambda_0, eta. `step` is s, 1 at the first update.
+    `config` is the `replay` group: strategy, entropy ("mean"|"sum"), lambda_0, eta, schedule. `step` is s, 1 at the first
+    update, of `horizon`.
     """
     if config.strategy == "random":
         return jax.random.uniform(key, (rollout.mask.shape[0],))
@@ -68,7 +81,8 @@ def select_score(rollout: Rollout, verdicts: Verdicts, step: Array, key: Array, 
         return diversity
     if config.strategy == "integrity":
         return cla(verdicts)
-    return diversity + schedule(step, config.lambda_0, config.eta) * cla(verdicts)
+    weight = schedule(step, config.schedule, config.lambda_0, config.eta, horizon)
+    return diversity + weight * cla(verdicts)
 
 
 @partial(jax.jit, static_argnames=("scope", "places", "prompts"))
@@ -95,9 +109,12 @@ def choose(
     return Replays(row, scores[row], eligible[taken] & (jnp.arange(taken.shape[0]) < budget))
 
 
-def candidates(rollout: Rollout, verdicts: Verdicts, *, mask_truncated: bool) -> Array:
-    """bool[B]: the failures that may be replayed; with `mask_truncated` only those that ended."""
-    return replayable(verdicts, rollout.filled & rollout.ended if mask_truncated else rollout.filled)
+def candidates(rollout: Rollout, verdicts: Verdicts, config, *, mask_truncated: bool) -> Array:
+    """bool[B]: the failures that may be replayed: those that meet a share `config.min_integrity` of their constraints and
+    `config.min_kept` of them at least; with `mask_truncated` only those that ended."""
+    filled = rollout.filled & rollout.ended if mask_truncated else rollout.filled
+    kept = (verdicts.satisfied & verdicts.present).sum(-1)
+    return replayable(verdicts, filled) & (cla(verdicts) >= config.min_integrity) & (kept >= config.min_kept)
 
 
 def select(
@@ -109,13 +126,14 @@ def select(
     *,
     rounds: Array,
     slots: int,
+    horizon: int,
     mask_truncated: bool,
 ) -> Replays:
     """(k - rounds) * N failures of N * slots rows with the largest F(y) for the update after `step`, k * N places."""
     prompts = rollout.filled.shape[0] // slots
     return choose(
-        select_score(rollout, verdicts, step + 1, key, config),
-        candidates(rollout, verdicts, mask_truncated=mask_truncated),
+        select_score(rollout, verdicts, step + 1, key, config, horizon),
+        candidates(rollout, verdicts, config, mask_truncated=mask_truncated),
         jnp.arange(rollout.filled.shape[0]) // slots,
         (config.k - rounds) * prompts,
         scope=config.scope,
@@ -124,10 +142,13 @@ def select(
     )
 
 
-def rewards(rollout: Rollout, verdicts: Verdicts, *, fractional: bool, mask_truncated: bool) -> tuple[Array, Array]:
+def rewards(
+    rollout: Rollout, verdicts: Verdicts, *, fractional: bool, successes_only: bool, mask_truncated: bool
+) -> tuple[Array, Array]:
     """Reward of each original sample, ILA or (`fractional`) CLA, and its weight, f32[B] both.
 
-    The weight is 0 where the reward is undecided: an ILA that hangs on an unknown verdict, a CLA with any unknown one.
+    The weight is 0 where the reward is undecided: an ILA that hangs on an unknown verdict, a CLA with any unknown one; and
+    with `successes_only` (rejection sampling) wherever the reward is not 1.
     """
     if fractional:
         reward, decided = cla(verdicts), (verdicts.known | ~verdicts.present).all(-1)
@@ -136,6 +157,8 @@ def rewards(rollout: Rollout, verdicts: Verdicts, *, fractional: bool, mask_trun
     usable = rollout.filled & decided
     if mask_truncated:
         usable &= rollout.ended
+    if successes_only:
+        usable &= reward == 1
     return reward.astype(jnp.float32), usable.astype(jnp.float32)
 
 

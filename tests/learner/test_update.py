@@ -14,6 +14,7 @@ from hir_jax.learner.update import (
     gradients,
     init_state,
     learning_rate,
+    optimizer,
     score_responses,
     update,
 )  # fmt: skip
@@ -59,11 +60,49 @@ def test_surrogate_worked_by_hand():
     logp, old = jnp.log(jnp.array([[1.5, 1.5, 0.5, 0.5, 5.0]])), jnp.zeros((1, 5))
     advantage = jnp.array([[1.0, -1.0, 1.0, -1.0, -1.0]])
     expected = [-1.2, 1.5, -0.5, 0.8, 3.0]
-    for i, value in enumerate(expected):
-        mask = jnp.zeros((1, 5)).at[0, i].set(1.0)
-        loss, sums = losses.policy_loss(logp, old, advantage, mask, clip_low=0.2, clip_high=0.2, dual_clip=3.0)
-        assert float(loss) == pytest.approx(value, abs=1e-6)
-        assert float(sums["clipped"]) == (1.0 if i in (0, 3) else 0.0)
+    loss, seen = losses.policy_loss(logp, old, advantage, clip_low=0.2, clip_high=0.2, dual_clip=3.0)
+    np.testing.assert_allclose(loss, [expected], atol=1e-6)
+    assert np.asarray(seen["clipped"]).tolist() == [[True, False, False, True, False]]
+    higher, _ = losses.policy_loss(logp, old, advantage, clip_low=0.2, clip_high=0.28, dual_clip=3.0)  # DAPO
+    np.testing.assert_allclose(higher, [[-1.28, *expected[1:]]], atol=1e-6)
+
+
+def test_kl_estimators_worked_by_hand():
+    """pi = 0.5, ref = 0.25: d = ln 2; and at d = 0 all are 0."""
+    logp, ref = jnp.log(jnp.array([0.5, 0.3])), jnp.log(jnp.array([0.25, 0.3]))
+    ln2 = np.log(2)
+    for estimator, expected in {"k1": ln2, "k2": ln2**2 / 2, "k3": 0.5 - 1 + ln2}.items():
+        np.testing.assert_allclose(losses.kl_loss(logp, ref, estimator), [expected, 0], atol=1e-6)
+
+
+def test_kl_estimators_are_unbiased_for_small_distances():
+    """k1 and k3 have the mean of KL(pi || ref) over all words exactly; k2 to third order; the gradient of k2's mean, words
+    drawn by pi, is that of the KL."""
+    rng = np.random.default_rng(0)
+    logits, ref = rng.normal(size=50), rng.normal(size=50) * 0.1
+    ref = jax.nn.log_softmax(logits + ref)
+    truth = lambda z: (jax.nn.softmax(z) * (jax.nn.log_softmax(z) - ref)).sum()  # noqa: E731
+    pi = jax.nn.softmax(logits)
+
+    def mean(estimator, z):
+        return (pi * losses.kl_loss(jax.nn.log_softmax(z), ref, estimator)).sum()
+
+    for estimator, tolerance in {"k1": 1e-4, "k3": 1e-4, "k2": 0.05}.items():
+        assert float(mean(estimator, logits)) == pytest.approx(float(truth(logits)), rel=tolerance)
+    np.testing.assert_allclose(jax.grad(partial(mean, "k2"))(logits), jax.grad(truth)(logits), atol=1e-6)
+    np.testing.assert_allclose(jax.grad(partial(mean, "k1"))(logits), 0, atol=1e-6)
+
+
+def test_preference_coefficients_equal_torch():
+    torch = pytest.importorskip("torch", reason="torch is optional: make test TORCH=1")
+    chosen, rejected = np.random.default_rng(0).normal(size=(2, 5)).astype(np.float32) * 20
+    a, b = (torch.tensor(x, requires_grad=True) for x in (chosen, rejected))
+    theirs = -torch.nn.functional.logsigmoid(0.1 * (a - b))
+    theirs.sum().backward()
+    loss, coefficient = losses.preference_coefficients(chosen, rejected, 0.1)
+    np.testing.assert_allclose(loss, theirs.detach().numpy(), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(-coefficient, a.grad.numpy(), rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(coefficient, b.grad.numpy(), rtol=1e-5, atol=1e-7)
 
 
 def test_truncated_importance_worked_by_hand():
@@ -135,6 +174,66 @@ def test_entropy_equals_a_plain_softmax():
     np.testing.assert_allclose(found, -(p * np.log(p)).sum(-1), rtol=1e-4)
 
 
+def plain_logp(params, batch, temperature=1.0):
+    """f32[B, R] of one plain pass over the batch as it stands, without packing or chunks."""
+    columns = np.arange(batch.tokens.shape[1])
+    start = 5 - batch.prompt_length[:, None]
+    hidden = decoder.hidden_states(MODEL, params, batch.tokens, np.maximum(columns - start, 0), columns >= start)
+    logp = jax.nn.log_softmax(decoder.logits(MODEL, params, hidden[:, 4:-1]) / temperature)
+    return jnp.take_along_axis(logp, batch.tokens[:, 5:, None], axis=-1)[..., 0]
+
+
+@pytest.mark.parametrize("average", ["token", "sequence", "constant"])
+@pytest.mark.parametrize("kl_estimator", ["", "k1", "k2", "k3"])
+def test_averages_and_kl_as_loss_equal_a_plain_gradient(params, batch, average, kl_estimator):
+    """Against jax.grad of the loss as it is written down, summed in plain loops over rows."""
+    changes = {"average": average, "clip_high": 0.28, "kl": 0.0}
+    if kl_estimator:
+        changes |= {"kl": 0.3, "kl_in": "loss", "kl_estimator": kl_estimator}
+    settings = dataclasses.replace(SETTINGS, **changes)
+    advantage = np.random.default_rng(0).normal(size=batch.response_mask.shape).astype(np.float32)
+
+    def loss(params):
+        logp, total = plain_logp(params, batch), 0.0
+        tokens = sum(batch.response_mask[b].sum() for b in range(6) if batch.weight[b])
+        for b in np.flatnonzero(batch.weight):
+            length = batch.response_mask[b].sum()
+            ratio = jnp.exp(logp[b] - batch.behaviour_logp[b])
+            kept = jnp.minimum(ratio * advantage[b], jnp.clip(ratio, 0.8, 1.28) * advantage[b])
+            kept = jnp.where(advantage[b] < 0, jnp.maximum(kept, 3.0 * advantage[b]), kept)
+            each = -kept
+            if kl_estimator:
+                d = logp[b] - batch.ref_logp[b]
+                each += 0.3 * {"k1": d, "k2": d * d / 2, "k3": jnp.exp(-d) + d - 1}[kl_estimator]
+            row = each[:length].sum()
+            total += row / {"token": tokens, "sequence": 5 * length, "constant": 5 * 7}[average]
+        return total
+
+    value, expected = jax.jit(jax.value_and_grad(loss))(params)
+    grads, metrics = jax.jit(partial(gradients, model=MODEL, settings=settings))(params, batch, advantage)
+    assert relative_error(grads, expected) < 1e-5
+    assert float(metrics["loss"]) == pytest.approx(float(value), abs=1e-5)
+    assert ("kl_ref" in metrics) == bool(kl_estimator)
+
+
+def test_dpo_equals_a_plain_gradient(params, batch):
+    """Rows 0 and 1, 2 and 3, 4 and 5 are pairs; row 4 has weight 0, and so has its pair."""
+    settings = dataclasses.replace(SETTINGS, loss="dpo", dpo_beta=0.5)
+    weight = np.array([1, 1, 1, 1, 0, 0], np.float32)
+    batch = batch._replace(weight=weight)
+
+    def loss(params):
+        row = jnp.where(batch.response_mask, plain_logp(params, batch) - batch.ref_logp, 0.0).sum(-1)
+        return -jax.nn.log_sigmoid(0.5 * (row[0::2] - row[1::2]))[:2].mean()
+
+    value, expected = jax.jit(jax.value_and_grad(loss))(params)
+    state, metrics = jax.jit(partial(update, model=MODEL, settings=settings))(init_state(params, settings), batch)
+    assert float(metrics["loss"]) == pytest.approx(float(value), rel=1e-5) and float(metrics["pairs"]) == 2
+    transform = optimizer(settings)
+    changes, _ = transform.update(expected, transform.init(params), params)
+    assert relative_error(state.params, jax.tree.map(jnp.add, params, changes)) < 1e-5
+
+
 def test_rows_of_weight_zero_change_nothing(params, batch):
     """Row 4 has weight 0: other tokens, rewards and log-probs there leave the update as it was."""
     other = batch._replace(
@@ -164,7 +263,6 @@ def test_mini_batches_are_updates_in_row_order(params, batch):
     settings = dataclasses.replace(SETTINGS, mini_batches=2)
     two, _ = jax.jit(partial(update, model=MODEL, settings=settings))(init_state(params, settings), batch)
     from hir_jax.learner.advantages import advantages
-    from hir_jax.learner.update import optimizer
 
     values, transform = advantages(batch, settings.estimator, settings.kl), optimizer(settings)
     p, moments = params, transform.init(params)
@@ -189,8 +287,6 @@ def test_schedules(schedule, points):
 
 def test_adamw_equals_torch(params, batch):
     torch = pytest.importorskip("torch", reason="torch is optional: make test TORCH=1")
-    from hir_jax.learner.update import optimizer
-
     settings = dataclasses.replace(SETTINGS, max_grad_norm=0.1)
     transform = optimizer(settings)
     ours, moments = params, transform.init(params)

@@ -71,7 +71,10 @@ def situations(draw):
 def test_selection_equals_numpy(situation, strategy, scope, reduce, k, step):
     prompts, rollout, verdicts = situation
     rows = len(rollout.filled)
-    config = SimpleNamespace(strategy=strategy, entropy=reduce, lambda_0=2.0, eta=0.05)
+    config = SimpleNamespace(
+        strategy=strategy, entropy=reduce, schedule="exponential", lambda_0=2.0, eta=0.05, min_integrity=0.4, min_kept=2
+    )
+    expected_strict = np.zeros(rows, bool)
     k = min(k, rows // prompts)
 
     expected_score, expected_candidate = np.zeros(rows), np.zeros(rows, bool)
@@ -81,16 +84,19 @@ def test_selection_equals_numpy(situation, strategy, scope, reduce, k, step):
         known = [verdicts.satisfied[b, c] for c in range(len(counted)) if verdicts.known[b, c]]
         integrity = sum(known) / len(known) if known else 0.0
         expected_candidate[b] = rollout.filled[b] and all_known and 0 < integrity < 1
+        expected_strict[b] = expected_candidate[b] and integrity >= 0.4 and sum(known) >= 2
         tokens = rollout.entropy[b][rollout.mask[b]]
         diversity = tokens.mean() if reduce == "mean" else tokens.sum()
         weight = np.float32(reference_schedule(step, 2.0, 0.05))
         parts = {"entropy": diversity, "integrity": integrity, "curriculum": diversity + weight * integrity}
         expected_score[b] = parts[strategy]
 
-    scores = np.asarray(select.select_score(rollout, verdicts, step, jax.random.key(0), config))
+    scores = np.asarray(select.select_score(rollout, verdicts, step, jax.random.key(0), config, horizon=100))
     candidate = np.asarray(select.replayable(verdicts, rollout.filled))
     np.testing.assert_allclose(scores, expected_score, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(candidate, expected_candidate)
+    strict = select.candidates(rollout, verdicts, config, mask_truncated=False)
+    np.testing.assert_array_equal(strict, expected_strict)
 
     group = np.arange(rows) // (rows // prompts)
     found = select.choose(scores, candidate, group, k * prompts, scope=scope, places=k * prompts, prompts=prompts)
@@ -113,16 +119,36 @@ def test_budget_below_the_places(scope, budget):
 
 @pytest.mark.parametrize("step", [0, 1, 60, 1_800, 10_000, 10_000_000])
 def test_schedule_grows_and_stays_finite(step):
-    value = float(select.schedule(step, 2.0, 0.05))
+    value = float(select.schedule(step, "exponential", 2.0, 0.05, 100))
     assert math.isfinite(value)
     assert value == pytest.approx(reference_schedule(step, 2.0, 0.05), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "points"),
+    [
+        ("constant", {1: 2.0, 100: 2.0}),
+        ("linear", {0: 2.0, 10: 3.0, 100: 12.0, 200: 22.0}),
+        ("cosine", {0: 2.0, 50: 7.0, 100: 12.0, 200: 12.0}),
+        ("exponential", {0: 2.0, 1: 2.1, 2: 2.205}),
+    ],
+)
+def test_schedules_worked_by_hand(kind, points):
+    """lambda_0 2, eta 0.05 (exponential) or 0.05 * s, over 100 steps."""
+    for step, expected in points.items():
+        assert float(select.schedule(step, kind, 2.0, 0.05, 100)) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["exponential", "constant", "linear", "cosine"])
+def test_no_weight_of_integrity_at_all(kind):
+    assert float(select.schedule(7, kind, 0.0, 0.05, 100)) == 0
 
 
 def test_random_strategy_depends_on_the_key_alone():
     rollout = Rollout(*(np.zeros((6, 2), t) for t in (np.int32, bool, np.float32, np.float32)), None, None)
     config = SimpleNamespace(strategy="random")
     one, again, other = (
-        np.asarray(select.select_score(rollout, None, 1, jax.random.key(seed), config)) for seed in (1, 1, 2)
+        np.asarray(select.select_score(rollout, None, 1, jax.random.key(seed), config, 100)) for seed in (1, 1, 2)
     )
     np.testing.assert_array_equal(one, again)
     assert not np.array_equal(one, other)

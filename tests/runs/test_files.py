@@ -4,6 +4,7 @@ import json
 import math
 import struct
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -124,3 +125,29 @@ def test_atomic_write_leaves_the_old_file_when_it_fails(tmp_path):
     assert path.read_text() == "old"
     files.write_atomically(path, "new")
     assert path.read_text() == "new" and [p.name for p in path.parent.iterdir()] == ["file.json"]
+
+
+def test_tensorboard_has_histograms_and_replays_as_texts(tmp_path):
+    row = {"task": "Write.", "response": "a, b", "rewritten": "Write. Be short.", "constraints": [
+        {"text": "Be short.", "satisfied": True}, {"text": "Use no commas.", "satisfied": False}]}  # fmt: skip
+    with files.RunFiles(tmp_path, 0, tensorboard=True, fresh=True) as run:
+        run.distributions(3, {"samples/cla": np.array([0.0, 0.5, 0.5]), "replays/integrity": np.zeros(0)}, [row])
+    (path,) = (tmp_path / "tensorboard").iterdir()
+    data, at, found = path.read_bytes(), 0, {}
+    while at < len(data):
+        length = int.from_bytes(data[at : at + 8], "little")
+        for value in Event.FromString(data[at + 12 : at + 12 + length]).summary.value:
+            found[value.tag] = value
+        at += length + 16
+    assert found["samples/cla"].histo.num == 3 and found["samples/cla"].histo.sum == 1.0
+    text = found["replay/0/text_summary"].tensor.string_val[0].decode()
+    assert "NOT met: Use no commas." in text and "met: Be short." in text and "a, b" in text
+    assert "replays/integrity" not in found
+
+
+def test_weights_and_biases_offline(tmp_path, monkeypatch):
+    pytest.importorskip("wandb", reason="wandb is optional: pip install wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    with files.RunFiles(tmp_path, 0, tensorboard=False, fresh=True, wandb="hir", config={"seed": 3}) as run:
+        run.metrics(1, {"ila": 0.5, "loss": float("nan")})
+    assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))

@@ -1,0 +1,209 @@
+"""Tables, plots and one page of what `experiments.run` has made.
+
+    python -m experiments.report D [--level=0.2] [--output=D/report]
+
+For each suite in D: Markdown and CSV with the mean over seeds +- its standard error of held-out ILA and CLA (greedy, after the
+last step), pass@1 and pass@8 (sampled at temperature 1), the mean of held-out ILA over steps and over generated samples, the
+generated samples to reach --level, and the paired differences from the suite's first variant, 95% intervals by Student's t over
+seeds. Curves over both axes as PNG. REPORT/report.md holds them all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import itertools
+import json
+import math
+import sys
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from experiments.run import read_metrics, slug
+from experiments.suites import SUITES
+from hir_jax.runs import files
+from hir_jax.statistics import area_under_curve, first_reaching, over_seeds, standard_error
+from hir_jax.types import InputError
+
+FIGURES = {
+    "ila": "ILA, greedy",
+    "cla": "CLA, greedy",
+    "pass@1": "pass@1",
+    "pass@8": "pass@8",
+    "area_steps": "mean ILA over steps",
+    "area_samples": "mean ILA over samples",
+    "to_level": "samples to reach the level",
+}
+
+
+def curves(rows: list[dict]) -> dict[str, list[float]]:
+    """Held-out ILA where it was measured, with the step and the number of samples generated until then."""
+    generated, found = 0, {"step": [], "samples": [], "ila": []}
+    for row in rows:
+        generated += row.get("samples") or 0
+        if row.get("heldout_ila") is not None:
+            for name, value in zip(found, (row["step"], generated, row["heldout_ila"]), strict=True):
+                found[name].append(value)
+    return found
+
+
+def figures(directory: Path, level: float) -> dict[str, float] | None:
+    """FIGURES of one run; None where it is not finished."""
+    rows = read_metrics(directory)
+    summaries = sorted(directory.glob("evaluations/heldout-step-*-t1-n8/summary.json"))
+    if not rows or not summaries:
+        return None
+    curve = curves(rows)
+    passes = json.loads(summaries[-1].read_text(encoding="utf-8"))["pass_at_k"]
+    last = next(row for row in reversed(rows) if row.get("heldout_ila") is not None)
+    return {
+        "ila": last["heldout_ila"],
+        "cla": last["heldout_cla"],
+        "pass@1": passes["1"],
+        "pass@8": passes["8"],
+        "area_steps": area_under_curve(curve["step"], curve["ila"]),
+        "area_samples": area_under_curve(curve["samples"], curve["ila"]),
+        "to_level": first_reaching(curve["samples"], curve["ila"], level),
+    }
+
+
+def collect(suite: Path, level: float) -> dict[str, dict[int, dict[str, float]]]:
+    """Label -> seed -> figures of the finished runs of a suite, in the suite's order."""
+    found = {}
+    for label in SUITES[suite.name].variants:
+        runs = sorted(suite.glob(f"{slug(label)}/seed-*"), key=lambda path: int(path.name.removeprefix("seed-")))
+        seeds = {int(path.name.removeprefix("seed-")): figures(path, level) for path in runs}
+        seeds = {seed: values for seed, values in seeds.items() if values}
+        if seeds:
+            found[label] = seeds
+    return found
+
+
+def _cell(values: list[float]) -> str:
+    """mean +- standard error; of samples to a level, how many seeds never reached it."""
+    reached = [v for v in values if math.isfinite(v)]
+    if not reached:
+        return "never"
+    digits = 3 if max(reached) <= 1 else 0
+    text = f"{np.mean(reached):.{digits}f}"
+    if len(reached) > 1:
+        text += f" +- {standard_error(reached):.{digits}f}"
+    return text + (f" ({len(reached)} of {len(values)})" if len(reached) < len(values) else "")
+
+
+def rows_of(found: dict[str, dict[int, dict[str, float]]]) -> list[dict[str, str | float]]:
+    """One row a variant and figure, as the CSV has it."""
+    first = next(iter(found))
+    rows = []
+    for (label, seeds), name in itertools.product(found.items(), FIGURES):
+        values = [run[name] for run in seeds.values()]
+        row = {"variant": label, "figure": name, "seeds": len(seeds), "mean": float(np.mean(values))}
+        row |= {"standard_error": standard_error(values), "shown": _cell(values)}
+        common = [seed for seed in seeds if seed in found[first]]
+        gaps = [seeds[seed][name] - found[first][seed][name] for seed in common]
+        if label != first and len(gaps) > 1 and all(map(math.isfinite, gaps)):
+            gap = over_seeds(gaps)
+            row |= {"difference": gap.mean, "low": gap.low, "high": gap.high}
+        rows.append(row)
+    return rows
+
+
+def _difference(row: dict) -> str:
+    if "difference" not in row:
+        return ""
+    form = "+.3f" if abs(row["mean"]) <= 1 else "+.0f"
+    return f"{row['difference']:{form}} ({row['low']:{form}} to {row['high']:{form}})"
+
+
+def markdown(suite: str, rows: list[dict]) -> str:
+    """A table of the figures and one of the differences."""
+    labels = list(dict.fromkeys(row["variant"] for row in rows))
+    by = {(row["variant"], row["figure"]): row for row in rows}
+    lines = [f"## {suite}", "", SUITES[suite].question, ""]
+    lines += ["| variant | seeds | " + " | ".join(FIGURES.values()) + " |", "|---" * (2 + len(FIGURES)) + "|"]
+    for label in labels:
+        cells = [by[label, name]["shown"] for name in FIGURES]
+        lines.append(f"| {label} | {by[label, 'ila']['seeds']} | " + " | ".join(cells) + " |")
+    if len(labels) > 1:
+        named = [name for name in FIGURES if any("difference" in by[label, name] for label in labels)]
+        lines += ["", f"Paired differences from {labels[0]}, with 95% intervals over seeds:", ""]
+        lines += ["| variant | " + " | ".join(FIGURES[name] for name in named) + " |", "|---" * (1 + len(named)) + "|"]
+        for label in labels[1:]:
+            cells = [_difference(by[label, name]) for name in named]
+            lines.append(f"| {label} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def plot(suite: Path, labels: list[str], path: Path) -> None:
+    """Mean held-out ILA over seeds, shaded by its standard error, over steps and over generated samples."""
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4), sharey=True, layout="constrained")
+    for label, (axis, name) in itertools.product(labels, zip(axes, ("step", "samples"), strict=True)):
+        runs = [curves(read_metrics(run)) for run in sorted(suite.glob(f"{slug(label)}/seed-*"))]
+        runs = [run for run in runs if len(run["ila"]) > 1]
+        if not runs:
+            continue
+        end = min(run[name][-1] for run in runs)
+        x = np.linspace(0, end, 50)
+        heights = np.array([np.interp(x, run[name], run["ila"]) for run in runs])
+        error = np.array([standard_error(column) for column in heights.T]) if len(runs) > 1 else np.zeros(len(x))
+        (line,) = axis.plot(x, heights.mean(0), label=label)
+        axis.fill_between(
+            x, heights.mean(0) - error, heights.mean(0) + error, color=line.get_color(), alpha=0.2, linewidth=0
+        )
+        axis.set_xlabel({"step": "step", "samples": "generated samples"}[name])
+        axis.grid(alpha=0.3)
+    axes[0].set(ylabel="held-out ILA, greedy", ylim=(0, None))
+    axes[0].legend()
+    figure.suptitle(f"{suite.name} (mean over seeds, shaded: standard error)")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def write(root: Path, output: Path, level: float) -> str:
+    """Everything of all suites found; returns the Markdown."""
+    suites = [root / name for name in SUITES if (root / name).is_dir()]
+    parts = []
+    output.mkdir(parents=True, exist_ok=True)
+    for suite in suites:
+        found = collect(suite, level)
+        if not found:
+            continue
+        rows = rows_of(found)
+        text = io.StringIO()
+        columns = ("variant", "figure", "seeds", "mean", "standard_error", "difference", "low", "high")
+        table = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows)
+        files.write_atomically(output / f"{suite.name}.csv", text.getvalue())
+        plot(suite, list(found), output / f"{suite.name}.png")
+        parts.append(markdown(suite.name, rows) + f"\n![{suite.name}]({suite.name}.png)\n")
+    if not parts:
+        raise InputError(
+            f"{root}: no finished run of a suite; start one with python -m experiments.run SUITE --workdir={root}"
+        )
+    files.write_atomically(output / "report.md", f"Level: held-out ILA {level:g}.\n\n" + "\n".join(parts))
+    return "\n".join(parts)
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m experiments.report", allow_abbrev=False)
+    parser.add_argument("workdir", type=Path)
+    parser.add_argument("--level", type=float, default=0.2, help="held-out ILA that 'samples to reach' is about")
+    parser.add_argument("--output", type=Path)
+    args = parser.parse_args(arguments)
+    output = args.output or args.workdir / "report"
+    print(write(args.workdir, output, args.level))
+    print(f"written: {output}")
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except (InputError, OSError) as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,79 @@
+"""The questions of the paper, each as a list of config overrides: suite -> variant -> overrides.
+
+A suite's first variant is what the others are compared with. `equal` says in which unit the variants cost the same; all of them
+start from the same base model, a seed at a time.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+Overrides = dict[str, Any]
+
+
+class Suite(NamedTuple):
+    """`question`: what it answers; `variants`: label -> overrides of config keys."""
+
+    question: str
+    variants: dict[str, Overrides]
+
+
+def _of(key: str, values: dict[str, Any] | list) -> dict[str, Overrides]:
+    """One variant a value of a single key."""
+    named = values if isinstance(values, dict) else {str(value): value for value in values}
+    return {label: {key: value} for label, value in named.items()}
+
+
+SUITES = {
+    "reward_signal": Suite(
+        "Does replaying failures beat the rewards alone, supervised fitting and preferences?",
+        _of("method", ["ilr", "clr", "hir", "hir_clr", "rft", "dpo"]),
+    ),
+    "selection": Suite(
+        "Which failures are worth replaying?",
+        _of("replay.strategy", ["curriculum", "integrity", "entropy", "random"])
+        | {"none": {"method": "ilr"}, "summed_entropy": {"replay.entropy": "sum"}},
+    ),
+    "schedule": Suite(
+        "How should the weight of integrity grow?", _of("replay.schedule", ["exponential", "constant", "linear", "cosine"])
+    ),
+    "replays_at_equal_trained": Suite(
+        "How many of eight trained sequences a prompt should be replays?",
+        {f"{m}+{8 - m}": {"rollout.m": m, "replay.k": 8 - m} for m in (6, 7, 5, 4)}
+        | {"8+0": {"method": "ilr", "rollout.m": 8, "replay.k": 0}},
+    ),
+    "replays_at_equal_generated": Suite(
+        "And of six generated ones?",
+        {f"6+{k}": {"rollout.m": 6, "replay.k": k} for k in (2, 1, 3, 4)}
+        | {"6+0": {"method": "ilr", "rollout.m": 6, "replay.k": 0}},
+    ),
+    "scope": Suite("From where are replays taken?", _of("replay.scope", ["batch", "group", "even"])),
+    "estimator": Suite(
+        "Does the order of the methods hang on the estimator?",
+        {
+            f"{method}-{estimator}": {"method": method, "learner.estimator": estimator}
+            for estimator in ("reinforce_plus_plus", "grpo", "rloo", "dr_grpo")
+            for method in ("hir", "ilr")
+        },
+    ),
+    "behaviour": Suite("Whose log-prob stands below the ratio?", _of("replay.behaviour", ["original", "rewritten"])),
+    "baseline": Suite(
+        "What are returns compared with?",
+        {
+            "all": {},
+            "originals": {"learner.baseline": "originals", "learner.std_floor": 0.3},
+            "all, floor": {"learner.std_floor": 0.3},
+        },
+    ),
+    "template": Suite(
+        "Does the wording of a rewriting matter?", _of("data.templates", {f"type{i}": (f"type{i}",) for i in range(1, 7)})
+    ),
+    "constraints": Suite(
+        "With how many constraints does replay pay?",
+        {
+            f"{method}-{n}": {"method": method, "data.min_constraints": n, "data.max_constraints": n}
+            for n in (2, 4, 6, 8, 10)
+            for method in ("hir", "ilr")
+        },
+    ),
+}  # fmt: skip

@@ -1,0 +1,118 @@
+"""The runner on a very small model: base fits, resuming after an interruption, skipping, tuning, failures."""
+
+import json
+import re
+
+import pytest
+from small_runs import CONFIG, SMALL
+
+from experiments import report, run
+from experiments.suites import SUITES
+from hir_jax import config as configs
+
+# a base fit and runs of one step on four prompts; the model's shape must be that of the base
+CHANGES = SMALL | {"total_steps": 1, "eval_every": 1, "save_model": False, "data.constraint_ids": ()}
+for key in ("method", "model.checkpoint", "checkpoint_every", "save_model"):
+    CHANGES.pop(key)
+OVERRIDES = [f"--config.{key}={value}" for key, value in CHANGES.items()]
+
+
+@pytest.mark.parametrize("name", SUITES)
+def test_every_variant_is_a_config_that_can_run(name):
+    base = configs.load_file(CONFIG)
+    for label, overrides in SUITES[name].variants.items():
+        config = base.copy_and_resolve_references()
+        config.update_from_flattened_dict(overrides)
+        try:
+            configs.check(config)
+        except configs.ConfigError as error:
+            pytest.fail(f"{name}, {label}: {error}")
+    assert len({run.slug(label) for label in SUITES[name].variants}) == len(SUITES[name].variants)
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory):
+    """Two variants and one seed from a checkpoint that a first run made."""
+    root = tmp_path_factory.mktemp("suite")
+    base = root / "base_run"
+    sft = SMALL | {"method": "sft", "total_steps": 1, "rollout.max_response": 48, "data.constraint_ids": ()}
+    job = run.Job(base, sft, CONFIG, 1, evaluates=False)
+    assert job.run({}) == "" and (base / "model").is_dir()
+    command = ["scope", f"--config={CONFIG}", f"--workdir={root}", "--seeds=1", "--only=batch,group", *OVERRIDES]
+    command.append(f"--config.model.checkpoint={base / 'model'}")
+    run.main(command)
+    return root, command
+
+
+def test_runs_are_finished_and_reported(started):
+    root, _ = started
+    for label in ("batch", "group"):
+        directory = root / "scope" / label / "seed-0"
+        assert [row["step"] for row in run.read_metrics(directory)] == [0, 1]
+        flat = json.loads((directory / "config.json").read_text())
+        assert flat["replay.scope"] == label and flat["seed"] == 0
+        assert len(list(directory.glob("evaluations/*/summary.json"))) == 1
+    shown = report.write(root, root / "report", 0.2)
+    assert re.search(r"\| batch \| 1 \|.*\n\| group \| 1 \|", shown)
+
+
+def test_what_is_done_is_skipped_and_what_was_lost_is_done_again(started, capsys, monkeypatch):
+    root, command = started
+    (root / "scope" / "group" / "seed-0" / "evaluations" / "heldout-step-1-t1-n8" / "summary.json").unlink()
+    asked = []
+    real = run.subprocess.run
+    monkeypatch.setattr(run.subprocess, "run", lambda c, **k: asked.append(c[2]) or real(c, **k))
+    run.main(command)
+    assert asked == ["hir_jax.evaluate"] and "1 of 2 runs are done" in capsys.readouterr().out
+
+
+def test_a_run_that_fails_is_named_and_the_others_go_on(started, tmp_path, monkeypatch):
+    _, command = started
+
+    def fails_for_group(c, **k):
+        code = int(any("/group/" in a for a in c))
+        return type("Done", (), {"returncode": code})()
+
+    monkeypatch.setattr(run.subprocess, "run", fails_for_group)
+    command = [a if not a.startswith("--workdir") else f"--workdir={tmp_path}" for a in command]
+    with pytest.raises(SystemExit, match=r"group/seed-0: hir_jax\.train ended with status 1; see .*log\.txt"):
+        run.main(command)
+    assert (tmp_path / "scope" / "batch" / "seed-0").is_dir()
+
+
+def test_tuning_takes_the_rate_with_the_largest_area(tmp_path, monkeypatch):
+    """Runs are made up: batch learns best at the middle rate, group at the highest."""
+    best = {"batch": 1.0, "group": 3.0}
+
+    def pretend(c, **k):
+        workdir = next(a.split("=")[1] for a in c if a.startswith("--workdir"))
+        if "/base/" in workdir:
+            return type("Done", (), {"returncode": 0})()
+        rate = float(next(a.split("=")[1] for a in c if "learning_rate" in a))
+        label = workdir.split("/")[-2]
+        height = 0.5 if rate == pytest.approx(best[label] * 3e-4, rel=1e-2) else 0.1
+        rows = [{"step": 0, "heldout_ila": 0.0}, {"step": 60, "heldout_ila": height}]
+        with open(f"{workdir}/metrics.jsonl", "w") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+        return type("Done", (), {"returncode": 0})()
+
+    monkeypatch.setattr(run.subprocess, "run", pretend)
+    command = ["scope", f"--config={CONFIG}", f"--workdir={tmp_path}", "--only=batch,group", "--tune"]
+    run.main([*command, "--config.learner.learning_rate=3e-4", "--config.total_steps=60"])
+    chosen = run.chosen_rates("scope", CONFIG, tmp_path)
+    assert chosen == {"batch": pytest.approx(3e-4), "group": pytest.approx(9e-4)}
+    seeds = {path.name for path in tmp_path.glob("tuning/*/scope/*/seed-*")}
+    assert seeds == {f"seed-{seed}" for seed in run.TUNING_SEEDS}
+    planned = run.jobs("scope", CONFIG, tmp_path, ["batch", "even"], [0], chosen, {})
+    assert planned[0].overrides["learner.learning_rate"] == chosen["batch"]
+    assert "learner.learning_rate" not in planned[1].overrides
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [(["--only=batch,gruop"], "no variant 'gruop'"), (["--confg.seed=1"], "unknown argument '--confg")],
+)
+def test_mistyped_arguments_are_named(tmp_path, arguments, words, capsys):
+    with pytest.raises(SystemExit):
+        run.main(["scope", f"--config={CONFIG}", f"--workdir={tmp_path}", *arguments])
+    assert words in capsys.readouterr().err

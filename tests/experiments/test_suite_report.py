@@ -1,0 +1,74 @@
+"""Tables of made-up runs against numbers worked by hand, and what is refused."""
+
+import csv
+import json
+import math
+
+import pytest
+from scipy import stats
+
+from experiments import report
+from hir_jax.types import InputError
+
+CURVES = {  # held-out ILA at steps 0, 10 and 20, of seeds 0 and 1; 8 samples a step
+    "batch": ([0.0, 0.1, 0.2], [0.0, 0.2, 0.4]),
+    "group": ([0.0, 0.2, 0.4], [0.0, 0.4, 0.5]),
+}
+
+
+def write_run(directory, curve, passes):
+    directory.mkdir(parents=True)
+    rows = [{"step": 0, "heldout_ila": curve[0], "heldout_cla": 0.5}]
+    for step in range(1, 21):
+        row = {"step": step, "samples": 8, "ila": 0.1}
+        if step % 10 == 0:
+            row |= {"heldout_ila": curve[step // 10], "heldout_cla": 0.6}
+        rows.append(row)
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (directory / "metrics.jsonl").write_text(text + '{"step": 21, "sam')  # as a kill leaves it
+    evaluation = directory / "evaluations" / "heldout-step-20-t1-n8"
+    evaluation.mkdir(parents=True)
+    (evaluation / "summary.json").write_text(json.dumps({"pass_at_k": passes}))
+
+
+@pytest.fixture
+def runs(tmp_path):
+    for label, curves in CURVES.items():
+        for seed, curve in enumerate(curves):
+            write_run(tmp_path / "scope" / label / f"seed-{seed}", curve, {"1": curve[-1] / 2, "8": 0.5 + seed / 10})
+    (tmp_path / "scope" / "even" / "seed-0").mkdir(parents=True)  # not finished
+    return tmp_path
+
+
+def test_figures_worked_by_hand(runs):
+    found = report.figures(runs / "scope" / "batch" / "seed-1", level=0.3)
+    assert found == {
+        "ila": 0.4, "cla": 0.6, "pass@1": 0.2, "pass@8": 0.6,
+        "area_steps": pytest.approx(0.2), "area_samples": pytest.approx(0.2), "to_level": pytest.approx(120),
+    }  # fmt: skip
+    assert report.figures(runs / "scope" / "batch" / "seed-0", level=0.3)["to_level"] == math.inf
+    assert report.figures(runs / "scope" / "even" / "seed-0", level=0.3) is None
+
+
+def test_tables_hold_means_and_paired_differences(runs):
+    shown = report.write(runs, runs / "report", level=0.15)
+    assert "| batch | 2 | 0.300 +- 0.100 |" in shown and "even" not in shown
+    assert (runs / "report" / "scope.png").stat().st_size > 10_000
+    assert shown in (runs / "report" / "report.md").read_text()
+    with open(runs / "report" / "scope.csv") as file:
+        rows = {(row["variant"], row["figure"]): row for row in csv.DictReader(file)}
+    gap = rows["group", "ila"]  # 0.2 and 0.1: mean 0.15, standard error 0.05
+    assert float(gap["difference"]) == pytest.approx(0.15)
+    assert float(gap["high"]) - 0.15 == pytest.approx(0.05 * stats.t.ppf(0.975, 1))
+    assert rows["batch", "ila"]["difference"] == "" and float(rows["group", "to_level"]["mean"]) == pytest.approx(
+        (80 * 0.75 + 80 * 0.375) / 2
+    )
+
+
+def test_nothing_to_report_and_broken_rows_are_named(tmp_path, runs):
+    with pytest.raises(InputError, match="no finished run"):
+        report.write(tmp_path / "empty", tmp_path / "out", 0.2)
+    path = runs / "scope" / "batch" / "seed-0" / "metrics.jsonl"
+    path.write_text("{broken\n" + path.read_text())
+    with pytest.raises(InputError, match=r"metrics\.jsonl:1"):
+        report.write(runs, tmp_path / "out", 0.2)
