@@ -336,7 +336,7 @@ def refusals(undisturbed, tmp_path_factory):
     cases = {
         "unknown key": ([*arguments(d / "new"), "--config.rollout.temprature=1"], ["did you mean --config.rollout.temperature"]),
         "wrong type": (arguments(d / "new", total_steps="abc"), ["--config.total_steps=abc"]),
-        "wrong value": (arguments(d / "new", method="ppo"), ["config.method is 'ppo'", "hir, ilr, clr, sft"]),
+        "wrong value": (arguments(d / "new", method="ppo"), ["config.method is 'ppo'", "hir, ilr, clr, hir_clr, sft, rft, dpo"]),
         "wrong tuple": (arguments(d / "new", data__prompt_buckets="('a',)"), ["config.data.prompt_buckets", "'a'"]),
         "wrong template": (arguments(d / "new", data__templates="('type9',)"), ["type9", "type1, type2"]),
         "stray argument": ([*arguments(d / "new"), "seed=1"], ["unexpected argument 'seed=1'"]),
