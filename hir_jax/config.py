@@ -153,9 +153,7 @@ def defaults() -> ml_collections.ConfigDict:
 
     c.logging = g = ml_collections.ConfigDict()
     g.tensorboard = True  # event files in workdir/tensorboard
-    g.wandb = (
-        ""  # project of Weights & Biases to log to (pip install wandb; WANDB_MODE=offline needs no network); "": none
-    )
+    g.wandb = ""  # project of Weights & Biases (pip install wandb; WANDB_MODE=offline: no network); "": none
     g.distributions_every = 10  # steps between histograms, and replays as texts, in TensorBoard; 0: never
     g.replays_per_step = 2  # pairs written to workdir/replays.jsonl
     g.show_replays = False  # print them too
