@@ -7,7 +7,6 @@ Each part is a run of `python -m hir_jax.train`, so a demo that was stopped goes
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import time
@@ -17,6 +16,8 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+
+from experiments.run import read_metrics
 
 TINY, SMOLLM2 = "configs/tiny_hir.py", "configs/smollm2_135m_hir.py:demo"
 
@@ -30,10 +31,6 @@ def run(title: str, config: str, workdir: Path, *overrides: str) -> None:
     if status := subprocess.run(command).returncode:
         sys.exit(f"error: that command ended with status {status}; the lines above say why")
     print(f"   {time.monotonic() - started:.0f} s", flush=True)
-
-
-def read_metrics(workdir: Path) -> list[dict]:
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
 def plot(workdir: Path, path: Path) -> tuple[float, float]:

@@ -25,7 +25,7 @@ import numpy as np
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from experiments.run import read_metrics, slug
+from experiments.run import curves, read_metrics, slug
 from experiments.suites import SUITES
 from hir_jax.runs import files
 from hir_jax.statistics import area_under_curve, first_reaching, over_seeds, standard_error
@@ -40,17 +40,6 @@ FIGURES = {
     "area_samples": "mean ILA over samples",
     "to_level": "samples to reach the level",
 }
-
-
-def curves(rows: list[dict]) -> dict[str, list[float]]:
-    """Held-out ILA where it was measured, with the step and the number of samples generated until then."""
-    generated, found = 0, {"step": [], "samples": [], "ila": []}
-    for row in rows:
-        generated += row.get("samples") or 0
-        if row.get("heldout_ila") is not None:
-            for name, value in zip(found, (row["step"], generated, row["heldout_ila"]), strict=True):
-                found[name].append(value)
-    return found
 
 
 def figures(directory: Path, level: float) -> dict[str, float] | None:

@@ -160,10 +160,15 @@ def run_all(todo: list[Job], parallel: int) -> list[str]:
     return errors
 
 
-def curve(directory: Path, key: str = "heldout_ila") -> tuple[list[float], list[float]]:
-    """(steps, values) of a metric where it was measured."""
-    rows = [row for row in read_metrics(directory) if row.get(key) is not None]
-    return [row["step"] for row in rows], [row[key] for row in rows]
+def curves(rows: list[dict]) -> dict[str, list[float]]:
+    """Held-out ILA where it was measured, with the step and the number of samples generated until then."""
+    generated, found = 0, {"step": [], "samples": [], "ila": []}
+    for row in rows:
+        generated += row.get("samples") or 0
+        if row.get("heldout_ila") is not None:
+            for name, value in zip(found, (row["step"], generated, row["heldout_ila"]), strict=True):
+                found[name].append(value)
+    return found
 
 
 def tune(suite: str, file: str, root: Path, labels: list[str], extra: Overrides, parallel: int) -> list[str]:
@@ -178,9 +183,8 @@ def tune(suite: str, file: str, root: Path, labels: list[str], extra: Overrides,
     found = {label: {} for label in labels}
     for rate, todo in grid.items():
         for label in labels:
-            areas = [
-                area_under_curve(*curve(job.directory)) for job in todo if job.directory.parent.name == slug(label)
-            ]
+            runs = [curves(read_metrics(j.directory)) for j in todo if j.directory.parent.name == slug(label)]
+            areas = [area_under_curve(run["step"], run["ila"]) for run in runs]
             found[label][f"{rate:g}"] = sum(areas) / len(areas)
     chosen = {label: float(max(areas, key=areas.get)) for label, areas in found.items()}
     path = root / suite / "learning_rates.json"

@@ -236,7 +236,7 @@ def _show(runs: dict[str, dict], compared: dict[str, dict], console: Console) ->
         for figure, interval in summary["intervals"].items():
             gap = compared.get(name, {}).get(figure)
             shown = "{:+.3f} ({:+.3f} to {:+.3f})".format(*gap) if gap else ""
-            table.add_row(name, figure, "{:.3f} ({:.3f} to {:.3f})".format(*interval), shown)
+            table.add_row(name, figure, str(interval), shown)
     console.print(table)
 
 

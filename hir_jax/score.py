@@ -26,7 +26,7 @@ import collections
 import json
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -183,14 +183,19 @@ def _run(args: flags.FlagValues) -> int:
     return 1 if errors else 0
 
 
-def main(argv: Sequence[str]) -> int:
+def guarded(argv: Sequence[str], run: Callable[[flags.FlagValues], int]) -> int:
+    """The exit status of `run`; 1 with the message alone for errors of input."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument: {argv[1]}")
     try:
-        return _run(flags.FLAGS)
+        return run(flags.FLAGS)
     except (InputError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
+
+
+def main(argv: Sequence[str]) -> int:
+    return guarded(argv, _run)
 
 
 if __name__ == "__main__":

@@ -33,8 +33,8 @@ from hir_jax.deciders import judge_settings
 from hir_jax.instructions.readers import RowError
 from hir_jax.judged import JUDGED, records
 from hir_jax.judged.base import JudgedBenchmark, Row
-from hir_jax.score import RefusedError, check_output, read_responses
-from hir_jax.types import InputError, Instruction
+from hir_jax.score import RefusedError, check_output, guarded, read_responses
+from hir_jax.types import Instruction
 
 
 def score_files(
@@ -133,13 +133,7 @@ def _run(args: flags.FlagValues) -> int:
 
 
 def main(argv: Sequence[str]) -> int:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument: {argv[1]}")
-    try:
-        return _run(flags.FLAGS)
-    except (InputError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 1
+    return guarded(argv, _run)
 
 
 if __name__ == "__main__":
