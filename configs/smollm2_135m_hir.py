@@ -10,7 +10,9 @@ Time: about 3 minutes a step on 2 cores (4 x 8 sequences of up to 208 + 128 toke
 Expect: ILA near 0 and CLA near 0.33 of the samples at temperature 1. This run shows the pipeline on real weights; 40
 steps of 4 x 8 samples at the released learning rate are far too few to change a model.
 
-`configs/smollm2_135m_hir.py:demo` is the two steps that `make demo` takes, printing what is replayed.
+`configs/smollm2_135m_hir.py:demo` is the two steps that `make demo` takes, printing what is replayed; `:comparison` what
+`experiments.run reward_signal --only=ilr,hir` compares on these weights: 90 steps of 4 x 8 sequences of up to 96 tokens, two to
+four constraints (so that some samples meet all of them), ten times the released learning rate (90 steps instead of hundreds).
 """
 
 from hir_jax.config import defaults
@@ -18,8 +20,8 @@ from hir_jax.types import InputError
 
 
 def get_config(variant: str = "full"):
-    if variant not in ("full", "demo"):
-        raise InputError(f"configs/smollm2_135m_hir.py:{variant}: no such variant; known: full, demo")
+    if variant not in ("full", "demo", "comparison"):
+        raise InputError(f"configs/smollm2_135m_hir.py:{variant}: no such variant; known: full, demo, comparison")
     c = defaults()
     c.model.checkpoint = "smollm2-135m-gguf"
     c.data.size = 1000
@@ -33,6 +35,13 @@ def get_config(variant: str = "full"):
     c.data.eval_batch = 16
     c.total_steps = 40
     c.checkpoint_every = 5
+    if variant == "comparison":
+        c.data.min_constraints, c.data.max_constraints = 2, 4
+        c.data.eval_size = 64
+        c.rollout.max_response = 96
+        c.learner.learning_rate = 1e-5
+        c.total_steps = 90
+        c.eval_every = 45
     if variant == "demo":
         c.data.size = 100
         c.data.batch_prompts = 3

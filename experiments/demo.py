@@ -58,16 +58,19 @@ def plot(workdir: Path, path: Path) -> tuple[float, float]:
 
 def main(directory: Path) -> None:
     base, tiny, real = directory / "tiny_sft", directory / "tiny_hir", directory / "smollm2_hir"
-    run("1/3 a tiny model, fitted to instructions with one or two constraints (sft)", f"{TINY}:sft", base)
+    run("1/3 a tiny model, fitted to instructions of which most constraints are wrong (sft)", f"{TINY}:sft", base)
     run(
-        "2/3 the same model, trained by HiR on three or four", TINY, tiny, f"--config.model.checkpoint={base / 'model'}"
+        "2/3 the same model, trained by HiR on four constraints",
+        TINY,
+        tiny,
+        f"--config.model.checkpoint={base / 'model'}",
     )
     before, after = plot(tiny, directory / "curve.png")
     print(f"   ILA on held-out instructions, greedy: {before:.1%} before, {after:.1%} after")
     run("3/3 two steps of SmolLM2-135M-Instruct, with what is replayed", SMOLLM2, real)
     print(
         f"\ncurve:                 {directory / 'curve.png'}\n"
-        f"tiny run:              {tiny} (metrics.jsonl, replays.jsonl, tensorboard/, checkpoints/, model/)\n"
+        f"tiny run:              {tiny} (report.html, metrics.jsonl, replays.jsonl, tensorboard/, checkpoints/, model/)\n"
         f"SmolLM2 run:           {real}\n"
         f"look at curves with:   pip install tensorboard; tensorboard --logdir {directory}"
     )

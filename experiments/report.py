@@ -2,15 +2,17 @@
 
     python -m experiments.report D [--level=0.2] [--output=D/report]
 
-For each suite in D: Markdown and CSV with the mean over seeds +- its standard error of held-out ILA and CLA (greedy, after the
-last step), pass@1 and pass@8 (sampled at temperature 1), the mean of held-out ILA over steps and over generated samples, the
-generated samples to reach --level, and the paired differences from the suite's first variant, 95% intervals by Student's t over
-seeds. Curves over both axes as PNG. REPORT/report.md holds them all.
+For each suite in D: Markdown and CSV with the mean over seeds +- its standard error of the ILA of the first step's samples (what
+the base model does), of held-out ILA and CLA (greedy, after the last step), pass@1 and pass@8 (sampled at temperature 1), the
+mean of held-out ILA over steps and over generated samples, the generated samples to reach --level, and the paired differences
+from the suite's first variant, 95% intervals by Student's t over seeds. Curves over both axes as PNG. report.md and the one page
+report.html, which needs no other file, hold them all.
 """
 
 from __future__ import annotations
 
 import argparse
+import base64
 import csv
 import io
 import itertools
@@ -19,6 +21,7 @@ import math
 import sys
 from pathlib import Path
 
+import jinja2
 import matplotlib
 import numpy as np
 
@@ -32,6 +35,7 @@ from hir_jax.statistics import area_under_curve, first_reaching, over_seeds, sta
 from hir_jax.types import InputError
 
 FIGURES = {
+    "start": "ILA before, sampled",
     "ila": "ILA, greedy",
     "cla": "CLA, greedy",
     "pass@1": "pass@1",
@@ -52,6 +56,7 @@ def figures(directory: Path, level: float) -> dict[str, float] | None:
     passes = json.loads(summaries[-1].read_text(encoding="utf-8"))["pass_at_k"]
     last = next(row for row in reversed(rows) if row.get("heldout_ila") is not None)
     return {
+        "start": next((row["ila"] for row in rows if "ila" in row), math.nan),
         "ila": last["heldout_ila"],
         "cla": last["heldout_cla"],
         "pass@1": passes["1"],
@@ -96,7 +101,7 @@ def rows_of(found: dict[str, dict[int, dict[str, float]]]) -> list[dict[str, str
         row |= {"standard_error": standard_error(values), "shown": _cell(values)}
         common = [seed for seed in seeds if seed in found[first]]
         gaps = [seeds[seed][name] - found[first][seed][name] for seed in common]
-        if label != first and len(gaps) > 1 and all(map(math.isfinite, gaps)):
+        if label != first and name != "start" and len(gaps) > 1 and all(map(math.isfinite, gaps)):
             gap = over_seeds(gaps)
             row |= {"difference": gap.mean, "low": gap.low, "high": gap.high}
         rows.append(row)
@@ -110,23 +115,59 @@ def _difference(row: dict) -> str:
     return f"{row['difference']:{form}} ({row['low']:{form}} to {row['high']:{form}})"
 
 
-def markdown(suite: str, rows: list[dict]) -> str:
-    """A table of the figures and one of the differences."""
+def tables(rows: list[dict]) -> list[tuple[str, list[list[str]]]]:
+    """(Caption, lines of cells with the head first): the figures, and the differences where there are several variants."""
     labels = list(dict.fromkeys(row["variant"] for row in rows))
     by = {(row["variant"], row["figure"]): row for row in rows}
-    lines = [f"## {suite}", "", SUITES[suite].question, ""]
-    lines += ["| variant | seeds | " + " | ".join(FIGURES.values()) + " |", "|---" * (2 + len(FIGURES)) + "|"]
+    lines = [["variant", "seeds", *FIGURES.values()]]
     for label in labels:
-        cells = [by[label, name]["shown"] for name in FIGURES]
-        lines.append(f"| {label} | {by[label, 'ila']['seeds']} | " + " | ".join(cells) + " |")
+        lines.append([label, str(by[label, "ila"]["seeds"]), *(by[label, name]["shown"] for name in FIGURES)])
+    found = [("Mean over seeds +- its standard error:", lines)]
     if len(labels) > 1:
         named = [name for name in FIGURES if any("difference" in by[label, name] for label in labels)]
-        lines += ["", f"Paired differences from {labels[0]}, with 95% intervals over seeds:", ""]
-        lines += ["| variant | " + " | ".join(FIGURES[name] for name in named) + " |", "|---" * (1 + len(named)) + "|"]
-        for label in labels[1:]:
-            cells = [_difference(by[label, name]) for name in named]
-            lines.append(f"| {label} | " + " | ".join(cells) + " |")
+        lines = [["variant", *(FIGURES[name] for name in named)]]
+        lines += [[label, *(_difference(by[label, name]) for name in named)] for label in labels[1:]]
+        found.append((f"Paired differences from {labels[0]}, with 95% intervals over seeds:", lines))
+    return found
+
+
+def markdown(suite: str, rows: list[dict]) -> str:
+    """A table of the figures and one of the differences."""
+    lines = [f"## {suite}", "", SUITES[suite].question]
+    for caption, table in tables(rows):
+        lines += ["", caption, ""]
+        lines += ["| " + " | ".join(cells) + " |" for cells in table]
+        lines.insert(len(lines) - len(table) + 1, "|---" * len(table[0]) + "|")
     return "\n".join(lines) + "\n"
+
+
+PAGE = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{{ title }}</title>
+<style>
+body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 75rem; padding: 1rem; color: #1a1a1a; background: #fff }
+.wide { overflow-x: auto } table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.875rem }
+th, td { padding: 0.25rem 0.6rem; border-bottom: 1px solid #d0d0d0; text-align: right; white-space: nowrap }
+th:first-child, td:first-child { text-align: left } img { max-width: 100% }
+@media (prefers-color-scheme: dark) {
+  body { color: #e6e6e6; background: #161616 } th, td { border-color: #444 } a { color: #8ab4f8 } }
+</style>
+<h1>{{ title }}</h1>
+<p>{{ about }}</p>
+<nav>{% for part in parts %}<a href="#{{ part.name }}">{{ part.name }}</a> {% endfor %}</nav>
+{% for part in parts %}
+<h2 id="{{ part.name }}">{{ part.name }}</h2>
+<p>{{ part.question }}</p>
+<img alt="Held-out ILA over steps and over generated samples" src="data:image/png;base64,{{ part.picture }}">
+{% for caption, lines in part.tables %}
+<p>{{ caption }}</p>
+<div class="wide" tabindex="0"><table>
+<tr>{% for cell in lines[0] %}<th scope="col">{{ cell }}</th>{% endfor %}</tr>
+{% for cells in lines[1:] %}<tr>{% for cell in cells %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}</table></div>
+{% endfor %}{% endfor %}
+</html>
+"""
 
 
 def plot(suite: Path, labels: list[str], path: Path) -> None:
@@ -156,28 +197,34 @@ def plot(suite: Path, labels: list[str], path: Path) -> None:
 
 def write(root: Path, output: Path, level: float) -> str:
     """Everything of all suites found; returns the Markdown."""
-    suites = [root / name for name in SUITES if (root / name).is_dir()]
-    parts = []
+    parts, texts, about = [], [], f"The level that samples are counted to is a held-out ILA of {level:g}."
     output.mkdir(parents=True, exist_ok=True)
-    for suite in suites:
+    for suite in (root / name for name in SUITES if (root / name).is_dir()):
         found = collect(suite, level)
         if not found:
             continue
-        rows = rows_of(found)
+        rows, picture = rows_of(found), output / f"{suite.name}.png"
         text = io.StringIO()
         columns = ("variant", "figure", "seeds", "mean", "standard_error", "difference", "low", "high")
         table = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
         table.writeheader()
         table.writerows(rows)
         files.write_atomically(output / f"{suite.name}.csv", text.getvalue())
-        plot(suite, list(found), output / f"{suite.name}.png")
-        parts.append(markdown(suite.name, rows) + f"\n![{suite.name}]({suite.name}.png)\n")
+        plot(suite, list(found), picture)
+        texts.append(markdown(suite.name, rows) + f"\n![{suite.name}]({suite.name}.png)\n")
+        coded = base64.b64encode(picture.read_bytes()).decode()
+        part = {"name": suite.name, "question": SUITES[suite.name].question, "picture": coded, "tables": tables(rows)}
+        parts.append(part)
     if not parts:
         raise InputError(
             f"{root}: no finished run of a suite; start one with python -m experiments.run SUITE --workdir={root}"
         )
-    files.write_atomically(output / "report.md", f"Level: held-out ILA {level:g}.\n\n" + "\n".join(parts))
-    return "\n".join(parts)
+    files.write_atomically(output / "report.md", f"{about}\n\n" + "\n".join(texts))
+    page = jinja2.Environment(autoescape=True).from_string(PAGE)
+    files.write_atomically(
+        output / "report.html", page.render(title=f"Suites of {root.name}", about=about, parts=parts)
+    )
+    return "\n".join(texts)
 
 
 def main(arguments: list[str]) -> None:

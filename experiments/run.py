@@ -3,15 +3,17 @@
     python -m experiments.run SUITE --config=configs/tiny_hir.py --seeds=5 --workdir=D [--only=LABEL,...] [--tune] [--jobs=1]
         [--config.KEY=VALUE ...]
 
-Where the config names no checkpoint, a base model is fitted first, one for each seed, by the file's variant `:sft`; all variants
-start from it. Each run is a process of `python -m hir_jax.train` in D/SUITE/LABEL/seed-S (its output: log.txt there), followed by
-an evaluation on the held-out instructions, 8 samples each at temperature 1. On a machine with several GPUs give --jobs: run i
-takes the GPU i mod their number.
+Where the config names no checkpoint, base models are fitted first, one for each seed, by the file's variant `:sft` (D/base,
+shared by suites). All variants start from it, but for those that ask for another one by overrides `base.KEY`. Each run is a
+process of `python -m hir_jax.train` in D/SUITE/LABEL/seed-S (its output: log.txt there), followed by an evaluation on the
+held-out instructions, 8 samples each at temperature 1. --jobs=N does N at a time, each with its share of the cores and a GPU of
+its own: for small models on a CPU, as many jobs as cores is fastest.
 
-Protocol. Each variant has the same grid of learning rates, GRID times the config's. `--tune` runs it on seeds that are never
-reported (TUNING_SEEDS) and writes, for each variant, the rate with the largest area under held-out ILA to
-D/SUITE/learning_rates.json. Without --tune the rates are those in that file, or else in experiments/learning_rates.json; a
-variant that stands in neither has the config's.
+Protocol (PROTOCOL.md beside this file). Each variant has the same grid of learning rates, GRID times the config's, and one
+rate more where the best lies at its edge. `--tune` runs it on seeds that are never reported (TUNING_SEEDS) and writes, for each
+variant, the rate with the largest area under held-out ILA to D/SUITE/learning_rates.json. Without --tune the rates are those in
+that file, or else in experiments/learning_rates.json (a variant of another suite takes its method's); a variant that stands in
+neither has the config's.
 """
 
 from __future__ import annotations
@@ -19,18 +21,19 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import queue
 import re
 import subprocess
 import sys
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from experiments.suites import SUITES, Overrides
 from hir_jax import config as configs
+from hir_jax.instructions.witness import MAX_CONSTRAINTS
 from hir_jax.runs import files
 from hir_jax.statistics import area_under_curve
 from hir_jax.types import InputError
@@ -43,7 +46,7 @@ EVALUATION = ("--benchmark=heldout", "--samples=8", "--temperature=1")
 
 @dataclass
 class Job:
-    """Commands that make a directory, one after the other; `after` must be done before."""
+    """Commands that make a directory, one after the other; its base model, `after`, must be there before."""
 
     directory: Path
     overrides: Overrides
@@ -51,7 +54,6 @@ class Job:
     total_steps: int
     after: Job | None = None
     evaluates: bool = True
-    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def trained(self) -> bool:
         return any(row["step"] == self.total_steps for row in read_metrics(self.directory))
@@ -72,19 +74,16 @@ class Job:
 
     def run(self, environment: dict[str, str]) -> str:
         """Does what is left; "" or what went wrong."""
-        with self._lock:  # a base model is wanted by several runs
-            if self.after and (error := self.after.run(environment)):
-                return error
-            for command in self.commands():
-                self.directory.mkdir(parents=True, exist_ok=True)
-                with open(self.directory / "log.txt", "a", encoding="utf-8") as log:
-                    status = subprocess.run(
-                        [sys.executable, "-m", *command], stdout=log, stderr=log, env=os.environ | environment
-                    ).returncode
-                if status:
-                    return (
-                        f"{self.directory}: {command[0]} ended with status {status}; see {self.directory / 'log.txt'}"
-                    )
+        if self.after and not self.after.trained():
+            return f"{self.directory}: not started, its base model {self.after.directory} is not there"
+        for command in self.commands():
+            self.directory.mkdir(parents=True, exist_ok=True)
+            with open(self.directory / "log.txt", "a", encoding="utf-8") as log:
+                status = subprocess.run(
+                    [sys.executable, "-m", *command], stdout=log, stderr=log, env=os.environ | environment
+                ).returncode
+            if status:
+                return f"{self.directory}: {command[0]} ended with status {status}; see {self.directory / 'log.txt'}"
         return ""
 
 
@@ -106,11 +105,12 @@ def slug(label: str) -> str:
     return re.sub(r"[^A-Za-z0-9+._-]+", "_", label)
 
 
-def _base(file: str, root: Path, seed: int) -> Job | None:
-    """The fit that the variants of a seed start from, where the config names no checkpoint."""
+def _base(file: str, root: Path, seed: int, overrides: Overrides) -> Job:
+    """The fit that variants of a seed start from, where the config names no checkpoint; `overrides` of its own config."""
     config = configs.load_file(f"{file}:sft")
-    overrides = {"seed": seed, "save_model": True}
-    return Job(root / "base" / f"seed-{seed}", overrides, f"{file}:sft", config.total_steps, evaluates=False)
+    name = slug(",".join(f"{key}={value}" for key, value in overrides.items())) or "default"
+    own = {"seed": seed, "save_model": True, "checkpoint_every": config.total_steps} | overrides
+    return Job(root / "base" / name / f"seed-{seed}", own, f"{file}:sft", config.total_steps, evaluates=False)
 
 
 def jobs(
@@ -128,36 +128,55 @@ def jobs(
     """One job a variant and seed, seeds outermost, so that an early end leaves whole comparisons; in D/below/SUITE."""
     config, found = configs.load_file(file), []
     steps = int(extra.get("total_steps", config.total_steps))
+    fits = not config.model.checkpoint and "model.checkpoint" not in extra
     for seed in seeds:
-        base = None if config.model.checkpoint or "model.checkpoint" in extra else _base(file.split(":")[0], root, seed)
         for label in labels:
-            overrides = {"seed": seed, "save_model": False, "checkpoint_every": steps} | extra
-            if base:
+            overrides, own = {"seed": seed, "save_model": False, "checkpoint_every": steps} | extra, {}
+            for key, value in SUITES[suite].variants[label].items():
+                (own if key.startswith("base.") else overrides)[key.removeprefix("base.")] = value
+            base = None
+            if own and not fits:
+                raise InputError(f"{suite}, {label}: asks for a base model of its own; give no config.model.checkpoint")
+            if fits:
+                base = _base(file.split(":")[0], root, seed, own)
                 overrides["model.checkpoint"] = str(base.directory / "model")
             if label in rates:
                 overrides["learner.learning_rate"] = rates[label]
-            overrides |= SUITES[suite].variants[label]
             directory = root / below / suite / slug(label) / f"seed-{seed}"
             found.append(Job(directory, overrides, file, steps, base, evaluates))
     return found
 
 
 def run_all(todo: list[Job], parallel: int) -> list[str]:
-    """Runs what is left, `parallel` at a time; the messages of those that failed."""
+    """Runs what is left, `parallel` at a time, base models first; the messages of those that failed."""
     started, errors = time.monotonic(), []
     left = [job for job in todo if job.commands()]
     print(f"{len(todo) - len(left)} of {len(todo)} runs are done", flush=True)
+    bases = {job.after.directory: job.after for job in left if job.after and job.after.commands()}
+    cores, slots = _cores(), queue.SimpleQueue()
+    for slot in range(parallel):
+        slots.put(slot)
 
-    def one(number: int, job: Job) -> None:
-        environment = {"CUDA_VISIBLE_DEVICES": str(number % parallel)} if parallel > 1 else {}
-        if error := job.run(environment):
+    def one(job: Job) -> None:
+        slot = slots.get()
+        if own := cores[slot::parallel]:
+            os.sched_setaffinity(0, own)  # of this thread; the processes it starts inherit it
+        error = job.run({"CUDA_VISIBLE_DEVICES": str(slot)} if parallel > 1 else {})
+        slots.put(slot)
+        if error:
             errors.append(error)
         minutes = (time.monotonic() - started) / 60
         print(f"[{minutes:5.1f} min] {'FAILED' if error else 'done'} {job.directory}", flush=True)
 
     with ThreadPoolExecutor(parallel) as pool:
-        list(pool.map(one, range(len(left)), left))
+        for stage in (bases.values(), left):  # several runs want the same base model
+            list(pool.map(one, stage))
     return errors
+
+
+def _cores() -> list[int]:
+    """The cores of this process; none where the system (macOS) does not say."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_setaffinity") else []
 
 
 def curves(rows: list[dict]) -> dict[str, list[float]]:
@@ -173,34 +192,54 @@ def curves(rows: list[dict]) -> dict[str, list[float]]:
 
 def tune(suite: str, file: str, root: Path, labels: list[str], extra: Overrides, parallel: int) -> list[str]:
     """Runs the grid and writes the chosen rates; the messages of runs that failed, in which case nothing is chosen."""
-    middle, grid = configs.load_file(file).learner.learning_rate, {}
-    for factor in GRID:
-        rate = float(f"{middle * factor:.3g}")
-        where, rates = {"below": f"tuning/lr-{rate:g}", "evaluates": False}, dict.fromkeys(labels, rate)
-        grid[rate] = jobs(suite, file, root, labels, list(TUNING_SEEDS), rates, extra, **where)
-    if errors := run_all([job for todo in grid.values() for job in todo], parallel):
-        return errors
-    found = {label: {} for label in labels}
-    for rate, todo in grid.items():
-        for label in labels:
-            runs = [curves(read_metrics(j.directory)) for j in todo if j.directory.parent.name == slug(label)]
+    middle = configs.load_file(file).learner.learning_rate
+    found: dict[str, dict[float, float]] = {label: {} for label in labels}
+    wanted = {label: [middle * factor for factor in GRID] for label in labels}
+    while any(wanted.values()):
+        todo = {}
+        for label, rate in ((label, float(f"{rate:.2g}")) for label, rates in wanted.items() for rate in rates):
+            where = {"below": f"tuning/lr-{rate:g}", "evaluates": False}
+            todo[label, rate] = jobs(suite, file, root, [label], list(TUNING_SEEDS), {label: rate}, extra, **where)
+        if errors := run_all([job for some in todo.values() for job in some], parallel):
+            return errors
+        for (label, rate), some in todo.items():
+            runs = [curves(read_metrics(job.directory)) for job in some]
             areas = [area_under_curve(run["step"], run["ila"]) for run in runs]
-            found[label][f"{rate:g}"] = sum(areas) / len(areas)
-    chosen = {label: float(max(areas, key=areas.get)) for label, areas in found.items()}
+            found[label][rate] = sum(areas) / len(areas)
+        wanted = {label: _beyond(areas) for label, areas in found.items()}
+    chosen = {label: max(areas, key=areas.get) for label, areas in found.items()}
     path = root / suite / "learning_rates.json"
-    text = {"config": file, "suite": suite, "chosen": chosen, "area": found, "seeds": TUNING_SEEDS}
+    areas = {label: {f"{rate:g}": round(areas[rate], 5) for rate in sorted(areas)} for label, areas in found.items()}
+    text = {"config": file, "suite": suite, "chosen": chosen, "area": areas, "seeds": TUNING_SEEDS}
     files.write_atomically(path, json.dumps(text, indent=1) + "\n")
     print(f"learning rates: {path}")
     return []
 
 
+def _beyond(areas: dict[float, float]) -> list[float]:
+    """The next rate outside the grid where the best one lies at its edge, once on either side."""
+    best = max(areas, key=areas.get)
+    if len(areas) > len(GRID) or best not in (min(areas), max(areas)):
+        return []
+    return [best / 3 if best == min(areas) else best * 3]
+
+
 def chosen_rates(suite: str, file: str, root: Path) -> dict[str, float]:
-    """Tuned learning rates by variant: of this directory, or the committed ones of this config."""
+    """Tuned learning rates by variant: of this directory; or the committed ones of this config file, where a variant that has
+    none takes that of its method in the suite reward_signal."""
     own = root / suite / "learning_rates.json"
     if own.exists():
         return json.loads(own.read_text(encoding="utf-8"))["chosen"]
-    committed = json.loads(RATES.read_text(encoding="utf-8")) if RATES.exists() else {}
-    return committed.get(file, {}).get(suite, {})
+    committed = json.loads(RATES.read_text(encoding="utf-8")).get(file.split(":")[0], {}) if RATES.exists() else {}
+    methods, usual = committed.get("reward_signal", {}), configs.load_file(file).method
+    found = {label: methods.get(v.get("method", usual)) for label, v in SUITES[suite].variants.items()}
+    return {label: rate for label, rate in (found | committed.get(suite, {})).items() if rate}
+
+
+def _too_many(file: str, variant: Overrides) -> bool:
+    """Whether the variant asks the tiny environment for more constraints than its texts have."""
+    witness = configs.load_file(file).data.source == "witness"
+    return witness and variant.get("data.max_constraints", 0) > MAX_CONSTRAINTS
 
 
 def main(arguments: list[str]) -> None:
@@ -210,7 +249,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--workdir", required=True, type=Path)
     parser.add_argument("--seeds", type=int, default=5, help="reported seeds: 0, 1, ...")
     parser.add_argument("--only", default="", help="labels of variants, separated by commas")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, one a GPU")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--tune", action="store_true", help="choose learning rates on other seeds, report nothing")
     args, rest = parser.parse_known_args(arguments)
     if wrong := [a for a in rest if not re.fullmatch(r"--config\.[\w.]+=.*", a, re.DOTALL)]:
@@ -221,6 +260,9 @@ def main(arguments: list[str]) -> None:
     if unknown := [label for label in labels if label not in variants]:
         parser.error(f"--only: {args.suite} has no variant {unknown[0]!r}; it has {', '.join(variants)}")
     print(f"{args.suite}: {SUITES[args.suite].question}", flush=True)
+    if left_out := [label for label in labels if _too_many(args.config, variants[label])]:
+        print(f"left out, the witness generator draws at most {MAX_CONSTRAINTS} constraints: {', '.join(left_out)}")
+        labels = [label for label in labels if label not in left_out]
     if args.tune:
         errors = tune(args.suite, args.config, args.workdir, labels, extra, args.jobs)
     else:

@@ -1,7 +1,7 @@
 """The questions of the paper, each as a list of config overrides: suite -> variant -> overrides.
 
-A suite's first variant is what the others are compared with. `equal` says in which unit the variants cost the same; all of them
-start from the same base model, a seed at a time.
+A suite's first variant is what the others are compared with. All of them start from the same base model, a seed at a time. A key
+`base.KEY` is KEY of the base model's own fit.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ def _of(key: str, values: dict[str, Any] | list) -> dict[str, Overrides]:
     named = values if isinstance(values, dict) else {str(value): value for value in values}
     return {label: {key: value} for label, value in named.items()}
 
+
+ORIGINALS = {"learner.baseline": "originals", "learner.std_floor": 0.3}
+REWRITTEN = {"replay.behaviour": "rewritten"}
 
 SUITES = {
     "reward_signal": Suite(
@@ -61,8 +64,20 @@ SUITES = {
         "What are returns compared with?",
         {
             "all": {},
-            "originals": {"learner.baseline": "originals", "learner.std_floor": 0.3},
+            "originals": ORIGINALS,
             "all, floor": {"learner.std_floor": 0.3},
+        },
+    ),
+    "recipe": Suite(
+        "Which deviations from the paper's recipe help replay?",
+        {
+            "paper": {},
+            "originals": ORIGINALS,
+            "rewritten": REWRITTEN,
+            "originals, rewritten": ORIGINALS | REWRITTEN,
+            "originals, rewritten, half": ORIGINALS | REWRITTEN | {"replay.min_integrity": 0.5},
+            "originals, rewritten, 7+1": ORIGINALS | REWRITTEN | {"rollout.m": 7, "replay.k": 1},
+            "fractional, originals, rewritten": ORIGINALS | REWRITTEN | {"method": "hir_clr"},
         },
     ),
     "template": Suite(
@@ -73,6 +88,32 @@ SUITES = {
         {
             f"{method}-{n}": {"method": method, "data.min_constraints": n, "data.max_constraints": n}
             for n in (2, 4, 6, 8, 10)
+            for method in ("hir", "ilr")
+        },
+    ),
+    "difficulty": Suite(
+        "How weak may the base policy be? (share of its training constraints drawn anew)",
+        {
+            f"{method}-{noise}": {"method": method, "base.data.label_noise": noise}
+            for noise in (0.5, 0.9, 0.97)
+            for method in ("hir", "ilr")
+        },
+    ),
+    "base_constraints": Suite(
+        "Must the base policy have seen as many constraints as it is trained on? (most in its own fit)",
+        {
+            f"{method}-{most}": {"method": method, "base.data.max_constraints": most}
+            for most in (6, 2)
+            for method in ("hir", "ilr")
+        },
+    ),
+    "model_size": Suite(
+        "And how small the model? (hidden size)",
+        {
+            f"{method}-{width}": {
+                "method": method, "base.model.hidden_size": width, "base.model.intermediate_size": 2 * width,
+            }
+            for width in (32, 64, 128)
             for method in ("hir", "ilr")
         },
     ),

@@ -31,6 +31,7 @@ from hir_jax.runs import files
 from hir_jax.runs.checkpoints import Checkpoints
 from hir_jax.runs.memory import keep_freed_memory
 from hir_jax.runs.progress import Compilations, RunProgress, show_replay, use_compilation_cache
+from hir_jax.runs.report import write_report
 from hir_jax.step import (
     Clock,
     build_batch,
@@ -42,6 +43,7 @@ from hir_jax.step import (
     select_replays,
     sft_batch,
 )  # fmt: skip
+from hir_jax.types import InputError
 
 log = logging.getLogger(__name__)
 
@@ -160,6 +162,17 @@ class Run:
         hf.save(model, self.engine.model, params, self.engine.tokenizer, self.engine.stop_ids)
         self.say(f"trained weights, for transformers: {model}")
 
+    def write_report(self) -> None:
+        """DIR/report.html; that it cannot be written is no reason for a run to fail."""
+        path = self.workdir / "report.html"
+        try:
+            for note in write_report(path, {self.workdir.resolve().name: [self.workdir]}):
+                log.warning("%s", note)
+        except (InputError, OSError) as error:
+            log.warning("no report page: %s", error)
+        else:
+            self.say(f"report: {path}")
+
 
 def policy_step(run: Run, state, ref_params, step: int, clock: Clock):
     """Sample, verify, select, relabel, update: (state, metrics, sampled tokens, replays to show)."""
@@ -230,6 +243,7 @@ def train(config, workdir: Path, make_run: type[Run] = Run) -> None:
         if config.save_model:
             run.export(state.params)
         run.say(str(run.compilations))
+        run.write_report()
         run.say(f"metrics: {workdir / 'metrics.jsonl'}   replays: {workdir / 'replays.jsonl'}")
 
 

@@ -17,7 +17,7 @@ SMALL = (
     "--config=configs/tiny_hir.py", "--config.model.num_layers=1", "--config.model.hidden_size=16",
     "--config.model.intermediate_size=32", "--config.compilation_cache=", "--config.data.size=24", "--prompts=2",
     "--samples=3", "--new_tokens=8", "--tail_tokens=20", "--slots=2", "--verify_rows=4", "--rounds=2", "--steps=3",
-    "--config.data.batch_prompts=2",
+    "--config.data.batch_prompts=2", "--config.constraints.on_device=True", "--config.constraints.workers=2",
 )  # fmt: skip
 
 

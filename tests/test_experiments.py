@@ -1,7 +1,9 @@
 """The runner on a very small model: base fits, resuming after an interruption, skipping, tuning, failures."""
 
 import json
+import os
 import re
+import threading
 
 import pytest
 from small_runs import CONFIG, SMALL
@@ -9,6 +11,7 @@ from small_runs import CONFIG, SMALL
 from experiments import report, run
 from experiments.suites import SUITES
 from hir_jax import config as configs
+from hir_jax.types import InputError
 
 # a base fit and runs of one step on four prompts; the model's shape must be that of the base
 CHANGES = SMALL | {"total_steps": 1, "eval_every": 1, "save_model": False, "data.constraint_ids": ()}
@@ -18,15 +21,15 @@ OVERRIDES = [f"--config.{key}={value}" for key, value in CHANGES.items()]
 
 
 @pytest.mark.parametrize("name", SUITES)
-def test_every_variant_is_a_config_that_can_run(name):
-    base = configs.load_file(CONFIG)
-    for label, overrides in SUITES[name].variants.items():
-        config = base.copy_and_resolve_references()
-        config.update_from_flattened_dict(overrides)
-        try:
-            configs.check(config)
-        except configs.ConfigError as error:
-            pytest.fail(f"{name}, {label}: {error}")
+def test_every_variant_is_a_config_that_can_run(name, tmp_path):
+    for job in run.jobs(name, CONFIG, tmp_path, list(SUITES[name].variants), [0], {}, {}):
+        for one in (job, job.after):
+            config = configs.load_file(one.config)
+            config.update_from_flattened_dict(one.overrides)
+            try:
+                configs.check(config)
+            except configs.ConfigError as error:
+                pytest.fail(f"{one.directory}: {error}")
     assert len({run.slug(label) for label in SUITES[name].variants}) == len(SUITES[name].variants)
 
 
@@ -87,6 +90,9 @@ def test_tuning_takes_the_rate_with_the_largest_area(tmp_path, monkeypatch):
     def pretend(c, **k):
         workdir = next(a.split("=")[1] for a in c if a.startswith("--workdir"))
         if "/base/" in workdir:
+            steps = configs.load_file(f"{CONFIG}:sft").total_steps
+            with open(f"{workdir}/metrics.jsonl", "w") as file:
+                file.write(json.dumps({"step": steps}) + "\n")
             return type("Done", (), {"returncode": 0})()
         rate = float(next(a.split("=")[1] for a in c if "learning_rate" in a))
         label = workdir.split("/")[-2]
@@ -106,6 +112,63 @@ def test_tuning_takes_the_rate_with_the_largest_area(tmp_path, monkeypatch):
     planned = run.jobs("scope", CONFIG, tmp_path, ["batch", "even"], [0], chosen, {})
     assert planned[0].overrides["learner.learning_rate"] == chosen["batch"]
     assert "learner.learning_rate" not in planned[1].overrides
+
+
+def test_variants_share_base_models_or_have_their_own(tmp_path):
+    labels = list(SUITES["difficulty"].variants)
+    planned = run.jobs("difficulty", CONFIG, tmp_path, labels, [0, 1], {}, {})
+    bases = {job.after.directory: job.after for job in planned}
+    assert len(planned) == 2 * len(labels) and len(bases) == 2 * len(labels) / 2  # hir and ilr of a seed share one
+    for job in planned:
+        noise = float(job.directory.parent.name.split("-")[1])
+        assert job.after.overrides["data.label_noise"] == noise and job.after.overrides["seed"] == job.overrides["seed"]
+        assert job.overrides["model.checkpoint"] == str(job.after.directory / "model")
+        assert not any("label_noise" in key for key in job.overrides)
+    with pytest.raises(InputError, match=r"difficulty, hir-0\.5: asks for a base model of its own"):
+        run.jobs("difficulty", CONFIG, tmp_path, labels, [0], {}, {"model.checkpoint": "somewhere"})
+
+
+def test_a_failed_base_model_starts_none_of_its_variants(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(run.subprocess, "run", lambda c, **k: asked.append(c) or type("Done", (), {"returncode": 1})())
+    errors = run.run_all(run.jobs("scope", CONFIG, tmp_path, ["batch", "group"], [0], {}, {}), 2)
+    assert len(asked) == 1 and len(errors) == 3
+    assert "ended with status 1" in errors[0] and "its base model" in errors[1] and "scope/batch" in "".join(errors)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the system has no affinities")
+def test_parallel_jobs_share_the_cores(tmp_path, monkeypatch):
+    cores, seen = sorted(os.sched_getaffinity(0)), []
+    both = threading.Barrier(2, timeout=60)
+
+    def pretend(c, env, **k):
+        seen.append((frozenset(os.sched_getaffinity(0)), env["CUDA_VISIBLE_DEVICES"]))
+        both.wait()
+        return type("Done", (), {"returncode": 1})()
+
+    monkeypatch.setattr(run.subprocess, "run", pretend)
+    labels, start = ["batch", "group", "even"], {"model.checkpoint": "somewhere"}
+    run.run_all(run.jobs("scope", CONFIG, tmp_path, [*labels, "batch"], [0], {}, start), 2)
+    assert sorted(gpu for _, gpu in seen) == ["0", "0", "1", "1"]
+    if len(cores) > 1:
+        halves = {frozenset(cores[0::2]), frozenset(cores[1::2])}
+        assert {mask for mask, _ in seen} == halves
+    assert sorted(os.sched_getaffinity(0)) == cores
+
+
+def test_rates_of_other_suites_are_those_of_their_methods(tmp_path, monkeypatch):
+    path = tmp_path / "rates.json"
+    path.write_text(json.dumps({CONFIG: {"reward_signal": {"hir": 1e-4, "ilr": 9e-4}, "scope": {"group": 5e-5}}}))
+    monkeypatch.setattr(run, "RATES", path)
+    assert run.chosen_rates("scope", f"{CONFIG}:hard", tmp_path) == {"batch": 1e-4, "group": 5e-5, "even": 1e-4}
+    assert run.chosen_rates("selection", CONFIG, tmp_path)["none"] == 9e-4
+    assert run.chosen_rates("selection", "configs/smollm2_135m_hir.py", tmp_path) == {}
+
+
+def test_more_constraints_than_the_tiny_texts_have_are_left_out(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(run, "run_all", lambda todo, parallel: [])
+    run.main(["constraints", f"--config={CONFIG}", f"--workdir={tmp_path}"])
+    assert "at most 6 constraints: hir-8, ilr-8, hir-10, ilr-10" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 
 import pytest
 from scipy import stats
@@ -43,7 +44,7 @@ def runs(tmp_path):
 def test_figures_worked_by_hand(runs):
     found = report.figures(runs / "scope" / "batch" / "seed-1", level=0.3)
     assert found == {
-        "ila": 0.4, "cla": 0.6, "pass@1": 0.2, "pass@8": 0.6,
+        "start": 0.1, "ila": 0.4, "cla": 0.6, "pass@1": 0.2, "pass@8": 0.6,
         "area_steps": pytest.approx(0.2), "area_samples": pytest.approx(0.2), "to_level": pytest.approx(120),
     }  # fmt: skip
     assert report.figures(runs / "scope" / "batch" / "seed-0", level=0.3)["to_level"] == math.inf
@@ -52,9 +53,13 @@ def test_figures_worked_by_hand(runs):
 
 def test_tables_hold_means_and_paired_differences(runs):
     shown = report.write(runs, runs / "report", level=0.15)
-    assert "| batch | 2 | 0.300 +- 0.100 |" in shown and "even" not in shown
+    assert "| batch | 2 | 0.100 +- 0.000 | 0.300 +- 0.100 |" in shown and "even" not in shown
     assert (runs / "report" / "scope.png").stat().st_size > 10_000
     assert shown in (runs / "report" / "report.md").read_text()
+    page = (runs / "report" / "report.html").read_text()
+    cells = [re.findall("<t[hd][^>]*>(.*?)</t[hd]>", line) for line in page.splitlines() if line.startswith("<tr>")]
+    assert ["batch", "2", "0.100 +- 0.000", "0.300 +- 0.100"] in [line[:4] for line in cells]
+    assert page.count("data:image/png;base64,") == 1 and not re.search(r'(src|href)="(?!data:|#)', page)
     with open(runs / "report" / "scope.csv") as file:
         rows = {(row["variant"], row["figure"]): row for row in csv.DictReader(file)}
     gap = rows["group", "ila"]  # 0.2 and 0.1: mean 0.15, standard error 0.05
