@@ -19,7 +19,7 @@ import matplotlib.pyplot as plt
 
 from experiments.run import read_metrics
 
-TINY, SMOLLM2 = "configs/tiny_hir.py", "configs/smollm2_135m_hir.py:demo"
+TINY, SMOLLM2 = "configs/tiny_hir.py:demo", "configs/smollm2_135m_hir.py:demo"
 
 
 def run(title: str, config: str, workdir: Path, *overrides: str) -> None:
@@ -58,9 +58,9 @@ def plot(workdir: Path, path: Path) -> tuple[float, float]:
 
 def main(directory: Path) -> None:
     base, tiny, real = directory / "tiny_sft", directory / "tiny_hir", directory / "smollm2_hir"
-    run("1/3 a tiny model, fitted to instructions of which most constraints are wrong (sft)", f"{TINY}:sft", base)
+    run("1/3 a tiny model, fitted to instructions with one or two constraints (sft)", f"{TINY}_sft", base)
     run(
-        "2/3 the same model, trained by HiR on four constraints",
+        "2/3 the same model, trained by HiR on three or four",
         TINY,
         tiny,
         f"--config.model.checkpoint={base / 'model'}",

@@ -1,13 +1,13 @@
 """Runs a suite of `experiments.suites`: every variant with every seed, resumed after an interruption, skipping what is done.
 
-    python -m experiments.run SUITE --config=configs/tiny_hir.py --seeds=5 --workdir=D [--only=LABEL,...] [--tune] [--jobs=1]
+    python -m experiments.run SUITE --config=configs/tiny_hir.py --seeds=5 --workdir=D [--only=LABEL,...] [--tune] [--jobs=N]
         [--config.KEY=VALUE ...]
 
 Where the config names no checkpoint, base models are fitted first, one for each seed, by the file's variant `:sft` (D/base,
 shared by suites). All variants start from it, but for those that ask for another one by overrides `base.KEY`. Each run is a
 process of `python -m hir_jax.train` in D/SUITE/LABEL/seed-S (its output: log.txt there), followed by an evaluation on the
 held-out instructions, 8 samples each at temperature 1. --jobs=N does N at a time, each with its share of the cores and a GPU of
-its own: for small models on a CPU, as many jobs as cores is fastest.
+its own. Without it: one a GPU; on a CPU one a core where the base model is fitted here (it is small then), else one.
 
 Protocol (PROTOCOL.md beside this file). Each variant has the same grid of learning rates, GRID times the config's, and one
 rate more where the best lies at its edge. `--tune` runs it on seeds that are never reported (TUNING_SEEDS) and writes, for each
@@ -113,6 +113,10 @@ def _base(file: str, root: Path, seed: int, overrides: Overrides) -> Job:
     return Job(root / "base" / name / f"seed-{seed}", own, f"{file}:sft", config.total_steps, evaluates=False)
 
 
+def fits_base_models(file: str, extra: Overrides) -> bool:
+    return not configs.load_file(file).model.checkpoint and "model.checkpoint" not in extra
+
+
 def jobs(
     suite: str,
     file: str,
@@ -128,7 +132,7 @@ def jobs(
     """One job a variant and seed, seeds outermost, so that an early end leaves whole comparisons; in D/below/SUITE."""
     config, found = configs.load_file(file), []
     steps = int(extra.get("total_steps", config.total_steps))
-    fits = not config.model.checkpoint and "model.checkpoint" not in extra
+    fits = fits_base_models(file, extra)
     for seed in seeds:
         for label in labels:
             overrides, own = {"seed": seed, "save_model": False, "checkpoint_every": steps} | extra, {}
@@ -153,7 +157,7 @@ def run_all(todo: list[Job], parallel: int) -> list[str]:
     left = [job for job in todo if job.commands()]
     print(f"{len(todo) - len(left)} of {len(todo)} runs are done", flush=True)
     bases = {job.after.directory: job.after for job in left if job.after and job.after.commands()}
-    cores, slots = _cores(), queue.SimpleQueue()
+    cores, gpus, slots = _cores(), _gpus(), queue.SimpleQueue()
     for slot in range(parallel):
         slots.put(slot)
 
@@ -161,7 +165,7 @@ def run_all(todo: list[Job], parallel: int) -> list[str]:
         slot = slots.get()
         if own := cores[slot::parallel]:
             os.sched_setaffinity(0, own)  # of this thread; the processes it starts inherit it
-        error = job.run({"CUDA_VISIBLE_DEVICES": str(slot)} if parallel > 1 else {})
+        error = job.run({"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} if gpus and parallel > 1 else {})
         slots.put(slot)
         if error:
             errors.append(error)
@@ -177,6 +181,20 @@ def run_all(todo: list[Job], parallel: int) -> list[str]:
 def _cores() -> list[int]:
     """The cores of this process; none where the system (macOS) does not say."""
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_setaffinity") else []
+
+
+def _gpus() -> list[str]:
+    """Names of the GPUs that may be used, as CUDA_VISIBLE_DEVICES has them."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is None:
+        return [str(i) for i, _ in enumerate(Path("/proc/driver/nvidia/gpus").glob("*"))]
+    return [name.strip() for name in named.split(",") if name.strip()]
+
+
+def usual_jobs(fits: bool) -> int:
+    """Runs at a time where nobody says. `fits`: the base models are fitted here. A TPU serves one process."""
+    tpu = any(Path(name).exists() for name in ("/dev/accel0", "/dev/vfio/0"))
+    return len(_gpus()) or (len(_cores()) if fits and not tpu else 0) or 1
 
 
 def curves(rows: list[dict]) -> dict[str, list[float]]:
@@ -249,7 +267,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--workdir", required=True, type=Path)
     parser.add_argument("--seeds", type=int, default=5, help="reported seeds: 0, 1, ...")
     parser.add_argument("--only", default="", help="labels of variants, separated by commas")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument("--jobs", type=int, help="runs at a time")
     parser.add_argument("--tune", action="store_true", help="choose learning rates on other seeds, report nothing")
     args, rest = parser.parse_known_args(arguments)
     if wrong := [a for a in rest if not re.fullmatch(r"--config\.[\w.]+=.*", a, re.DOTALL)]:
@@ -263,13 +281,13 @@ def main(arguments: list[str]) -> None:
     if left_out := [label for label in labels if _too_many(args.config, variants[label])]:
         print(f"left out, the witness generator draws at most {MAX_CONSTRAINTS} constraints: {', '.join(left_out)}")
         labels = [label for label in labels if label not in left_out]
+    parallel = args.jobs or usual_jobs(fits_base_models(args.config, extra))
     if args.tune:
-        errors = tune(args.suite, args.config, args.workdir, labels, extra, args.jobs)
+        errors = tune(args.suite, args.config, args.workdir, labels, extra, parallel)
     else:
         rates = chosen_rates(args.suite, args.config, args.workdir)
-        errors = run_all(
-            jobs(args.suite, args.config, args.workdir, labels, list(range(args.seeds)), rates, extra), args.jobs
-        )
+        todo = jobs(args.suite, args.config, args.workdir, labels, list(range(args.seeds)), rates, extra)
+        errors = run_all(todo, parallel)
     if errors:
         sys.exit("error: " + "\n".join(errors))
 

@@ -26,6 +26,7 @@ def _of(key: str, values: dict[str, Any] | list) -> dict[str, Overrides]:
 
 ORIGINALS = {"learner.baseline": "originals", "learner.std_floor": 0.3}
 REWRITTEN = {"replay.behaviour": "rewritten"}
+ENDED = {"replay.truncated": False}
 
 SUITES = {
     "reward_signal": Suite(
@@ -72,12 +73,14 @@ SUITES = {
         "Which deviations from the paper's recipe help replay?",
         {
             "paper": {},
+            "ended": ENDED,
             "originals": ORIGINALS,
             "rewritten": REWRITTEN,
-            "originals, rewritten": ORIGINALS | REWRITTEN,
-            "originals, rewritten, half": ORIGINALS | REWRITTEN | {"replay.min_integrity": 0.5},
-            "originals, rewritten, 7+1": ORIGINALS | REWRITTEN | {"rollout.m": 7, "replay.k": 1},
-            "fractional, originals, rewritten": ORIGINALS | REWRITTEN | {"method": "hir_clr"},
+            "ended, originals": ENDED | ORIGINALS,
+            "ended, integrity": ENDED | {"replay.strategy": "integrity"},
+            "ended, half": ENDED | {"replay.min_integrity": 0.5},
+            "ended, 7+1": ENDED | {"rollout.m": 7, "replay.k": 1},
+            "ended, fractional": ENDED | {"method": "hir_clr"},
         },
     ),
     "template": Suite(

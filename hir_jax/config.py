@@ -117,6 +117,7 @@ def defaults() -> ml_collections.ConfigDict:
     p.eta = 0.05  # its growth a step; HiR: 0.05
     p.min_integrity = 0.0  # share of its constraints that a failure must meet to be replayed
     p.min_kept = 1  # how many it must meet
+    p.truncated = True  # responses cut at max_response may be replayed (released code)
     p.fill = "resample"  # resample (released code) | mask: what to do when failures to replay lack
     p.behaviour = "original"  # pi_old(y|q) (released code) | rewritten: pi_old(y|q')
 

@@ -7,6 +7,20 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 CONFIG = "configs/tiny_hir.py"
+# Types of the tiny environment that can be decided on the device.
+DEVICE_TYPES = (
+    "keywords:forbidden_words",
+    "keywords:frequency",
+    "length_constraints:number_words",
+    "length_constraints:number_paragraphs",
+    "detectable_format:number_bullet_lists",
+    "detectable_format:number_highlighted_sections",
+    "detectable_content:number_placeholders",
+    "detectable_format:title",
+    "detectable_content:postscript",
+    "startend:quotation",
+    "punctuation:no_comma",
+)
 # The configs may change what they like: every key that decides about time or about what is tested is set here.
 SMALL = {
     "compilation_cache": "",
@@ -17,6 +31,7 @@ SMALL = {
     "model.num_layers": 1,
     "model.num_heads": 2,
     "data.source": "witness",
+    "data.constraint_ids": DEVICE_TYPES,
     "data.size": 24,
     "data.eval_size": 4,
     "data.eval_batch": 4,

@@ -147,13 +147,16 @@ def test_parallel_jobs_share_the_cores(tmp_path, monkeypatch):
         return type("Done", (), {"returncode": 1})()
 
     monkeypatch.setattr(run.subprocess, "run", pretend)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, 5")
     labels, start = ["batch", "group", "even"], {"model.checkpoint": "somewhere"}
     run.run_all(run.jobs("scope", CONFIG, tmp_path, [*labels, "batch"], [0], {}, start), 2)
-    assert sorted(gpu for _, gpu in seen) == ["0", "0", "1", "1"]
+    assert sorted(gpu for _, gpu in seen) == ["3", "3", "5", "5"] and run.usual_jobs(fits=False) == 2
     if len(cores) > 1:
         halves = {frozenset(cores[0::2]), frozenset(cores[1::2])}
         assert {mask for mask, _ in seen} == halves
     assert sorted(os.sched_getaffinity(0)) == cores
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert run.usual_jobs(fits=False) == 1 and run.usual_jobs(fits=True) in (1, len(cores))
 
 
 def test_rates_of_other_suites_are_those_of_their_methods(tmp_path, monkeypatch):

@@ -118,6 +118,7 @@ def test_methods_run_and_give_finite_metrics(tmp_path, changes):
         # On-policy and without replays, the learner finds the log-probs that the sampler gave.
         assert found[1]["gap"] < 1e-4
     assert (tmp_path / "run" / "model" / "model.safetensors").stat().st_size > 0
+    assert "<title>run</title>" in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_checks_on_the_device_change_nothing(tmp_path):
@@ -183,8 +184,11 @@ def test_rows_that_end_early_are_handed_over_early():
 def test_keys_outside_the_trajectory_may_change_and_a_finished_run_goes_on(tmp_path, capsys):
     run = tmp_path / "run"
     train(small_config(method="ilr"), run)
+    (run / "report.html").unlink()
+    (run / "report.html").mkdir()  # a page that cannot be written is no reason to fail
     train(small_config(method="ilr", total_steps=3, eval_every=3, logging__tensorboard=False, checkpoint_keep=1), run)
     assert "from step 2" in capsys.readouterr().out
+    (run / "report.html").rmdir()
     found = rows(run / "metrics.jsonl")
     assert [row["step"] for row in found] == [0, 1, 2, 3] and "heldout_ila" in found[3]
     with pytest.raises(ValueError, match=r"changed: learner.learning_rate, seed\."):

@@ -111,8 +111,8 @@ def choose(
 
 def candidates(rollout: Rollout, verdicts: Verdicts, config, *, mask_truncated: bool) -> Array:
     """bool[B]: the failures that may be replayed: those that meet a share `config.min_integrity` of their constraints and
-    `config.min_kept` of them at least; with `mask_truncated` only those that ended."""
-    filled = rollout.filled & rollout.ended if mask_truncated else rollout.filled
+    `config.min_kept` of them at least; with `mask_truncated`, or without `config.truncated`, only those that ended."""
+    filled = rollout.filled & rollout.ended if mask_truncated or not config.truncated else rollout.filled
     kept = (verdicts.satisfied & verdicts.present).sum(-1)
     return replayable(verdicts, filled) & (cla(verdicts) >= config.min_integrity) & (kept >= config.min_kept)
 

@@ -66,13 +66,21 @@ def situations(draw):
     st.sampled_from(["mean", "sum"]),
     st.integers(1, 3),
     st.sampled_from([1, 7, 10_000]),
+    st.booleans(),
 )
 @settings(max_examples=150, deadline=None)
-def test_selection_equals_numpy(situation, strategy, scope, reduce, k, step):
+def test_selection_equals_numpy(situation, strategy, scope, reduce, k, step, truncated):
     prompts, rollout, verdicts = situation
     rows = len(rollout.filled)
     config = SimpleNamespace(
-        strategy=strategy, entropy=reduce, schedule="exponential", lambda_0=2.0, eta=0.05, min_integrity=0.4, min_kept=2
+        strategy=strategy,
+        entropy=reduce,
+        schedule="exponential",
+        lambda_0=2.0,
+        eta=0.05,
+        min_integrity=0.4,
+        min_kept=2,
+        truncated=truncated,
     )
     expected_strict = np.zeros(rows, bool)
     k = min(k, rows // prompts)
@@ -85,6 +93,7 @@ def test_selection_equals_numpy(situation, strategy, scope, reduce, k, step):
         integrity = sum(known) / len(known) if known else 0.0
         expected_candidate[b] = rollout.filled[b] and all_known and 0 < integrity < 1
         expected_strict[b] = expected_candidate[b] and integrity >= 0.4 and sum(known) >= 2
+        expected_strict[b] &= truncated or bool(rollout.ended[b])
         tokens = rollout.entropy[b][rollout.mask[b]]
         diversity = tokens.mean() if reduce == "mean" else tokens.sum()
         weight = np.float32(reference_schedule(step, 2.0, 0.05))
