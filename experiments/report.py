@@ -135,9 +135,8 @@ def markdown(suite: str, rows: list[dict]) -> str:
     """A table of the figures and one of the differences."""
     lines = [f"## {suite}", "", SUITES[suite].question]
     for caption, table in tables(rows):
-        lines += ["", caption, ""]
-        lines += ["| " + " | ".join(cells) + " |" for cells in table]
-        lines.insert(len(lines) - len(table) + 1, "|---" * len(table[0]) + "|")
+        head, *rest = ["| " + " | ".join(cells) + " |" for cells in table]
+        lines += ["", caption, "", head, "|---" * len(table[0]) + "|", *rest]
     return "\n".join(lines) + "\n"
 
 
@@ -173,21 +172,22 @@ th:first-child, td:first-child { text-align: left } img { max-width: 100% }
 def plot(suite: Path, labels: list[str], path: Path) -> None:
     """Mean held-out ILA over seeds, shaded by its standard error, over steps and over generated samples."""
     figure, axes = plt.subplots(1, 2, figsize=(11, 4), sharey=True, layout="constrained")
-    for label, (axis, name) in itertools.product(labels, zip(axes, ("step", "samples"), strict=True)):
+    for label in labels:
         runs = [curves(read_metrics(run)) for run in sorted(suite.glob(f"{slug(label)}/seed-*"))]
         runs = [run for run in runs if len(run["ila"]) > 1]
         if not runs:
             continue
-        end = min(run[name][-1] for run in runs)
-        x = np.linspace(0, end, 50)
-        heights = np.array([np.interp(x, run[name], run["ila"]) for run in runs])
-        error = np.array([standard_error(column) for column in heights.T]) if len(runs) > 1 else np.zeros(len(x))
-        (line,) = axis.plot(x, heights.mean(0), label=label)
-        axis.fill_between(
-            x, heights.mean(0) - error, heights.mean(0) + error, color=line.get_color(), alpha=0.2, linewidth=0
-        )
-        axis.set_xlabel({"step": "step", "samples": "generated samples"}[name])
-        axis.grid(alpha=0.3)
+        for axis, name in zip(axes, ("step", "samples"), strict=True):
+            end = min(run[name][-1] for run in runs)
+            x = np.linspace(0, end, 50)
+            heights = np.array([np.interp(x, run[name], run["ila"]) for run in runs])
+            error = np.array([standard_error(column) for column in heights.T]) if len(runs) > 1 else np.zeros(len(x))
+            (line,) = axis.plot(x, heights.mean(0), label=label)
+            axis.fill_between(
+                x, heights.mean(0) - error, heights.mean(0) + error, color=line.get_color(), alpha=0.2, linewidth=0
+            )
+            axis.set_xlabel({"step": "step", "samples": "generated samples"}[name])
+            axis.grid(alpha=0.3)
     axes[0].set(ylabel="held-out ILA, greedy", ylim=(0, None))
     axes[0].legend()
     figure.suptitle(f"{suite.name} (mean over seeds, shaded: standard error)")

@@ -235,7 +235,7 @@ def tune(suite: str, file: str, root: Path, labels: list[str], extra: Overrides,
 
 
 def _beyond(areas: dict[float, float]) -> list[float]:
-    """The next rate outside the grid where the best one lies at its edge, once on either side."""
+    """The next rate outside the grid where the best one lies at its edge; once, so that the grid has one rate more."""
     best = max(areas, key=areas.get)
     if len(areas) > len(GRID) or best not in (min(areas), max(areas)):
         return []

@@ -7,20 +7,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 CONFIG = "configs/tiny_hir.py"
-# Types of the tiny environment that can be decided on the device.
-DEVICE_TYPES = (
-    "keywords:forbidden_words",
-    "keywords:frequency",
-    "length_constraints:number_words",
-    "length_constraints:number_paragraphs",
-    "detectable_format:number_bullet_lists",
-    "detectable_format:number_highlighted_sections",
-    "detectable_content:number_placeholders",
-    "detectable_format:title",
-    "detectable_content:postscript",
-    "startend:quotation",
-    "punctuation:no_comma",
-)
+# Types that can be decided on the device, as the config promises of its demo.
+DEVICE_TYPES = runpy.run_path(str(ROOT / CONFIG))["DEMO_IDS"]
 # The configs may change what they like: every key that decides about time or about what is tested is set here.
 SMALL = {
     "compilation_cache": "",
