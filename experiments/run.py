@@ -9,11 +9,12 @@ process of `python -m hir_jax.train` in D/SUITE/LABEL/seed-S (its output: log.tx
 held-out instructions, 8 samples each at temperature 1. --jobs=N does N at a time, each with its share of the cores and a GPU of
 its own. Without it: one a GPU; on a CPU one a core where the base model is fitted here (it is small then), else one.
 
-Protocol (PROTOCOL.md beside this file). Each variant has the same grid of learning rates, GRID times the config's, and one
-rate more where the best lies at its edge. `--tune` runs it on seeds that are never reported (TUNING_SEEDS) and writes, for each
-variant, the rate with the largest area under held-out ILA to D/SUITE/learning_rates.json. Without --tune the rates are those in
-that file, or else in experiments/learning_rates.json (a variant of another suite takes its method's); a variant that stands in
-neither has the config's.
+Protocol (PROTOCOL.md beside this file). Each variant has the same grid: with each weight of the KL in KLS, the learning rates
+FACTORS times the config's, and one rate more where the best lies at the edge (a weight given by override is the only one, a rate
+so given the middle). `--tune` runs it on seeds that are never reported (TUNING_SEEDS) and writes, for each variant, the pair with
+the largest area under held-out ILA to D/SUITE/tuned.json. Without --tune the pairs are those in that file, or else in
+experiments/tuned.json (a variant of another suite takes its method's); a variant that stands in neither has the config's.
+Overrides given here come before them, the variant's own before both.
 """
 
 from __future__ import annotations
@@ -38,9 +39,11 @@ from hir_jax.runs import files
 from hir_jax.statistics import area_under_curve
 from hir_jax.types import InputError
 
-GRID = (1 / 3, 1.0, 3.0)
+FACTORS = (1 / 3, 1.0, 3.0)
+KLS = (0.001, 0.03)
+RATE, KL = "learner.learning_rate", "learner.kl"
 TUNING_SEEDS = (1001, 1002)  # reported ones are 0, 1, 2, ...
-RATES = Path(__file__).parent / "learning_rates.json"
+TUNED = Path(__file__).parent / "tuned.json"
 EVALUATION = ("--benchmark=heldout", "--samples=8", "--temperature=1")
 
 
@@ -123,7 +126,7 @@ def jobs(
     root: Path,
     labels: list[str],
     seeds: list[int],
-    rates: dict[str, float],
+    tuned: dict[str, Overrides],
     extra: Overrides,
     *,
     below: str = "",
@@ -135,7 +138,8 @@ def jobs(
     fits = fits_base_models(file, extra)
     for seed in seeds:
         for label in labels:
-            overrides, own = {"seed": seed, "save_model": False, "checkpoint_every": steps} | extra, {}
+            overrides = {"seed": seed, "save_model": False, "checkpoint_every": steps} | tuned.get(label, {}) | extra
+            own = {}
             for key, value in SUITES[suite].variants[label].items():
                 (own if key.startswith("base.") else overrides)[key.removeprefix("base.")] = value
             base = None
@@ -144,8 +148,6 @@ def jobs(
             if fits:
                 base = _base(file.split(":")[0], root, seed, own)
                 overrides["model.checkpoint"] = str(base.directory / "model")
-            if label in rates:
-                overrides["learner.learning_rate"] = rates[label]
             directory = root / below / suite / slug(label) / f"seed-{seed}"
             found.append(Job(directory, overrides, file, steps, base, evaluates))
     return found
@@ -209,49 +211,58 @@ def curves(rows: list[dict]) -> dict[str, list[float]]:
 
 
 def tune(suite: str, file: str, root: Path, labels: list[str], extra: Overrides, parallel: int) -> list[str]:
-    """Runs the grid and writes the chosen rates; the messages of runs that failed, in which case nothing is chosen."""
-    middle = configs.load_file(file).learner.learning_rate
-    found: dict[str, dict[float, float]] = {label: {} for label in labels}
-    wanted = {label: [middle * factor for factor in GRID] for label in labels}
+    """Runs the grid and writes what is chosen; the messages of runs that failed, in which case nothing is chosen."""
+    middle = float(extra.get(RATE, configs.load_file(file).learner.learning_rate))
+    kls = (float(extra[KL]),) if KL in extra else KLS
+    extra = {key: value for key, value in extra.items() if key not in (RATE, KL)}
+    found: dict[tuple[str, float], dict[float, float]] = {(label, kl): {} for label in labels for kl in kls}
+    wanted = {each: [middle * factor for factor in FACTORS] for each in found}
     while any(wanted.values()):
         todo = {}
-        for label, rate in ((label, float(f"{rate:.2g}")) for label, rates in wanted.items() for rate in rates):
-            where = {"below": f"tuning/lr-{rate:g}", "evaluates": False}
-            todo[label, rate] = jobs(suite, file, root, [label], list(TUNING_SEEDS), {label: rate}, extra, **where)
+        for (label, kl), rate in ((each, float(f"{rate:.2g}")) for each, rates in wanted.items() for rate in rates):
+            setting = {RATE: rate, KL: kl}
+            where = {"below": f"tuning/lr-{rate:g},kl-{kl:g}", "evaluates": False}
+            todo[label, kl, rate] = jobs(
+                suite, file, root, [label], list(TUNING_SEEDS), {label: setting}, extra, **where
+            )
         if errors := run_all([job for some in todo.values() for job in some], parallel):
             return errors
-        for (label, rate), some in todo.items():
+        for (label, kl, rate), some in todo.items():
             runs = [curves(read_metrics(job.directory)) for job in some]
             areas = [area_under_curve(run["step"], run["ila"]) for run in runs]
-            found[label][rate] = sum(areas) / len(areas)
-        wanted = {label: _beyond(areas) for label, areas in found.items()}
-    chosen = {label: max(areas, key=areas.get) for label, areas in found.items()}
-    path = root / suite / "learning_rates.json"
-    areas = {label: {f"{rate:g}": round(areas[rate], 5) for rate in sorted(areas)} for label, areas in found.items()}
-    text = {"config": file, "suite": suite, "chosen": chosen, "area": areas, "seeds": TUNING_SEEDS}
+            found[label, kl][rate] = sum(areas) / len(areas)
+        wanted = {each: _beyond(areas) for each, areas in found.items()}
+    chosen, table = {}, {}
+    for label in labels:
+        areas = {(kl, rate): area for kl in kls for rate, area in sorted(found[label, kl].items())}
+        kl, rate = max(areas, key=areas.get)
+        chosen[label] = {RATE: rate, KL: kl}
+        table[label] = {f"lr {rate:g}, kl {kl:g}": round(area, 5) for (kl, rate), area in areas.items()}
+    path = root / suite / "tuned.json"
+    text = {"config": file, "suite": suite, "seeds": TUNING_SEEDS, "chosen": chosen, "area": table}
     files.write_atomically(path, json.dumps(text, indent=1) + "\n")
-    print(f"learning rates: {path}")
+    print(f"learning rates and weights of the KL: {path}")
     return []
 
 
 def _beyond(areas: dict[float, float]) -> list[float]:
     """The next rate outside the grid where the best one lies at its edge; once, so that the grid has one rate more."""
     best = max(areas, key=areas.get)
-    if len(areas) > len(GRID) or best not in (min(areas), max(areas)):
+    if len(areas) > len(FACTORS) or best not in (min(areas), max(areas)):
         return []
     return [best / 3 if best == min(areas) else best * 3]
 
 
-def chosen_rates(suite: str, file: str, root: Path) -> dict[str, float]:
-    """Tuned learning rates by variant: of this directory; or the committed ones of this config file, where a variant that has
-    none takes that of its method in the suite reward_signal."""
-    own = root / suite / "learning_rates.json"
+def chosen(suite: str, file: str, root: Path) -> dict[str, Overrides]:
+    """What tuning has chosen, by variant: of this directory; or the committed choice for this config file, where a variant that
+    has none takes that of its method in the suite reward_signal."""
+    own = root / suite / "tuned.json"
     if own.exists():
         return json.loads(own.read_text(encoding="utf-8"))["chosen"]
-    committed = json.loads(RATES.read_text(encoding="utf-8")).get(file.split(":")[0], {}) if RATES.exists() else {}
+    committed = json.loads(TUNED.read_text(encoding="utf-8")).get(file.split(":")[0], {}) if TUNED.exists() else {}
     methods, usual = committed.get("reward_signal", {}), configs.load_file(file).method
     found = {label: methods.get(v.get("method", usual)) for label, v in SUITES[suite].variants.items()}
-    return {label: rate for label, rate in (found | committed.get(suite, {})).items() if rate}
+    return {label: setting for label, setting in (found | committed.get(suite, {})).items() if setting}
 
 
 def _too_many(file: str, variant: Overrides) -> bool:
@@ -268,7 +279,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--seeds", type=int, default=5, help="reported seeds: 0, 1, ...")
     parser.add_argument("--only", default="", help="labels of variants, separated by commas")
     parser.add_argument("--jobs", type=int, help="runs at a time")
-    parser.add_argument("--tune", action="store_true", help="choose learning rates on other seeds, report nothing")
+    parser.add_argument("--tune", action="store_true", help="choose learning rate and weight of the KL on other seeds")
     args, rest = parser.parse_known_args(arguments)
     if wrong := [a for a in rest if not re.fullmatch(r"--config\.[\w.]+=.*", a, re.DOTALL)]:
         parser.error(f"unknown argument {wrong[0]!r}; config overrides are given as --config.KEY=VALUE")
@@ -285,8 +296,8 @@ def main(arguments: list[str]) -> None:
     if args.tune:
         errors = tune(args.suite, args.config, args.workdir, labels, extra, parallel)
     else:
-        rates = chosen_rates(args.suite, args.config, args.workdir)
-        todo = jobs(args.suite, args.config, args.workdir, labels, list(range(args.seeds)), rates, extra)
+        tuned = chosen(args.suite, args.config, args.workdir)
+        todo = jobs(args.suite, args.config, args.workdir, labels, list(range(args.seeds)), tuned, extra)
         errors = run_all(todo, parallel)
     if errors:
         sys.exit("error: " + "\n".join(errors))

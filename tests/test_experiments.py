@@ -84,19 +84,23 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(started, tmp_path, monke
 
 
 def test_tuning_takes_the_rate_with_the_largest_area(tmp_path, monkeypatch):
-    """Runs are made up: batch learns best at the middle rate, group at the highest."""
-    best = {"batch": 1.0, "group": 3.0}
+    """Runs are made up: batch learns best at the middle rate and the small weight of the KL, group at the highest and large."""
+    best = {"batch": (3e-4, 0.001), "group": (9e-4, 0.03)}
+
+    asked = {}
 
     def pretend(c, **k):
-        workdir = next(a.split("=")[1] for a in c if a.startswith("--workdir"))
+        workdir = next(a.split("=", 1)[1] for a in c if a.startswith("--workdir"))
         if "/base/" in workdir:
             steps = configs.load_file(f"{CONFIG}:sft").total_steps
             with open(f"{workdir}/metrics.jsonl", "w") as file:
                 file.write(json.dumps({"step": steps}) + "\n")
             return type("Done", (), {"returncode": 0})()
-        rate = float(next(a.split("=")[1] for a in c if "learning_rate" in a))
+        rate, kl = (float(next(a.split("=")[1] for a in c if key in a)) for key in (run.RATE, run.KL))
         label = workdir.split("/")[-2]
-        height = 0.5 if rate == pytest.approx(best[label] * 3e-4, rel=1e-2) else 0.1
+        assert (rate, kl) not in asked.setdefault((label, workdir[-1]), [])
+        asked[label, workdir[-1]].append((rate, kl))
+        height = 0.5 if (rate, kl) == best[label] else 0.1 + rate / 100
         rows = [{"step": 0, "heldout_ila": 0.0}, {"step": 60, "heldout_ila": height}]
         with open(f"{workdir}/metrics.jsonl", "w") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
@@ -105,13 +109,20 @@ def test_tuning_takes_the_rate_with_the_largest_area(tmp_path, monkeypatch):
     monkeypatch.setattr(run.subprocess, "run", pretend)
     command = ["scope", f"--config={CONFIG}", f"--workdir={tmp_path}", "--only=batch,group", "--tune"]
     run.main([*command, "--config.learner.learning_rate=3e-4", "--config.total_steps=60"])
-    chosen = run.chosen_rates("scope", CONFIG, tmp_path)
-    assert chosen == {"batch": pytest.approx(3e-4), "group": pytest.approx(9e-4)}
+    chosen = run.chosen("scope", CONFIG, tmp_path)
+    assert chosen == {label: {run.RATE: rate, run.KL: kl} for label, (rate, kl) in best.items()}
+    assert set(asked["batch", "1"]) == {(1e-4, 0.001), (3e-4, 0.001), (9e-4, 0.001)} | {
+        (rate, 0.03)
+        for rate in (1e-4, 3e-4, 9e-4, 2.7e-3)  # the best at the edge: one more
+    }
+    assert set(asked["group", "2"]) == {(rate, kl) for rate in (1e-4, 3e-4, 9e-4, 2.7e-3) for kl in run.KLS}
     seeds = {path.name for path in tmp_path.glob("tuning/*/scope/*/seed-*")}
     assert seeds == {f"seed-{seed}" for seed in run.TUNING_SEEDS}
     planned = run.jobs("scope", CONFIG, tmp_path, ["batch", "even"], [0], chosen, {})
-    assert planned[0].overrides["learner.learning_rate"] == chosen["batch"]
-    assert "learner.learning_rate" not in planned[1].overrides
+    assert planned[0].overrides.items() >= chosen["batch"].items()
+    assert run.RATE not in planned[1].overrides
+    given = run.jobs("scope", CONFIG, tmp_path, ["batch"], [0], chosen, {run.KL: "0.5"})[0].overrides
+    assert given[run.KL] == "0.5" and given[run.RATE] == 3e-4
 
 
 def test_variants_share_base_models_or_have_their_own(tmp_path):
@@ -159,13 +170,14 @@ def test_parallel_jobs_share_the_cores(tmp_path, monkeypatch):
     assert run.usual_jobs(fits=False) == 1 and run.usual_jobs(fits=True) in (1, len(cores))
 
 
-def test_rates_of_other_suites_are_those_of_their_methods(tmp_path, monkeypatch):
-    path = tmp_path / "rates.json"
-    path.write_text(json.dumps({CONFIG: {"reward_signal": {"hir": 1e-4, "ilr": 9e-4}, "scope": {"group": 5e-5}}}))
-    monkeypatch.setattr(run, "RATES", path)
-    assert run.chosen_rates("scope", f"{CONFIG}:hard", tmp_path) == {"batch": 1e-4, "group": 5e-5, "even": 1e-4}
-    assert run.chosen_rates("selection", CONFIG, tmp_path)["none"] == 9e-4
-    assert run.chosen_rates("selection", "configs/smollm2_135m_hir.py", tmp_path) == {}
+def test_what_was_tuned_for_a_method_serves_other_suites(tmp_path, monkeypatch):
+    path = tmp_path / "tuned.json"
+    hir, ilr, group = {run.RATE: 1e-4, run.KL: 0.03}, {run.RATE: 9e-4}, {run.RATE: 5e-5}
+    path.write_text(json.dumps({CONFIG: {"reward_signal": {"hir": hir, "ilr": ilr}, "scope": {"group": group}}}))
+    monkeypatch.setattr(run, "TUNED", path)
+    assert run.chosen("scope", f"{CONFIG}:hard", tmp_path) == {"batch": hir, "group": group, "even": hir}
+    assert run.chosen("selection", CONFIG, tmp_path)["none"] == ilr
+    assert run.chosen("selection", "configs/smollm2_135m_hir.py", tmp_path) == {}
 
 
 def test_more_constraints_than_the_tiny_texts_have_are_left_out(tmp_path, monkeypatch, capsys):
