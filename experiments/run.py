@@ -6,8 +6,9 @@
 Where the config names no checkpoint, base models are fitted first, one for each seed, by the file's variant `:sft` (D/base,
 shared by suites). All variants start from it, but for those that ask for another one by overrides `base.KEY`. Each run is a
 process of `python -m hir_jax.train` in D/SUITE/LABEL/seed-S (its output: log.txt there), followed by an evaluation on the
-held-out instructions, 8 samples each at temperature 1. --jobs=N does N at a time, each with its share of the cores and a GPU of
-its own. Without it: one a GPU; on a CPU one a core where the base model is fitted here (it is small then), else one.
+held-out instructions, 8 samples each at temperature 1. A run that another suite of D has made already, to the letter of its
+config, is not made again: its directory becomes a link to that one. --jobs=N does N at a time, each with its share of the cores
+and a GPU of its own. Without it: one a GPU; on a CPU one a core where the base model is fitted here (it is small then), else one.
 
 Protocol (PROTOCOL.md beside this file). Each variant has the same grid: with each weight of the KL in KLS, the learning rates
 FACTORS times the config's, and one rate more where the best lies at the edge (a weight given by override is the only one, a rate
@@ -151,6 +152,27 @@ def jobs(
             directory = root / below / suite / slug(label) / f"seed-{seed}"
             found.append(Job(directory, overrides, file, steps, base, evaluates))
     return found
+
+
+def link_same(todo: list[Job], root: Path) -> None:
+    """Puts a link to a finished run of another suite in `root` where a job would only make it again."""
+
+    def written(config):  # overrides of the command line are text
+        return tuple(sorted((key, str(tuple(v) if isinstance(v, list) else v)) for key, v in config.items()))
+
+    finished = {}
+    for path in root.glob("*/*/seed-*/config.json"):
+        config = files.read_config(path.parent)
+        if not path.parent.is_symlink() and any(
+            row["step"] == config["total_steps"] for row in read_metrics(path.parent)
+        ):
+            finished[written(config)] = path.parent
+    for job in todo:
+        same = finished.get(written(configs.flatten(configs.load_file(job.config)) | job.overrides))
+        if same and not job.directory.exists():
+            job.directory.parent.mkdir(parents=True, exist_ok=True)
+            job.directory.symlink_to(same.resolve())
+            print(f"{job.directory}: the same run as {same}", flush=True)
 
 
 def run_all(todo: list[Job], parallel: int) -> list[str]:
@@ -298,6 +320,7 @@ def main(arguments: list[str]) -> None:
     else:
         tuned = chosen(args.suite, args.config, args.workdir)
         todo = jobs(args.suite, args.config, args.workdir, labels, list(range(args.seeds)), tuned, extra)
+        link_same(todo, args.workdir)
         errors = run_all(todo, parallel)
     if errors:
         sys.exit("error: " + "\n".join(errors))

@@ -44,7 +44,7 @@ SUITES = {
     "replays_at_equal_trained": Suite(
         "How many of eight trained sequences a prompt should be replays?",
         {f"{m}+{8 - m}": {"rollout.m": m, "replay.k": 8 - m} for m in (6, 7, 5, 4)}
-        | {"8+0": {"method": "ilr", "rollout.m": 8, "replay.k": 0}},
+        | {"8+0": {"method": "ilr"}},  # without replay all m + k are sampled
     ),
     "replays_at_equal_generated": Suite(
         "And of six generated ones?",

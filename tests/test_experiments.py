@@ -170,6 +170,17 @@ def test_parallel_jobs_share_the_cores(tmp_path, monkeypatch):
     assert run.usual_jobs(fits=False) == 1 and run.usual_jobs(fits=True) in (1, len(cores))
 
 
+def test_a_run_that_another_suite_has_made_is_linked(started, capsys):
+    """The first variant of most suites is HiR as it is in the config."""
+    root, command = started
+    command = ["schedule", *command[1:3], "--seeds=1", "--only=exponential", *command[5:]]
+    run.main(command)
+    link = root / "schedule" / "exponential" / "seed-0"
+    assert link.is_symlink() and link.resolve() == (root / "scope" / "batch" / "seed-0").resolve()
+    assert "the same run as" in capsys.readouterr().out
+    assert report.collect(root / "schedule", 0.2)["exponential"] == report.collect(root / "scope", 0.2)["batch"]
+
+
 def test_what_was_tuned_for_a_method_serves_other_suites(tmp_path, monkeypatch):
     path = tmp_path / "tuned.json"
     hir, ilr, group = {run.RATE: 1e-4, run.KL: 0.03}, {run.RATE: 9e-4}, {run.RATE: 5e-5}
