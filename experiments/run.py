@@ -293,12 +293,17 @@ def _too_many(file: str, variant: Overrides) -> bool:
     return witness and variant.get("data.max_constraints", 0) > MAX_CONSTRAINTS
 
 
+def seeds(text: str) -> list[int]:
+    """ "5": 0 to 4; "7,8": 7 and 8; "7,": 7 alone."""
+    return [int(part) for part in text.split(",") if part] if "," in text else list(range(int(text)))
+
+
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.run", allow_abbrev=False)
     parser.add_argument("suite", choices=SUITES)
     parser.add_argument("--config", required=True)
     parser.add_argument("--workdir", required=True, type=Path)
-    parser.add_argument("--seeds", type=int, default=5, help="reported seeds: 0, 1, ...")
+    parser.add_argument("--seeds", type=seeds, default="5", help="how many (0, 1, ...), or which: 1001,1002")
     parser.add_argument("--only", default="", help="labels of variants, separated by commas")
     parser.add_argument("--jobs", type=int, help="runs at a time")
     parser.add_argument("--tune", action="store_true", help="choose learning rate and weight of the KL on other seeds")
@@ -319,7 +324,7 @@ def main(arguments: list[str]) -> None:
         errors = tune(args.suite, args.config, args.workdir, labels, extra, parallel)
     else:
         tuned = chosen(args.suite, args.config, args.workdir)
-        todo = jobs(args.suite, args.config, args.workdir, labels, list(range(args.seeds)), tuned, extra)
+        todo = jobs(args.suite, args.config, args.workdir, labels, args.seeds, tuned, extra)
         link_same(todo, args.workdir)
         errors = run_all(todo, parallel)
     if errors:

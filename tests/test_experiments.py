@@ -170,6 +170,20 @@ def test_parallel_jobs_share_the_cores(tmp_path, monkeypatch):
     assert run.usual_jobs(fits=False) == 1 and run.usual_jobs(fits=True) in (1, len(cores))
 
 
+def test_seeds_by_number_or_by_name(tmp_path, monkeypatch, capsys):
+    found = []
+    monkeypatch.setattr(
+        run, "run_all", lambda todo, parallel: found.append([job.overrides["seed"] for job in todo]) or []
+    )
+    command = ["scope", f"--config={CONFIG}", f"--workdir={tmp_path}", "--only=batch"]
+    for seeds in ([], ["--seeds=2"], ["--seeds=1001,1002"], ["--seeds=7,"]):
+        run.main([*command, *seeds])
+    assert found == [[0, 1, 2, 3, 4], [0, 1], [1001, 1002], [7]]
+    with pytest.raises(SystemExit):
+        run.main([*command, "--seeds=few"])
+    assert "invalid seeds value: 'few'" in capsys.readouterr().err
+
+
 def test_a_run_that_another_suite_has_made_is_linked(started, capsys):
     """The first variant of most suites is HiR as it is in the config."""
     root, command = started
