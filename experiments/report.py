@@ -4,9 +4,9 @@
 
 For each suite in D: Markdown and CSV with the mean over seeds +- its standard error of the ILA of the first step's samples (what
 the base model does), of held-out ILA and CLA (greedy, after the last step), pass@1 and pass@8 (sampled at temperature 1), the
-mean of held-out ILA over steps and over generated samples, the generated samples to reach --level, and the paired differences
-from the suite's first variant, 95% intervals by Student's t over seeds. Curves over both axes as PNG. report.md and the one page
-report.html, which needs no other file, hold them all.
+mean of held-out ILA over steps and over equally many generated samples, the generated samples to reach --level, and the paired
+differences from the suite's first variant, 95% intervals by Student's t over seeds. Curves over both axes as PNG. report.md and
+the one page report.html, which needs no other file, hold them all.
 """
 
 from __future__ import annotations
@@ -46,14 +46,17 @@ FIGURES = {
 }
 
 
-def figures(directory: Path, level: float) -> dict[str, float] | None:
-    """FIGURES of one run; None where it is not finished."""
+def _summaries(directory: Path) -> list[Path]:
+    """Of the evaluation at the end of a run; none where it is not finished."""
+    return sorted(directory.glob("evaluations/heldout-step-*-t1-n8/summary.json"))
+
+
+def figures(directory: Path, level: float, budget: float) -> dict[str, float]:
+    """FIGURES of one finished run; the mean over samples is that over the first `budget` ones."""
     rows = read_metrics(directory)
-    summaries = sorted(directory.glob("evaluations/heldout-step-*-t1-n8/summary.json"))
-    if not rows or not summaries:
-        return None
     curve = curves(rows)
-    passes = json.loads(summaries[-1].read_text(encoding="utf-8"))["pass_at_k"]
+    within = np.append([n for n in curve["samples"] if n < budget], budget)
+    passes = json.loads(_summaries(directory)[-1].read_text(encoding="utf-8"))["pass_at_k"]
     last = next(row for row in reversed(rows) if row.get("heldout_ila") is not None)
     return {
         "start": next((row["ila"] for row in rows if "ila" in row), math.nan),
@@ -62,21 +65,24 @@ def figures(directory: Path, level: float) -> dict[str, float] | None:
         "pass@1": passes["1"],
         "pass@8": passes["8"],
         "area_steps": area_under_curve(curve["step"], curve["ila"]),
-        "area_samples": area_under_curve(curve["samples"], curve["ila"]),
+        "area_samples": area_under_curve(within, np.interp(within, curve["samples"], curve["ila"])),
         "to_level": first_reaching(curve["samples"], curve["ila"], level),
     }
 
 
 def collect(suite: Path, level: float) -> dict[str, dict[int, dict[str, float]]]:
-    """Label -> seed -> figures of the finished runs of a suite, in the suite's order."""
-    found = {}
+    """Label -> seed -> figures of the finished runs of a suite, in the suite's order. Their means over generated samples end
+    with the run that has generated the fewest."""
+    finished = {}
     for label in SUITES[suite.name].variants:
         runs = sorted(suite.glob(f"{slug(label)}/seed-*"), key=lambda path: int(path.name.removeprefix("seed-")))
-        seeds = {int(path.name.removeprefix("seed-")): figures(path, level) for path in runs}
-        seeds = {seed: values for seed, values in seeds.items() if values}
-        if seeds:
-            found[label] = seeds
-    return found
+        if seeds := {int(path.name.removeprefix("seed-")): path for path in runs if _summaries(path)}:
+            finished[label] = seeds
+    ends = (curves(read_metrics(path))["samples"][-1] for seeds in finished.values() for path in seeds.values())
+    budget = min(ends, default=0)
+    return {
+        label: {seed: figures(path, level, budget) for seed, path in seeds.items()} for label, seeds in finished.items()
+    }
 
 
 def _cell(values: list[float]) -> str:
@@ -98,7 +104,8 @@ def rows_of(found: dict[str, dict[int, dict[str, float]]]) -> list[dict[str, str
     for (label, seeds), name in itertools.product(found.items(), FIGURES):
         values = [run[name] for run in seeds.values()]
         row = {"variant": label, "figure": name, "seeds": len(seeds), "mean": float(np.mean(values))}
-        row |= {"standard_error": standard_error(values), "shown": _cell(values)}
+        error = standard_error(values) if all(map(math.isfinite, values)) else math.nan  # some never reach the level
+        row |= {"standard_error": error, "shown": _cell(values)}
         common = [seed for seed in seeds if seed in found[first]]
         gaps = [seeds[seed][name] - found[first][seed][name] for seed in common]
         if label != first and name != "start" and len(gaps) > 1 and all(map(math.isfinite, gaps)):

@@ -27,6 +27,7 @@ def _of(key: str, values: dict[str, Any] | list) -> dict[str, Overrides]:
 ORIGINALS = {"learner.baseline": "originals", "learner.std_floor": 0.3}
 REWRITTEN = {"replay.behaviour": "rewritten"}
 ENDED = {"replay.truncated": False}
+STRONG_KL = {"learner.kl": 0.03}
 
 SUITES = {
     "reward_signal": Suite(
@@ -72,15 +73,16 @@ SUITES = {
     "recipe": Suite(
         "Which deviations from the paper's recipe help replay?",
         {
-            "paper": {},
-            "ended": ENDED,
-            "originals": ORIGINALS,
-            "rewritten": REWRITTEN,
-            "ended, originals": ENDED | ORIGINALS,
-            "ended, integrity": ENDED | {"replay.strategy": "integrity"},
-            "ended, half": ENDED | {"replay.min_integrity": 0.5},
-            "ended, 7+1": ENDED | {"rollout.m": 7, "replay.k": 1},
-            "ended, fractional": ENDED | {"method": "hir_clr"},
+            "paper": {"learner.kl": 0.001},
+            "kl": STRONG_KL,
+            "kl, ended": STRONG_KL | ENDED,
+            "kl, originals": STRONG_KL | ORIGINALS,
+            "kl, rewritten": STRONG_KL | REWRITTEN,
+            "kl, ended, originals": STRONG_KL | ENDED | ORIGINALS,
+            "kl, integrity": STRONG_KL | {"replay.strategy": "integrity"},
+            "kl, half": STRONG_KL | {"replay.min_integrity": 0.5},
+            "kl, 7+1": STRONG_KL | {"rollout.m": 7, "replay.k": 1},
+            "kl, fractional": STRONG_KL | {"method": "hir_clr"},
         },
     ),
     "template": Suite(

@@ -17,11 +17,11 @@ CURVES = {  # held-out ILA at steps 0, 10 and 20, of seeds 0 and 1; 8 samples a 
 }
 
 
-def write_run(directory, curve, passes):
+def write_run(directory, curve, passes, samples=8):
     directory.mkdir(parents=True)
     rows = [{"step": 0, "heldout_ila": curve[0], "heldout_cla": 0.5}]
     for step in range(1, 21):
-        row = {"step": step, "samples": 8, "ila": 0.1}
+        row = {"step": step, "samples": samples, "ila": 0.1}
         if step % 10 == 0:
             row |= {"heldout_ila": curve[step // 10], "heldout_cla": 0.6}
         rows.append(row)
@@ -42,13 +42,21 @@ def runs(tmp_path):
 
 
 def test_figures_worked_by_hand(runs):
-    found = report.figures(runs / "scope" / "batch" / "seed-1", level=0.3)
+    found = report.figures(runs / "scope" / "batch" / "seed-1", level=0.3, budget=120)
     assert found == {
         "start": 0.1, "ila": 0.4, "cla": 0.6, "pass@1": 0.2, "pass@8": 0.6,
-        "area_steps": pytest.approx(0.2), "area_samples": pytest.approx(0.2), "to_level": pytest.approx(120),
+        "area_steps": pytest.approx(0.2), "to_level": pytest.approx(120),
+        # 0, 0.2 and 0.3 after 0, 80 and 120 samples
+        "area_samples": pytest.approx((0.1 * 80 + 0.25 * 40) / 120),
     }  # fmt: skip
-    assert report.figures(runs / "scope" / "batch" / "seed-0", level=0.3)["to_level"] == math.inf
-    assert report.figures(runs / "scope" / "even" / "seed-0", level=0.3) is None
+    assert report.figures(runs / "scope" / "batch" / "seed-0", level=0.3, budget=160)["to_level"] == math.inf
+
+
+def test_means_over_samples_end_with_the_run_that_has_generated_the_fewest(runs):
+    write_run(runs / "scope" / "even" / "seed-1", [0.0, 0.2, 0.4], {"1": 0.1, "8": 0.2}, samples=6)
+    found = report.collect(runs / "scope", 0.3)
+    assert [found["even"][1][name] for name in ("area_samples", "area_steps")] == pytest.approx([0.2, 0.2])
+    assert found["batch"][1]["area_samples"] == pytest.approx((0.1 * 80 + 0.25 * 40) / 120)
 
 
 def test_tables_hold_means_and_paired_differences(runs):
