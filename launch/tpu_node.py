@@ -21,7 +21,7 @@ LOST = {
     NODE: ("PREEMPTED", "TERMINATED", "STOPPED", "STOPPING", "DELETING"),
     QUEUED: ("FAILED", "SUSPENDING", "SUSPENDED", "DELETING"),
 }
-TRIES = 10  # looks or deletions in a row that may fail
+TRIES = 6  # looks or deletions in a row that may fail
 
 Worker = tuple[int, str]  # index, internal address
 
