@@ -9,7 +9,7 @@
 #
 # Two minutes before the time limit SLURM sends SIGTERM to this script, and on pre-emption to the processes or to it. The processes
 # then save a checkpoint and end with 0, and the job goes back into the queue until the run is finished (by the rule of worker.py).
-# A run that fails is not queued again.
+# A run that fails by itself is not queued again.
 #SBATCH --job-name=hir_jax
 #SBATCH --nodes=1
 #SBATCH --gpus-per-node=8
@@ -29,9 +29,10 @@ if [ ! -f hir_jax/train.py ]; then
     exit 1
 fi
 
-# The processes get the signal from SLURM itself. Without --batch and --full it does not come back to this script.
+# The processes get the signal from SLURM itself. Without --batch and --full it does not come back to this script. Once is enough: a
+# second one would end them in the middle of saving.
 signals=0
-trap 'signals=$((signals + 1)); scancel --signal=TERM "$SLURM_JOB_ID"' TERM
+trap 'signals=$((signals + 1)); [ "$signals" -gt 1 ] || scancel --signal=TERM "$SLURM_JOB_ID"' TERM
 
 srun --kill-on-bad-exit=1 --label "$python" -m hir_jax.train "$@" &
 step=$!
@@ -41,7 +42,7 @@ while [ "$seen" -ne "$signals" ]; do # a trap ends `wait` early: wait again, for
     wait "$step"
     status=$?
 done
-if [ "$status" -eq 0 ] && ! "$python" launch/worker.py finished -- "$@"; then
+if { [ "$status" -eq 0 ] || [ "$signals" -gt 0 ]; } && ! "$python" launch/worker.py finished -- "$@"; then
     echo "stopped before the end: queued again"
     scontrol requeue "$SLURM_JOB_ID"
 fi

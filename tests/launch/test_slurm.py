@@ -83,7 +83,7 @@ def test_the_signal_reaches_the_processes_and_the_checkpoint_is_waited_for(clust
     job.send_signal(signal.SIGTERM)  # some set-ups send it twice
     out, err = job.communicate(timeout=60)
     assert "saved" in out and "queued again" in out and job.returncode == 0, err
-    assert ["scancel", "--signal=TERM", "77"] in cluster.calls() and len(cluster.calls("requeue")) == 1
+    assert cluster.calls("scancel") == [["scancel", "--signal=TERM", "77"]] and len(cluster.calls("requeue")) == 1
 
 
 def test_a_run_that_fails_is_not_queued_again(cluster):
