@@ -75,9 +75,9 @@ def keep_running(arguments: list[str], pause: float) -> str:
 
     def end(signum, _):
         nonlocal ended
-        ended = "interrupted" if signum == signal.SIGTERM else "stopped"
-        if child:
+        if child and not ended:  # once: a second signal would end it in the middle of saving
             child.terminate()
+        ended = ended or ("interrupted" if signum == signal.SIGTERM else "stopped")
 
     signal.signal(signal.SIGTERM, end)
     signal.signal(signal.SIGUSR1, end)
