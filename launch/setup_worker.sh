@@ -22,9 +22,10 @@ if [ -n "$share" ] && ! mountpoint -q runs; then
     sudo chown "$(id -u):$(id -g)" runs
 fi
 
-# The images' own Python (3.10 on Ubuntu 22.04) is too old for jax; uv brings one along.
-command -v ~/.local/bin/uv > /dev/null || python3 -m pip install --quiet --user uv==0.13.9
-export PATH=~/.local/bin:$PATH
+# The images' own Python (3.10 on Ubuntu 22.04) is too old for jax; uv brings one along. --target: a place of its own, which also works
+# where pip leaves the system's packages alone.
+[ -x ~/.local/uv/bin/uv ] || python3 -m pip install --quiet --target ~/.local/uv uv==0.13.9
+export PATH=~/.local/uv/bin:$PATH
 [ -x .venv/bin/python ] || uv venv --quiet --python "$python_version" .venv
 export VIRTUAL_ENV=$PWD/.venv
 uv pip install --quiet -r requirements.txt 'jax[tpu]'   # of the version that requirements.txt pins
