@@ -44,8 +44,9 @@ def listed(found: dict[str, dict]) -> str:
 
 
 def reason(done: subprocess.CompletedProcess) -> str:
-    """The last line of what a command said."""
-    return ((done.stderr or done.stdout).strip().splitlines() or [f"status {done.returncode}"])[-1]
+    """The line in which a command names its error, or the last one it said."""
+    lines = (done.stderr or done.stdout).strip().splitlines() or [f"status {done.returncode}"]
+    return next((line for line in reversed(lines) if line.lower().startswith("error")), lines[-1])
 
 
 @dataclass(frozen=True)

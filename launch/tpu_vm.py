@@ -58,15 +58,15 @@ def create(node: Node, args) -> None:
             node.must(node.gcloud(NODE, "create", *rest, f"--version={version}"))
         node.wait_for(NODE, "READY")
     except BaseException as error:  # an interrupt from the keyboard too
-        say(f"not created: {error or type(error).__name__}\nlooking for what was left behind")
+        say(f"{node.name} was not created ({type(error).__name__}): looking for what was left behind")
         try:
             left = node.find()
             if left:
                 node.remove(left)
         except LaunchError as second:
             raise LaunchError(f"{node.name} was not created, and what is left was not deleted: {second}") from error
-        what = f"deleted {listed(left)}" if left else "nothing was left behind"
-        raise LaunchError(f"{node.name} was not created; {what}") from error
+        say(f"deleted {listed(left)}" if left else "nothing was left behind")
+        raise
 
 
 def delete(node: Node, args) -> None:
@@ -92,7 +92,10 @@ def setup(node: Node, args) -> None:
     without = (".", ":(exclude)experiments/results", ":(exclude)docs")
     node.must([*git, "archive", "--format=tar.gz", f"--output={archive}", "HEAD", "--", *without])
     install = shlex.join(["bash", "hir_jax/launch/setup_worker.sh", args.python, *([args.nfs] if args.nfs else [])])
-    unpack = f"mkdir -p hir_jax && tar -xzf hir_jax.tar.gz -C hir_jax && {install}"
+    # Code is not changed under a run, which holds the lock (worker.py).
+    refuse = "{ echo 'error: a run is under way here: stop it first' >&2; exit 1; }"
+    free = f"mkdir -p hir_jax/.launch && {{ flock -n hir_jax/.launch/lock true || {refuse}; }}"
+    unpack = f"{free} && tar -xzf hir_jax.tar.gz -C hir_jax && {install}"
     scp = node.gcloud(NODE, "scp", archive, f"{node.name}:hir_jax.tar.gz", "--quiet")
     workers = node.workers()
     # The first connection makes the ssh key and tells the node: once, before all do it at the same time.
@@ -109,8 +112,11 @@ def run(node: Node, args) -> None:
         return start(node, node.workers(), args.program)
     if node.dry_run:
         raise LaunchError("--keep does what it finds necessary: try create, setup and run one by one with --dry_run")
-    while not kept(node, args):
+    while not (end := kept(node, args)):
         time.sleep(node.poll)
+    say(end)
+    if "given up" in end:
+        raise LaunchError("given up: `logs` says why")
 
 
 def start(node: Node, workers: list[Worker], program: list[str]) -> None:
@@ -128,9 +134,9 @@ def reports(node: Node, workers: list[Worker]) -> tuple[dict[int, dict], list[st
     return {index: json.loads(text) for index, text in said.items()}, failed
 
 
-def kept(node: Node, args) -> bool:
+def kept(node: Node, args) -> str:
     """One look after the run: a lost node is made anew, set up and started; a worker that was rebooted is started.
-    True when the run has ended on all workers."""
+    How the run has ended on all workers, or ""."""
     try:
         found = node.find()
         state = state_of(NODE, found[NODE]) if NODE in found else "not there"
@@ -147,14 +153,13 @@ def kept(node: Node, args) -> bool:
             for line in failed:
                 say(line)
             if not failed and all(one["state"] in ENDED for one in states.values()):
-                say("; ".join(f"worker {i}: {one['state']}" for i, one in states.items()))
-                return True
+                return "; ".join(f"worker {i}: {one['state']}" for i, one in states.items())
             again = [w for w in workers if w[0] in states and states[w[0]]["state"] not in (*ENDED, "running")]
             if again:
                 start(node, again, args.program)
     except LaunchError as error:  # no capacity, no network: the next look may have more luck
         say(str(error))
-    return False
+    return ""
 
 
 def status(node: Node, args) -> None:
@@ -263,8 +268,10 @@ def main() -> None:
         print("#!/usr/bin/env bash\n# shellcheck disable=SC2016  # what is quoted is meant for the far end")
     try:
         args.act(node, args)
-    except LaunchError as error:
+    except (LaunchError, OSError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 if __name__ == "__main__":
