@@ -45,9 +45,8 @@ def until(condition, seconds=30):
     return found
 
 
-def run_states(far, *workers):
-    done = tpu_vm(far, "status")
-    return re.findall(r"^worker \d \(10\.0\.0\.\d\): (.*)$", done.stdout, re.M)
+def run_states(far):
+    return re.findall(r"^worker \d \(10\.0\.0\.\d\): (.*)$", tpu_vm(far, "status").stdout, re.M)
 
 
 # ---- dry runs
@@ -165,13 +164,6 @@ def test_create_leaves_alone_what_is_there_already(far):
     assert far.left() and not far.calls("create") and not far.calls("delete")
 
 
-def test_a_type_without_a_known_version_is_refused(far):
-    done = tpu_vm(far, "create", "--type=v9-8")
-    assert (
-        done.returncode == 1 and done.stderr.startswith("error: --type=v9-8: give a type of v6e-N") and not far.calls()
-    )
-
-
 def test_delete_asks(far):
     far.nodes(node=["READY"], queued=["ACTIVE"])
     for answer in ("", "n\n"):
@@ -223,10 +215,8 @@ def test_setup_copies_the_commit_and_installs_on_every_worker(fresh):
     assert [call[1:] for call in far.calls("mount")] == [
         ["mount", "-t", "nfs", "-o", "hard", "10.0.0.9:/share", "runs"]
     ] * 2
-    # the first connection is worker 0's alone
-    assert [call[-3] for call in far.calls("ssh")][:1] == ["--command=echo connected"] and far.calls("uv")[0][2:] == [
-        "--quiet", "--python", "3.11", ".venv",
-    ]  # fmt: skip
+    assert far.calls("uv")[0][1:] == ["venv", "--quiet", "--python", "3.11", ".venv"]
+    assert far.calls("ssh")[0][-3] == "--command=echo connected"  # worker 0's alone
 
 
 def test_setup_again_removes_what_the_commit_no_longer_has(fresh):
@@ -349,8 +339,6 @@ def test_status_of_a_lost_node_and_of_a_waiting_request(far):
     far.nodes(queued=["WAITING_FOR_RESOURCES"])
     done = tpu_vm(far, "status")
     assert done.returncode == 0 and done.stdout == "queued resource hir (WAITING_FOR_RESOURCES)\n"
-    far.nodes()
-    assert "nothing with the name hir" in tpu_vm(far, "status").stderr
 
 
 def test_fetch_leaves_checkpoints_unless_asked(far, tmp_path):
@@ -370,6 +358,7 @@ def test_fetch_leaves_checkpoints_unless_asked(far, tmp_path):
 @pytest.mark.parametrize(
     ("command", "words"),
     [
+        (("create", "--type=v9-8"), "error: --type=v9-8: give a type of v6e-N"),
         (("run",), "--workdir=DIR among them"),
         (("run", "--", "--workdir=gs://bucket/x"), "not gs://"),
         (("run", "--keep", "--dry_run", "--", "--workdir=x"), "one by one with --dry_run"),
