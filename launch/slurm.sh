@@ -1,0 +1,49 @@
+#!/usr/bin/env bash
+# Training on GPU nodes under SLURM. From the repository's root:
+#     sbatch [--nodes=2 --partition=... --time=...] launch/slurm.sh --config=configs/X.py --workdir=DIR [--config.key=value ...]
+# Arguments are those of `python -m hir_jax.train`; DIR is on a file system that all nodes share. Options given to sbatch come
+# before the ones below. PYTHON names another interpreter than .venv's.
+#
+# One process a GPU: that is what jax.distributed makes of SLURM's variables (a process uses the device SLURM_LOCALID, and only it).
+# Every process must therefore see all GPUs of its node: --gpus-per-node, not --gpus-per-task, which hides the others.
+#
+# Two minutes before the time limit SLURM sends SIGTERM to this script, and on pre-emption to the processes or to it. The processes
+# then save a checkpoint and end with 0, and the job goes back into the queue until the run is finished (by the rule of worker.py).
+# A run that fails by itself is not queued again.
+#SBATCH --job-name=hir_jax
+#SBATCH --nodes=1
+#SBATCH --gpus-per-node=8
+#SBATCH --ntasks-per-node=8
+#SBATCH --cpus-per-task=8
+#SBATCH --mem=0
+#SBATCH --time=24:00:00
+#SBATCH --signal=B:TERM@120
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=slurm-%j.txt
+set -u
+
+python=${PYTHON:-.venv/bin/python}
+if [ ! -f hir_jax/train.py ]; then
+    echo "error: $PWD is not the repository's root: submit from there" >&2
+    exit 1
+fi
+
+# The processes get the signal from SLURM itself. Without --batch and --full it does not come back to this script. Once is enough: a
+# second one would end them in the middle of saving.
+signals=0
+trap 'signals=$((signals + 1)); [ "$signals" -gt 1 ] || scancel --signal=TERM "$SLURM_JOB_ID"' TERM
+
+srun --kill-on-bad-exit=1 --label "$python" -m hir_jax.train "$@" &
+step=$!
+seen=-1
+while [ "$seen" -ne "$signals" ]; do # a trap ends `wait` early: wait again, for the checkpoint
+    seen=$signals
+    wait "$step"
+    status=$?
+done
+if { [ "$status" -eq 0 ] || [ "$signals" -gt 0 ]; } && ! "$python" launch/worker.py finished -- "$@"; then
+    echo "stopped before the end: queued again"
+    scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$status"

@@ -1,0 +1,170 @@
+"""A Cloud TPU node and its workers, through `gcloud compute tpus`: what `tpu_vm.py` is made of. Standard library only.
+
+A node belongs to a queued resource of the same name where it was asked for through the queue. Each worker is talked to
+by a command of its own, all at the same time, not by `--worker=all`: a failure then names its worker, and no ssh-agent is needed.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+NODE, QUEUED = "tpu-vm", "queued-resources"  # gcloud's names
+NAMES = {NODE: "node", QUEUED: "queued resource"}
+# States out of which a node, or a request in the queue, does not come by itself
+LOST = {
+    NODE: ("PREEMPTED", "TERMINATED", "STOPPED", "STOPPING", "DELETING"),
+    QUEUED: ("FAILED", "SUSPENDING", "SUSPENDED", "DELETING"),
+}
+TRIES = 6  # looks or deletions in a row that may fail
+
+Worker = tuple[int, str]  # index, internal address
+
+
+class LaunchError(Exception):
+    """What went wrong and what to do; the program ends with it and status 1."""
+
+
+def say(text: str) -> None:
+    """To stderr: stdout is for what was asked for."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def state_of(kind: str, resource: dict) -> str:
+    return resource["state"]["state"] if kind == QUEUED else resource["state"]
+
+
+def listed(found: dict[str, dict]) -> str:
+    return " and ".join(f"{NAMES[k]} {one['name'].split('/')[-1]} ({state_of(k, one)})" for k, one in found.items())
+
+
+def reason(done: subprocess.CompletedProcess) -> str:
+    """The line in which a command names its error, or the last one it said."""
+    lines = (done.stderr or done.stdout).strip().splitlines() or [f"status {done.returncode}"]
+    return next((line for line in reversed(lines) if line.lower().startswith("error")), lines[-1])
+
+
+@dataclass(frozen=True)
+class Node:
+    """Where it is. In a dry run commands are printed, and nothing is known of what they would answer."""
+
+    name: str
+    zone: str
+    project: str
+    poll: float  # seconds between two looks at a state
+    dry_run: bool
+    assumed_workers: int  # in a dry run
+
+    # ---- commands
+
+    def gcloud(self, kind: str, verb: str, *rest: str) -> list[str]:
+        return ["gcloud", "compute", "tpus", kind, verb, *rest, f"--zone={self.zone}", f"--project={self.project}"]
+
+    def ssh(self, worker: int, remote: str) -> list[str]:
+        """`remote` is read by the shell at the far end: gcloud and ssh hand it on as it is."""
+        rest = (self.name, "--quiet", "--ssh-flag=-oConnectTimeout=20", f"--worker={worker}", f"--command={remote}")
+        return self.gcloud(NODE, "ssh", *rest)
+
+    def call(self, command: list[str], timeout: float | None = None) -> subprocess.CompletedProcess:
+        """Runs a command and keeps its output. One that cannot run has status 127, one that takes longer than `timeout` s 124."""
+        if self.dry_run:
+            print(shlex.join(command), flush=True)
+            return subprocess.CompletedProcess(command, 0, "", "")
+        try:
+            return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout)
+        except FileNotFoundError:
+            return subprocess.CompletedProcess(command, 127, "", f"{command[0]}: not installed, or not on the PATH")
+        except subprocess.TimeoutExpired:
+            return subprocess.CompletedProcess(command, 124, "", f"no answer within {timeout:g} s")
+
+    def must(self, command: list[str]) -> str:
+        """The command's stdout. LaunchError with all that it said if it fails."""
+        done = self.call(command)
+        if done.returncode:
+            raise LaunchError(f"{shlex.join(command)}\nended with status {done.returncode}:\n{done.stderr.strip()}")
+        return done.stdout
+
+    # ---- the node and its request
+
+    def find(self) -> dict[str, dict]:
+        """What there is under the name, by kind, as Google Cloud describes it."""
+        found = {}
+        for kind in (QUEUED, NODE):
+            for one in json.loads(self.must(self.gcloud(kind, "list", "--format=json")) or "[]"):
+                if one["name"].split("/")[-1] == self.name:
+                    found[kind] = one
+        return found
+
+    def remove(self, found: dict[str, dict]) -> None:
+        """Deletes, and looks whether all is gone; some states have to be waited for."""
+        force = {QUEUED: ("--force",), NODE: ()}  # a queued resource with its nodes
+        for _ in range(TRIES):
+            kinds = [kind for kind in (QUEUED, NODE) if kind in found or self.dry_run]
+            said = [reason(self.call(self.gcloud(k, "delete", self.name, *force[k], "--quiet"))) for k in kinds]
+            if self.dry_run or not (found := self.find()):
+                return
+            say(f"still there: {listed(found)} ({'; '.join(said)})")
+            time.sleep(self.poll)
+        raise LaunchError(f"{listed(found)} could not be deleted and may go on costing money: see the console")
+
+    def wait_for(self, kind: str, good: str) -> None:
+        """Returns when it is in the state `good`. LaunchError when it is lost, or cannot be looked at."""
+        begun, state, failures = time.monotonic(), "", 0
+        while True:
+            done = self.call(self.gcloud(kind, "describe", self.name, "--format=json"))
+            if self.dry_run:
+                return
+            failures = failures + 1 if done.returncode else 0
+            if failures == TRIES:
+                raise LaunchError(f"{NAMES[kind]} {self.name}: cannot be looked at: {reason(done)}")
+            if not failures:
+                resource = json.loads(done.stdout)
+                before, state = state, state_of(kind, resource)
+                if state != before:
+                    say(f"{NAMES[kind]} {self.name}: {state} after {(time.monotonic() - begun) / 60:.0f} min")
+                if state == good:
+                    return
+                if state in LOST[kind]:
+                    raise LaunchError(f"{listed({kind: resource})}: {json.dumps(resource['state'])}")
+            time.sleep(self.poll)
+
+    # ---- workers
+
+    def workers(self) -> list[Worker]:
+        """All of them. LaunchError if the node is not READY."""
+        text = self.must(self.gcloud(NODE, "describe", self.name, "--format=json"))
+        if self.dry_run:
+            return [(index, "?") for index in range(self.assumed_workers)]
+        node = json.loads(text)
+        if node["state"] != "READY":
+            raise LaunchError(f"node {self.name} is {node['state']}, not READY; if it is lost: `delete`, then `create`")
+        return [(index, end.get("ipAddress", "?")) for index, end in enumerate(node["networkEndpoints"])]
+
+    def ask(self, workers: list[Worker], commands, timeout: float | None = None) -> tuple[dict[int, str], list[str]]:
+        """Runs `commands(index)`, a list, up to the first that fails, for all workers at the same time.
+        (What the last one said by worker, a line for each worker where one failed.)"""
+
+        def one(worker: Worker) -> subprocess.CompletedProcess:
+            for command in commands(worker[0]):
+                done = self.call(command, timeout)
+                if done.returncode:
+                    break
+            return done
+
+        with ThreadPoolExecutor(1 if self.dry_run else max(1, len(workers))) as pool:
+            done = dict(zip(workers, pool.map(one, workers)))
+        failed = [f"worker {i} ({address}): {reason(d)}" for (i, address), d in done.items() if d.returncode]
+        return {i: d.stdout.strip() for (i, _), d in done.items() if not d.returncode and not self.dry_run}, failed
+
+    def tell(self, workers: list[Worker], commands, what: str) -> None:
+        """`ask`, where none may fail, and their answers are shown."""
+        said, failed = self.ask(workers, commands)
+        for index, text in said.items():
+            say(f"worker {index}: {text}")
+        if failed:
+            raise LaunchError(f"{what} failed on {len(failed)} of {len(workers)} workers:\n" + "\n".join(failed))
