@@ -128,6 +128,7 @@ class Run:
         """Greedy accuracy on the held-out instructions, where it is due."""
         if not self.data.heldout or not self.due(self.config.eval_every, step):
             return {}
+        params = self.engine.policy(params)
         texts = self.engine.texts(self.engine.respond(params, self.data.heldout, temperature=0.0))
         found = accuracies(self.verifier, [row.instruction for row in self.data.heldout], texts)
         return {f"heldout_{name}": value for name, value in found.items()}
@@ -184,14 +185,13 @@ def policy_step(run: Run, state, ref_params, step: int, clock: Clock):
         state, learned, rollout, verdicts, replays = engine.train_step(state, ref_params, prompts, conditions, step)
         clock.lap("step_on_device")
     else:
-        rollout, verdicts, rounds = roll_out(
-            engine, run.verifier, state.params, rows, prompts, step, clock, conditions
-        )  # fmt: skip
+        params = engine.policy(state.params)
+        rollout, verdicts, rounds = roll_out(engine, run.verifier, params, rows, prompts, step, clock, conditions)
         replays = select_replays(engine, rollout, verdicts, rounds, step)
         if run.config.method == "dpo":
             batch, corrected = build_pairs(engine, ref_params, prompts, rollout, verdicts, replays), {}
         else:
-            batch, corrected = build_batch(engine, ref_params, state.params, prompts, rollout, verdicts, replays)
+            batch, corrected = build_batch(engine, ref_params, params, prompts, rollout, verdicts, replays)
         clock.lap("relabel")
         state, learned = engine.update(state, batch)
         learned |= corrected
