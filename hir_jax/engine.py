@@ -130,6 +130,21 @@ class Engine:
         """The model that training starts from, and the reference policy; with LoRA `frozen` itself, no copy of it."""
         return self.frozen if self.lora else self._load(self.config.model.param_dtype)
 
+    @cached_property
+    def base(self) -> dict[str, str | int]:
+        """Where `frozen` is from, and its checksum, for checkpoints, which do not hold it. {} where it is random or None."""
+        if not (self.lora and self._checkpoint):
+            return {}
+        return {"base": self._checkpoint.origin, "base_checksum": int(lora.checksum(self.frozen))}
+
+    def refuse_other_base(self, meta: dict) -> None:
+        """InputError if the checkpoint that `meta` is of was trained beside other frozen weights than are here now."""
+        if self.base.get("base_checksum") != meta.get("base_checksum"):
+            raise InputError(
+                f"config.model.checkpoint, {self.base['base']}, has other weights than the model that the run's LoRA adapters "
+                f"were trained beside ({meta['base']}): put those back"
+            )
+
     def policy(self, trained: decoder.Params) -> decoder.Params:
         """The whole model of a TrainState's `params`, for `sample` and `score`; nothing is copied."""
         return lora.join(self.frozen, trained)

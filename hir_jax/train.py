@@ -25,8 +25,8 @@ from hir_jax.constraints import on_device
 from hir_jax.constraints.judge import JudgeSettings
 from hir_jax.engine import Engine
 from hir_jax.evaluate import accuracies
+from hir_jax.export import write_model
 from hir_jax.instructions import dataset
-from hir_jax.models import hf
 from hir_jax.runs import files
 from hir_jax.runs.checkpoints import Checkpoints
 from hir_jax.runs.memory import keep_freed_memory
@@ -104,7 +104,8 @@ class Run:
         if latest is None:
             state = engine.init_state(initial)
         else:
-            state, _ = self.checkpoints.restore(latest, engine.abstract_state)
+            state, meta = self.checkpoints.restore(latest, engine.abstract_state)
+            engine.refuse_other_base(meta)
             self.say(f"resuming {self.workdir} from step {latest}")
         self._write_config()  # keys outside the trajectory may be new
         self.files = self._stack.enter_context(
@@ -152,7 +153,7 @@ class Run:
 
     def save(self, step: int, state) -> None:
         meta = {"step": step, "mesh": dict(self.engine.mesh.shape), "config": configs.flatten(self.config)}
-        self.checkpoints.save(step, state, meta)
+        self.checkpoints.save(step, state, meta | self.engine.base)
 
     def export(self, params) -> None:
         """DIR/model, for transformers, in place of one from an earlier end of this run or from a save that was cut off."""
@@ -160,7 +161,7 @@ class Run:
         for old in (model, model.with_name("model.unfinished")):
             if old.exists():
                 shutil.rmtree(old)
-        hf.save(model, self.engine.model, params, self.engine.tokenizer, self.engine.stop_ids)
+        write_model(self.engine, self.engine.policy(params), model)
         self.say(f"trained weights, for transformers: {model}")
 
     def write_report(self) -> None:
