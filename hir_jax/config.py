@@ -68,8 +68,9 @@ def defaults() -> ml_collections.ConfigDict:
     m.compute_dtype = "float32"  # float32 | bfloat16
     m.remat = "dots"  # none | dots | full: what the backward pass recomputes
 
-    # LoRA (Hu et al. 2021): the model is frozen, and low-rank adapters beside its matrices are trained, saved and optimised.
-    # The reference policy is the frozen model itself. It wants about ten times the learning rate of full fine-tuning
+    # LoRA (Hu et al. 2021): the model is frozen, and low-rank adapters beside its matrices are trained, optimised and saved.
+    # The reference policy is the frozen model itself. For RL low ranks suffice; adapters belong beside all matrices, and want
+    # about ten times the learning rate of full fine-tuning (Schulman et al. 2025, LoRA Without Regret)
     c.lora = a = ml_collections.ConfigDict()
     a.rank = 0  # of an adapter; 0: no LoRA, all parameters are trained
     a.alpha = 32.0  # an adapter's share is multiplied with alpha / rank
@@ -298,7 +299,7 @@ def check(config) -> None:
         f"config.lora.targets = {targets}: give one or more of {', '.join(MATRICES)}, each once",
     )
     for name in targets:
-        near = difflib.get_close_matches(name, MATRICES, 1, cutoff=0.3)
+        near = difflib.get_close_matches(name.removesuffix("_proj"), MATRICES, 1, cutoff=0.3)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         _require(name in MATRICES, f"config.lora.targets has no {name!r}, only {', '.join(MATRICES)}{hint}")
     width, heads = config.model.hidden_size, config.model.num_heads

@@ -139,10 +139,10 @@ class Engine:
 
     def refuse_other_base(self, meta: dict) -> None:
         """InputError if the checkpoint that `meta` is of was trained beside other frozen weights than are here now."""
-        if self.base.get("base_checksum") != meta.get("base_checksum"):
+        if meta.get("base_checksum") != self.base.get("base_checksum"):
             raise InputError(
-                f"config.model.checkpoint, {self.base['base']}, has other weights than the model that the run's LoRA adapters "
-                f"were trained beside ({meta['base']}): put those back"
+                f"config.model.checkpoint = {self.config.model.checkpoint!r}: its weights are not those that the run's LoRA "
+                f"adapters were trained beside ({meta.get('base')}); put them back"
             )
 
     def policy(self, trained: decoder.Params) -> decoder.Params:

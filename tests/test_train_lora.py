@@ -14,7 +14,8 @@ from small_runs import small_config
 
 from hir_jax.engine import Engine
 from hir_jax.runs.checkpoints import Checkpoints
-from hir_jax.train import Run, train
+from hir_jax.step import Clock
+from hir_jax.train import Run, policy_step, train
 
 LORA = {
     "lora__rank": 2, "lora__targets": ("q", "v", "down"), "learner__learning_rate": 0.02, "learner__kl": 0.05,
@@ -100,8 +101,11 @@ def test_the_reference_policy_is_the_base_and_no_step_changes_it(tmp_path):
         wanted = plain.score(plain.load_params(), *arrays)
         np.testing.assert_array_equal(engine.score(reference, *arrays), wanted)
         np.testing.assert_allclose(engine.score(engine.policy(given.params), *arrays), wanted, atol=1e-6)
-    train(config, tmp_path / "run")
-    jax.tree.map(np.testing.assert_array_equal, Engine(config).load_params(), before)
+        for step in range(3):
+            given = policy_step(run, given, reference, step, Clock())[0]
+        jax.tree.map(np.testing.assert_array_equal, engine.frozen, before)
+        assert np.abs(engine.score(engine.policy(given.params), *arrays) - wanted).max() > 0.01
+        run.export(given.params)
     merged = load_file(tmp_path / "run" / "model" / "model.safetensors")
     place = "model.layers.0.self_attn.{}_proj.weight"
     np.testing.assert_array_equal(merged[place.format("k")], before["layers"]["k"][0].T.astype(np.float32))
