@@ -62,9 +62,7 @@ def defaults() -> ml_collections.ConfigDict:
     m.intermediate_size = 384  # of the MLP
     m.num_layers = 4  # decoder layers
     m.num_heads = 4  # as many key/value heads
-    m.param_dtype = (
-        "float32"  # of trained parameters and optimiser state: with LoRA of the adapters, see lora.base_dtype
-    )
+    m.param_dtype = "float32"  # of what is trained, and optimiser state; with LoRA adapters (the rest: lora.base_dtype)
     m.compute_dtype = "float32"  # float32 | bfloat16
     m.remat = "dots"  # none | dots | full: what the backward pass recomputes
 

@@ -18,8 +18,8 @@ from hir_jax.step import Clock
 from hir_jax.train import Run, policy_step, train
 
 LORA = {
-    "lora__rank": 2, "lora__targets": ("q", "v", "down"), "learner__learning_rate": 0.02, "learner__kl": 0.05,
-    "learner__kl_in": "loss", "data__min_constraints": 1, "data__max_constraints": 2, "replay__fill": "mask",
+    "method": "ilr", "lora__rank": 2, "lora__targets": ("q", "v", "down"), "learner__learning_rate": 0.02,
+    "learner__kl": 0.05, "learner__kl_in": "loss",
 }  # fmt: skip
 
 
@@ -60,7 +60,10 @@ def test_every_step_moves_away_from_the_reference(undisturbed):
     assert [row["step"] for row in found] == list(range(5))
     for row in found[1:]:
         assert all(math.isfinite(value) for value in row.values()) and row["grad_norm"] > 0
-    assert found[1]["kl_ref"] == pytest.approx(0, abs=1e-6)  # it is the model without adapters
+        assert (
+            row["gap"] < 1e-4
+        )  # the learner, which applies adapters, finds the log-probs of decoding, which merges them
+    assert found[1]["kl_ref"] == pytest.approx(0, abs=1e-6)  # the reference is the model without adapters
     assert found[4]["kl_ref"] > 1e-4
 
 
@@ -93,7 +96,7 @@ def test_the_reference_policy_is_the_base_and_no_step_changes_it(tmp_path):
         engine = run.engine
         assert all(a is b for a, b in zip(*map(jax.tree.leaves, (reference, engine.frozen)), strict=True))
         before = jax.tree.map(np.array, reference)
-        assert {leaf.dtype for leaf in jax.tree.leaves(before)} == {jnp.bfloat16}
+        assert {leaf.dtype for leaf in jax.tree.leaves(before)} == {jnp.dtype(jnp.bfloat16)}
         plain = Engine(small_config(model__param_dtype="bfloat16"))
         rng = np.random.default_rng(1)
         tokens = rng.integers(5, 200, (4, 108)).astype(np.int32)
@@ -112,22 +115,17 @@ def test_the_reference_policy_is_the_base_and_no_step_changes_it(tmp_path):
     assert not np.array_equal(merged[place.format("q")], before["layers"]["q"][0].T.astype(np.float32))
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"method": "ilr", "learner__kl": 0.0, "rollout__slots": 4},
-        {"constraints__on_device": True, "rollout__dtype": "bfloat16"},
-        {"method": "dpo", "rollout__m": 3, "learner__dpo_pairs": "response"},
-    ],
-    ids=["ilr, slots", "one function", "dpo"],
-)
-def test_other_ways_to_train(tmp_path, changes):
+def test_hir_as_one_function_with_a_sampler_in_bfloat16(tmp_path):
+    changes = {"method": "hir", "constraints__on_device": True, "replay__fill": "mask", "rollout__dtype": "bfloat16"}
     train(small_config(**LORA | {"save_model": False} | changes), tmp_path / "run")
     found = rows(tmp_path / "run")
+    assert found[1]["replays"] > 0 and found[2]["updates_skipped"] == 0
+    assert 0 < found[2]["sampler_gap"] < 0.1
+
+
+def test_preferences_start_at_the_reference(tmp_path):
+    changes = {"method": "dpo", "rollout__m": 3, "learner__dpo_pairs": "instruction", "learner__kl": 0.0}
+    train(small_config(**LORA | {"save_model": False} | changes), tmp_path / "run")
+    found = rows(tmp_path / "run")
+    assert found[1]["pairs"] > 0 and found[1]["loss"] == pytest.approx(math.log(2), abs=1e-3)
     assert found[2]["updates_skipped"] == 0 and found[2]["grad_norm"] > 0
-    if changes.get("method") == "ilr":
-        assert (
-            found[2]["gap"] < 1e-4
-        )  # the learner, which applies adapters, finds the log-probs of decoding, which merges them
-    if changes.get("method") == "dpo" and found[1]["pairs"]:
-        assert found[1]["loss"] == pytest.approx(math.log(2), abs=1e-3)  # policy = reference

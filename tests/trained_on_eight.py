@@ -15,9 +15,9 @@ from hir_jax.train import train
 
 FULL = {
     "method": "sft", "rollout__max_response": 48, "total_steps": 3, "checkpoint_every": 2, "learner__learning_rate": 1e-2,
-    "model__num_layers": 2,
+    "model__num_layers": 2, "data__size": 4,
 }  # fmt: skip
-LORA = FULL | {"lora__rank": 4, "lora__base_dtype": "float32"}
+LORA = FULL | {"lora__rank": 4, "lora__alpha": 8.0, "lora__base_dtype": "float32"}
 
 
 def configs(folder: Path, **mesh):
