@@ -160,7 +160,7 @@ class Engine:
         """Shapes and shardings of the TrainState, for restoring one."""
         given = decoder.abstract_params(self.model, self.config.model.param_dtype)
         shapes = jax.eval_shape(lambda p: init_state(self._initial(p), self.settings), given)
-        axes = lora.param_axes(self.model, self.lora) if self.lora else decoder.param_axes(self.model)
+        axes = lora.param_axes(self.model, shapes.params)
         trained = meshes.parameter_shardings(self.mesh, axes, shapes.params)
         shardings = meshes.state_shardings(self.mesh, shapes, trained)
         return jax.tree.map(lambda s, sh: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sh), shapes, shardings)

@@ -39,13 +39,18 @@ def join(frozen: decoder.Params | None, trained: decoder.Params) -> decoder.Para
     return frozen | trained | {"layers": frozen["layers"] | trained["layers"]}
 
 
-def param_axes(model: ModelConfig, settings: LoraSettings) -> decoder.Params:
-    """Logical axis names of the adapters, as `decoder.param_axes`: those of their matrix, and "rank"."""
-    matrices, axes = decoder.param_axes(model)["layers"], {}
-    for name in settings.targets:
-        layers, inputs, outputs = matrices[name]
-        axes |= {f"{name}_lora_a": (layers, inputs, "rank"), f"{name}_lora_b": (layers, "rank", outputs)}
-    return {"layers": axes}
+def param_axes(model: ModelConfig, params: decoder.Params) -> decoder.Params:
+    """Logical axis names, as `decoder.param_axes`, of a tree with all parameters, adapters alone, or both. An adapter's are those
+    of its matrix, and "rank"."""
+    known = decoder.param_axes(model)
+
+    def of_layers(name: str) -> tuple[str, ...]:
+        matrix, _, factor = name.partition("_lora_")
+        axes = known["layers"][matrix]
+        return {"": axes, "a": (*axes[:2], "rank"), "b": (axes[0], "rank", axes[-1])}[factor]
+
+    layers = {name: of_layers(name) for name in params["layers"]}
+    return {name: layers if name == "layers" else known[name] for name in params}
 
 
 def init(model: ModelConfig, settings: LoraSettings, key: jax.Array, param_dtype=jnp.float32) -> decoder.Params:

@@ -97,14 +97,18 @@ def test_the_start_is_the_frozen_model_exactly(bases):
 
 def test_adapters_are_split_like_their_matrices():
     model, settings = case_model("qwen2"), lora.LoraSettings(4, 8.0, MATRICES)
-    shapes = jax.eval_shape(partial(lora.init, model, settings), jax.random.key(0))
+    adapters = jax.eval_shape(partial(lora.init, model, settings), jax.random.key(0))
+    whole = lora.join(decoder.abstract_params(model), adapters)
     mesh = jax.sharding.AbstractMesh((2, 2, 2), ("data", "fsdp", "tensor"))
-    found = meshes.parameter_shardings(mesh, lora.param_axes(model, settings), shapes)["layers"]
-    matrices = meshes.parameter_shardings(mesh, decoder.param_axes(model), decoder.abstract_params(model))["layers"]
+    found = meshes.parameter_shardings(mesh, lora.param_axes(model, whole), whole)["layers"]
+    alone = meshes.parameter_shardings(mesh, lora.param_axes(model, adapters), adapters)["layers"]
     for name in MATRICES:
-        layers, inputs, outputs = matrices[name].spec
-        assert tuple(found[f"{name}_lora_a"].spec) == (layers, inputs, None)
-        assert tuple(found[f"{name}_lora_b"].spec) == (layers, None, outputs)
+        layers, inputs, outputs = found[name].spec
+        assert inputs and outputs
+        assert tuple(found[f"{name}_lora_a"].spec) == tuple(alone[f"{name}_lora_a"].spec) == (layers, inputs, None)
+        assert tuple(found[f"{name}_lora_b"].spec) == tuple(alone[f"{name}_lora_b"].spec) == (layers, None, outputs)
+    params = decoder.abstract_params(model)
+    assert lora.param_axes(model, params) == decoder.param_axes(model)
 
 
 def test_checksum_tells_one_changed_bit(bases):
