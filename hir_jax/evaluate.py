@@ -79,16 +79,23 @@ def accuracies(verifier: Verifier, instructions: Sequence[Instruction], texts: S
 
 
 def restored_params(engine: Engine, workdir: Path, step: int | None = None):
-    """(parameters, step) of the run's newest checkpoint, or that of `step`; the config's own model at step 0 where there is
-    none."""
+    """(parameters, step) of the run's newest checkpoint, or that of `step`; the model that it started from at step 0, and where
+    there is no checkpoint."""
     directory = workdir / "checkpoints"
-    if directory.is_dir():
-        with Checkpoints(directory, keep=engine.config.checkpoint_keep) as saved:
-            if (found := saved.latest() if step is None else step) is not None:
-                return saved.restore(found, engine.abstract_state)[0].params, found
-    if step:
+    if step == 0 or (step is None and not directory.is_dir()):
+        return engine.load_params(), 0
+    if not directory.is_dir():
         raise InputError(f"{workdir}@{step}: there are no checkpoints in {directory}")
-    return engine.load_params(), 0
+    with Checkpoints(directory) as saved:
+        steps = saved.steps()
+        if not steps and step is None:
+            return engine.load_params(), 0
+        found = steps[-1] if step is None else step
+        if found not in steps:
+            raise InputError(f"{workdir}: no checkpoint of step {step}; the steps there are: 0 (the start), {steps}")
+        trained, meta = saved.restore_params(found, engine.abstract_state.params)
+    engine.refuse_other_base(meta)
+    return engine.policy(trained), found
 
 
 def _instructions(config, request: Request, console: Console) -> list[Instruction]:

@@ -25,8 +25,8 @@ from hir_jax.constraints import on_device
 from hir_jax.constraints.judge import JudgeSettings
 from hir_jax.engine import Engine
 from hir_jax.evaluate import accuracies
+from hir_jax.export import write_model
 from hir_jax.instructions import dataset
-from hir_jax.models import hf
 from hir_jax.runs import files
 from hir_jax.runs.checkpoints import Checkpoints
 from hir_jax.runs.memory import keep_freed_memory
@@ -104,7 +104,8 @@ class Run:
         if latest is None:
             state = engine.init_state(initial)
         else:
-            state, _ = self.checkpoints.restore(latest, engine.abstract_state)
+            state, meta = self.checkpoints.restore(latest, engine.abstract_state)
+            engine.refuse_other_base(meta)
             self.say(f"resuming {self.workdir} from step {latest}")
         self._write_config()  # keys outside the trajectory may be new
         self.files = self._stack.enter_context(
@@ -128,6 +129,7 @@ class Run:
         """Greedy accuracy on the held-out instructions, where it is due."""
         if not self.data.heldout or not self.due(self.config.eval_every, step):
             return {}
+        params = self.engine.policy(params)
         texts = self.engine.texts(self.engine.respond(params, self.data.heldout, temperature=0.0))
         found = accuracies(self.verifier, [row.instruction for row in self.data.heldout], texts)
         return {f"heldout_{name}": value for name, value in found.items()}
@@ -151,7 +153,7 @@ class Run:
 
     def save(self, step: int, state) -> None:
         meta = {"step": step, "mesh": dict(self.engine.mesh.shape), "config": configs.flatten(self.config)}
-        self.checkpoints.save(step, state, meta)
+        self.checkpoints.save(step, state, meta | self.engine.base)
 
     def export(self, params) -> None:
         """DIR/model, for transformers, in place of one from an earlier end of this run or from a save that was cut off."""
@@ -159,7 +161,7 @@ class Run:
         for old in (model, model.with_name("model.unfinished")):
             if old.exists():
                 shutil.rmtree(old)
-        hf.save(model, self.engine.model, params, self.engine.tokenizer, self.engine.stop_ids)
+        write_model(self.engine, self.engine.policy(params), model)
         self.say(f"trained weights, for transformers: {model}")
 
     def write_report(self) -> None:
@@ -184,14 +186,13 @@ def policy_step(run: Run, state, ref_params, step: int, clock: Clock):
         state, learned, rollout, verdicts, replays = engine.train_step(state, ref_params, prompts, conditions, step)
         clock.lap("step_on_device")
     else:
-        rollout, verdicts, rounds = roll_out(
-            engine, run.verifier, state.params, rows, prompts, step, clock, conditions
-        )  # fmt: skip
+        params = engine.policy(state.params)
+        rollout, verdicts, rounds = roll_out(engine, run.verifier, params, rows, prompts, step, clock, conditions)
         replays = select_replays(engine, rollout, verdicts, rounds, step)
         if run.config.method == "dpo":
             batch, corrected = build_pairs(engine, ref_params, prompts, rollout, verdicts, replays), {}
         else:
-            batch, corrected = build_batch(engine, ref_params, state.params, prompts, rollout, verdicts, replays)
+            batch, corrected = build_batch(engine, ref_params, params, prompts, rollout, verdicts, replays)
         clock.lap("relabel")
         state, learned = engine.update(state, batch)
         learned |= corrected

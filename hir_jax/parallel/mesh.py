@@ -27,6 +27,7 @@ PARAMETER_RULES: Mapping[str, Any] = {
     "mlp": "tensor",
     "layers": None,
     "head_dim": None,
+    "rank": None,
 }
 # ... and for activations
 ACTIVATION_RULES: Mapping[str, Any] = {
