@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -13,6 +14,7 @@ from hir_jax.instructions.dataset import Dataset
 from hir_jax.instructions.roles import Encoded
 from hir_jax.instructions.templates import render
 from hir_jax.learner.losses import truncated_importance
+from hir_jax.parallel import processes
 from hir_jax.replay import select
 from hir_jax.types import PromptBatch, Replays, Rollout, TrainBatch, Verdicts
 
@@ -55,7 +57,7 @@ def verify(
     engine: Engine, verifier: Verifier, rows: list[Encoded], rollout: Rollout, which, width: int, step: int, conditions
 ) -> Verdicts:
     """Every constraint of the samples `which`, bool[B]; row b belongs to prompt b // (B / N). `conditions`: of the N
-    prompts, for the device to decide first, or None; the host decides what is left."""
+    prompts, for the device to decide first, or None; the hosts decide what is left, each process its share of it."""
     samples, per_prompt = len(rollout.filled), len(rollout.filled) // len(rows)
     found = Verdicts(*(np.zeros((samples, width), bool) for _ in Verdicts._fields))
     if conditions is not None:
@@ -66,7 +68,7 @@ def verify(
     open_rows = np.flatnonzero(left.any(-1))  # only these have to become text
     if not len(open_rows):
         return found
-    checks = []
+    checks, open_rows = [], processes.share(open_rows)
     for b, text in zip(open_rows, engine.texts(jax.tree.map(lambda x: x[open_rows], rollout)), strict=True):
         instruction = rows[b // per_prompt].instruction
         label = f"step {step}, row {b} ({instruction.source})"
@@ -76,7 +78,21 @@ def verify(
     for i, b in enumerate(open_rows):
         found.satisfied[b, left[b]] = host.satisfied[i, : len(checks[i].constraints)]
         found.known[b, left[b]] = host.known[i, : len(checks[i].constraints)]
-    return found
+    return processes.union(found)
+
+
+class SharedVerifier:
+    """A Verifier whose rows are shared out: each process, asked for all of them, checks its share, and gets all verdicts."""
+
+    def __init__(self, verifier: Verifier):
+        self._verifier = verifier
+
+    def verify(self, rows: Sequence[Row], width: int, *, loose: bool = False) -> Verdicts:
+        found = Verdicts(*(np.zeros((len(rows), width), bool) for _ in Verdicts._fields))
+        mine = processes.share(np.arange(len(rows)))
+        for whole, part in zip(found, self._verifier.verify([rows[i] for i in mine], width, loose=loose), strict=True):
+            whole[mine] = part
+        return processes.union(found)
 
 
 def sample_and_verify(
@@ -162,8 +178,8 @@ def build_batch(engine, ref_params, params, prompts, rollout, verdicts, replays)
     batch = engine.relabel(prompts, rollout, ref_logp, importance, reward, weight, verdicts, replays)
     if engine.config.replay.behaviour == "rewritten" and replays.valid.any():
         fresh = engine.score(params, batch.tokens, batch.prompt_length, batch.response_mask)
-        old = jax.device_get(batch.behaviour_logp)
-        batch = batch._replace(behaviour_logp=np.where(jax.device_get(batch.is_replay)[:, None], fresh, old))
+        old, is_replay = engine.fetch((batch.behaviour_logp, batch.is_replay))
+        batch = batch._replace(behaviour_logp=np.where(is_replay[:, None], fresh, old))
     return batch, {name: float(value) for name, value in metrics.items()}
 
 

@@ -41,6 +41,11 @@ class Checkpoints:
         """The last committed step, or None; a save that was cut off does not count."""
         return self._manager.latest_step()
 
+    def reached_preemption(self, step: int) -> bool:
+        """Whether a process of several has had SIGTERM and this is the step after which all are to stop: to be asked after every
+        step. False in a single process."""
+        return self._manager.reached_preemption(step)
+
     def save(self, step: int, state: Any, meta: dict) -> None:
         """Starts a save; returns once `state` may be donated. Does nothing for a step that is already saved."""
         if step == self.latest():
