@@ -254,7 +254,7 @@ def main(argv) -> None:
     del argv
     logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax reports through it
     keep_freed_memory()
-    with processes.joined():
+    with processes.joined(preemption=False):
         evaluate(flags.FLAGS)
 
 

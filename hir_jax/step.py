@@ -57,7 +57,8 @@ def verify(
     engine: Engine, verifier: Verifier, rows: list[Encoded], rollout: Rollout, which, width: int, step: int, conditions
 ) -> Verdicts:
     """Every constraint of the samples `which`, bool[B]; row b belongs to prompt b // (B / N). `conditions`: of the N
-    prompts, for the device to decide first, or None; the hosts decide what is left, each process its share of it."""
+    prompts, for the device to decide first, or None; of what is left each process decides its share, and `processes.union` of
+    them is whole."""
     samples, per_prompt = len(rollout.filled), len(rollout.filled) // len(rows)
     found = Verdicts(*(np.zeros((samples, width), bool) for _ in Verdicts._fields))
     if conditions is not None:
@@ -65,10 +66,10 @@ def verify(
     for b, present in enumerate(found.present):
         present[: len(rows[b // per_prompt].instruction.constraints)] = True
     left = found.present & ~found.known & which[:, None]
-    open_rows = np.flatnonzero(left.any(-1))  # only these have to become text
+    open_rows = processes.share(np.flatnonzero(left.any(-1)))  # only these have to become text
     if not len(open_rows):
         return found
-    checks, open_rows = [], processes.share(open_rows)
+    checks = []
     for b, text in zip(open_rows, engine.texts(jax.tree.map(lambda x: x[open_rows], rollout)), strict=True):
         instruction = rows[b // per_prompt].instruction
         label = f"step {step}, row {b} ({instruction.source})"
@@ -78,7 +79,7 @@ def verify(
     for i, b in enumerate(open_rows):
         found.satisfied[b, left[b]] = host.satisfied[i, : len(checks[i].constraints)]
         found.known[b, left[b]] = host.known[i, : len(checks[i].constraints)]
-    return processes.union(found)
+    return found
 
 
 class SharedVerifier:
@@ -105,7 +106,7 @@ def sample_and_verify(
     if conditions is not None:
         whole = engine.sample(*how)
         clock.lap("sample")
-        found = verify(engine, verifier, rows, whole, whole.filled, width, step, conditions)
+        found = processes.union(verify(engine, verifier, rows, whole, whole.filled, width, step, conditions))
         clock.lap("verify")
         return whole, found
     verdicts = Verdicts(*(np.zeros((ids.size, width), bool) for _ in Verdicts._fields))
@@ -115,6 +116,8 @@ def sample_and_verify(
             part = verify(engine, verifier, rows, rollout, complete, width, step, None)
             verdicts = jax.tree.map(lambda new, old, w=complete: np.where(w[:, None], new, old), part, verdicts)
         clock.lap("verify")
+    verdicts = processes.union(verdicts)  # not sooner: it would wait for the decoding
+    clock.lap("verify")
     return rollout, verdicts
 
 

@@ -281,7 +281,7 @@ def main(argv) -> None:
     config = flags.FLAGS.config
     configs.check(config)
     keep_freed_memory()
-    with processes.joined():
+    with processes.joined(preemption=True):
         level = logging.INFO if processes.first() else logging.WARNING
         logging.basicConfig(level=level, format="%(message)s", handlers=[RichHandler(show_path=False)], force=True)
         for noisy in ("orbax", "absl", "jax"):

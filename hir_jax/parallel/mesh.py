@@ -169,8 +169,10 @@ def for_first_host(mesh: Mesh, params):
     if replicated(mesh).is_fully_addressable:
         return params
 
+    layer = jax.jit(lambda x, i: x[i], out_shardings=replicated(mesh))
+
     def whole(x):
-        parts = [fetch(mesh, layer) for layer in x] if x.ndim > 2 else fetch(mesh, x)
+        parts = [jax.device_get(layer(x, i)) for i in range(len(x))] if x.ndim > 2 else fetch(mesh, x)
         return np.asarray(parts) if jax.process_index() == 0 else None
 
     return jax.tree.map(whole, params)

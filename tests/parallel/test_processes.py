@@ -237,7 +237,7 @@ WHOLE = {"HIR_COORDINATOR": "host:1234", "HIR_PROCESSES": "2", "HIR_PROCESS": "1
 )
 def test_a_group_that_is_described_badly(given, values, words):
     given(**values)
-    with pytest.raises(processes.ProcessError, match=words), processes.joined():
+    with pytest.raises(processes.ProcessError, match=words), processes.joined(preemption=True):
         pass
 
 
@@ -271,6 +271,6 @@ def test_launchers(given, values, launcher):
 
 def test_one_process_alone(given):
     given()
-    with processes.joined():
+    with processes.joined(preemption=True):
         assert processes.first() and processes.share([1, 2, 3]) == [1, 2, 3]
         assert processes.total({"a": 2.5}) == {"a": 2.5} and processes.agree(lambda: [1]) == [1]
