@@ -57,6 +57,7 @@ class Engine:
     def __init__(self, config, devices=None):
         self.config = config
         self.mesh = meshes.make_mesh(**config.mesh, devices=devices)
+        meshes.connect(self.mesh)
         self.shard = meshes.ActivationShard(self.mesh)
         self._checkpoint = open_checkpoint(config.model.checkpoint) if config.model.checkpoint else None
         if self._checkpoint:

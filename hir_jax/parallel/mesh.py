@@ -5,6 +5,8 @@ Axes: `data` (rows, parameters replicated), `fsdp` (rows, parameters split), `te
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -156,6 +158,20 @@ def gather(mesh: Mesh, tree):
     """Arrays that this process can read whole: themselves, or where other processes hold some of their shards a copy on every
     device. Asked of all processes at once, as any computation."""
     return tree if replicated(mesh).is_fully_addressable else _gathering(mesh)(tree)
+
+
+def connect(mesh: Mesh) -> None:
+    """Opens the connections between the processes of a mesh: one sum over each group of its axes.
+
+    Called while all are at the same place. Later one may still be compiling what another one read from the cache (on CPUs only the
+    first process finds anything there), and gloo gives up after 30 s without an answer; once connected it waits.
+    """
+    if replicated(mesh).is_fully_addressable:
+        return
+    axes = [name for name in AXES if mesh.shape[name] > 1]
+    for group in (group for size in range(len(axes)) for group in itertools.combinations(axes, size + 1)):
+        ones = np.ones(math.prod(mesh.shape[name] for name in group), np.float32)
+        fetch(mesh, put(NamedSharding(mesh, PartitionSpec(group)), ones).sum())
 
 
 def fetch(mesh: Mesh, tree):
