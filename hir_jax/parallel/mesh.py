@@ -163,8 +163,8 @@ def gather(mesh: Mesh, tree):
 def connect(mesh: Mesh) -> None:
     """Opens the connections between the processes of a mesh: one sum over each group of its axes.
 
-    Called while all are at the same place. Later one may still be compiling what another one read from the cache (on CPUs only the
-    first process finds anything there), and gloo gives up after 30 s without an answer; once connected it waits.
+    Called while all are at the same place. Later one may still be compiling what another one read from the cache (on CPUs the
+    first process alone finds anything there), and gloo gives up after 30 s without an answer; once connected it waits.
     """
     if replicated(mesh).is_fully_addressable:
         return
