@@ -2,8 +2,8 @@
 
     python tests/parallel/recorded.py RECORD.npz STEPS --config=... --workdir=...
 
-The record holds the first STEPS steps. With the environment variable FAILS it gives up, with that message, when it first checks
-rows.
+The record holds the first STEPS steps. With the environment variable FAILS it gives up, with that message, when it first
+checks rows.
 """
 
 import os
