@@ -28,6 +28,9 @@ SETTINGS = {
     "total_steps": STEPS, "eval_every": 5, "checkpoint_every": 5, "checkpoint_keep": 20, "data__batch_prompts": 8,
     "data__eval_size": 8, "data__eval_batch": 8, "logging__tensorboard": False, "rollout__response_buckets": (6,),
 }  # fmt: skip
+XLA_FLAGS = (
+    "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count={}"  # 0: half the seconds of a start
+)
 RECORDED = str(Path(__file__).with_name("recorded.py"))
 LIMIT = 900  # seconds for a start, far more than it takes: the machine may be busy
 
@@ -45,9 +48,8 @@ class Group:
         for i, output in enumerate(self.outputs):
             program = [RECORDED, f"{record}-{i}.npz", str(COMPARED)] if record else ["-m", "hir_jax.train"]
             variables = {"HIR_COORDINATOR": f"127.0.0.1:{port}", "HIR_PROCESSES": str(count), "HIR_PROCESS": str(i)}
-            variables = (variables if count > 1 else {}) | {
-                "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT),
-            }  # fmt: skip
+            variables = variables if count > 1 else {}
+            variables |= {"XLA_FLAGS": XLA_FLAGS.format(devices), "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
             more, environment = each(i)
             with output.open("w") as file:
                 process = subprocess.Popen(
