@@ -282,11 +282,11 @@ def main(argv) -> None:
     config = flags.FLAGS.config
     configs.check(config)
     keep_freed_memory()
+    for noisy in ("orbax", "absl", "jax"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
     with processes.joined(preemption=True):
         level = logging.INFO if processes.first() else logging.WARNING
         logging.basicConfig(level=level, format="%(message)s", handlers=[RichHandler(show_path=False)], force=True)
-        for noisy in ("orbax", "absl", "jax"):
-            logging.getLogger(noisy).setLevel(logging.WARNING)
         use_compilation_cache(config.compilation_cache)
         train(config, Path(flags.FLAGS.workdir))
 
