@@ -20,6 +20,7 @@ from ml_collections import config_flags
 from hir_jax.constraints.judge import JudgeSettings
 from hir_jax.instructions.joint import FAMILIES
 from hir_jax.instructions.templates import REWRITABLE
+from hir_jax.models.config import MATRICES
 from hir_jax.runs import files
 from hir_jax.types import InputError
 
@@ -61,9 +62,18 @@ def defaults() -> ml_collections.ConfigDict:
     m.intermediate_size = 384  # of the MLP
     m.num_layers = 4  # decoder layers
     m.num_heads = 4  # as many key/value heads
-    m.param_dtype = "float32"  # of parameters and optimiser state
+    m.param_dtype = "float32"  # of what is trained, and optimiser state; with LoRA adapters (the rest: lora.base_dtype)
     m.compute_dtype = "float32"  # float32 | bfloat16
     m.remat = "dots"  # none | dots | full: what the backward pass recomputes
+
+    # LoRA (Hu et al. 2021): the model is frozen, and low-rank adapters beside its matrices are trained, optimised and saved.
+    # The reference policy is the frozen model itself. For RL low ranks suffice; adapters belong beside all matrices, and want
+    # about ten times the learning rate of full fine-tuning (Schulman et al. 2025, LoRA Without Regret)
+    c.lora = a = ml_collections.ConfigDict()
+    a.rank = 0  # of an adapter; 0: no LoRA, all parameters are trained
+    a.alpha = 32.0  # an adapter's share is multiplied with alpha / rank
+    a.targets = MATRICES  # matrices of a layer that get one
+    a.base_dtype = "bfloat16"  # of the frozen parameters, float32 | bfloat16 (that of most published checkpoints)
 
     c.data = d = ml_collections.ConfigDict()
     d.source = "generated"  # generated | witness (tiny environment) | jsonl (native rows) | hir16k | tfds (`prepare`)
@@ -180,6 +190,7 @@ def _require(ok: bool, message: str) -> None:
 def _check_types(config, known) -> None:
     """Command-line overrides have their key's type already; what a file in configs/ sets and what tuples hold has not."""
     elements = {
+        "lora.targets": str,
         "data.families": str,
         "data.templates": str,
         "data.constraint_ids": str,
@@ -219,6 +230,7 @@ def check(config) -> None:
         "rollout.dtype": ("", "float32", "bfloat16"),
         "model.compute_dtype": ("float32", "bfloat16"),
         "model.param_dtype": ("float32", "bfloat16"),
+        "lora.base_dtype": ("float32", "bfloat16"),
         "replay.strategy": ("curriculum", "entropy", "integrity", "random"),
         "replay.scope": ("batch", "group", "even"),
         "replay.entropy": ("mean", "sum"),
@@ -240,11 +252,13 @@ def check(config) -> None:
         "total_steps", "checkpoint_every", "checkpoint_keep", "data.batch_prompts", "data.max_prompt", "rollout.m",
         "rollout.max_response", "learner.mini_batches", "learner.micro_batch_tokens", "constraints.timeout_seconds",
         "data.eval_batch", "rollout.temperature", "learner.importance_cap", "learner.dpo_beta",
+        "lora.alpha",
     )  # fmt: skip
     for key in positive:
         _require(flat[key] > 0, f"config.{key} is {flat[key]}; it must be positive")
     for key in (
         "eval_every",
+        "lora.rank",
         "rollout.slots",
         "replay.k",
         "logging.distributions_every",
@@ -277,6 +291,15 @@ def check(config) -> None:
         config.data.families and set(config.data.families) <= set(FAMILIES),
         f"config.data.families = {tuple(config.data.families)}: give one or more of {', '.join(FAMILIES)}",
     )
+    targets = tuple(config.lora.targets)
+    _require(
+        targets and len(set(targets)) == len(targets),
+        f"config.lora.targets = {targets}: give one or more of {', '.join(MATRICES)}, each once",
+    )
+    for name in targets:
+        near = difflib.get_close_matches(name.removesuffix("_proj"), MATRICES, 1, cutoff=0.3)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        _require(name in MATRICES, f"config.lora.targets has no {name!r}, only {', '.join(MATRICES)}{hint}")
     width, heads = config.model.hidden_size, config.model.num_heads
     _require(
         config.model.checkpoint or (heads > 0 and width % (2 * heads) == 0),

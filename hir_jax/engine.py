@@ -19,7 +19,7 @@ from hir_jax.constraints import on_device
 from hir_jax.instructions import lexicon
 from hir_jax.instructions.roles import Encoded, PartShapes, chat_frame, prompt_batch
 from hir_jax.learner.update import LearnerSettings, init_state, score_responses, update
-from hir_jax.models import decoder
+from hir_jax.models import decoder, lora
 from hir_jax.models.checkpoint import open_checkpoint
 from hir_jax.models.config import ModelConfig
 from hir_jax.parallel import mesh as meshes
@@ -31,7 +31,7 @@ from hir_jax.rollout.sample import Sampling, advance, begin, finished, sample
 from hir_jax.types import InputError, PromptBatch, Replays, Rollout, TrainBatch, TrainState, Verdicts
 
 _BYTES_PER_TOKEN = 8  # room for text on the device; English has 3 to 5
-INIT, SAMPLE, SELECT, EVALUATE = range(4)  # purposes of random keys
+INIT, SAMPLE, SELECT, EVALUATE, ADAPT = range(5)  # purposes of random keys
 
 
 def bucket(length: int, buckets: Sequence[int], longest: int) -> int:
@@ -57,6 +57,7 @@ class Engine:
     def __init__(self, config, devices=None):
         self.config = config
         self.mesh = meshes.make_mesh(**config.mesh, devices=devices)
+        meshes.connect(self.mesh)
         self.shard = meshes.ActivationShard(self.mesh)
         self._checkpoint = open_checkpoint(config.model.checkpoint) if config.model.checkpoint else None
         if self._checkpoint:
@@ -69,6 +70,10 @@ class Engine:
             self.stop_ids = (self.tokenizer.eos_token_id,)
             model = self._random_model()
         self.model = dataclasses.replace(model, compute_dtype=config.model.compute_dtype, remat=config.model.remat)
+        self.lora = None
+        if config.lora.rank:
+            self.lora = lora.LoraSettings(config.lora.rank, config.lora.alpha, tuple(config.lora.targets))
+            self.model = dataclasses.replace(self.model, lora_scaling=self.lora.scaling)
         pad = self.tokenizer.pad_token_id
         self.pad_id = pad if pad is not None else self.stop_ids[0]
         self.frame = chat_frame(self.tokenizer)
@@ -105,35 +110,76 @@ class Engine:
 
     @cached_property
     def param_shardings(self):
-        shapes = decoder.abstract_params(self.model, self.config.model.param_dtype)
-        return meshes.parameter_shardings(self.mesh, decoder.param_axes(self.model), shapes)
+        return meshes.parameter_shardings(
+            self.mesh, decoder.param_axes(self.model), decoder.abstract_params(self.model)
+        )
 
-    def load_params(self) -> decoder.Params:
+    def _load(self, dtype) -> decoder.Params:
         """The checkpoint's parameters, straight to their shards; random ones if the config names none."""
-        dtype = jnp.dtype(self.config.model.param_dtype)
+        dtype = jnp.dtype(dtype)
         if self._checkpoint:
             return self._checkpoint.load_params(dtype, self.param_shardings)
         make = jax.jit(decoder.init, static_argnums=(0, 2), out_shardings=self.param_shardings)
         return make(self.model, self.key(INIT), dtype)
 
     @cached_property
+    def frozen(self) -> decoder.Params | None:
+        """The model that LoRA's adapters stand beside, which no step changes; None without LoRA."""
+        return self._load(self.config.lora.base_dtype) if self.lora else None
+
+    def load_params(self) -> decoder.Params:
+        """The model that training starts from, and the reference policy; with LoRA `frozen` itself, no copy of it."""
+        return self.frozen if self.lora else self._load(self.config.model.param_dtype)
+
+    @cached_property
+    def base(self) -> dict[str, str | int]:
+        """Where `frozen` is from, and its checksum, for checkpoints, which do not hold it. {} where it is random or None."""
+        if not (self.lora and self._checkpoint):
+            return {}
+        return {"base": self._checkpoint.origin, "base_checksum": int(lora.checksum(self.frozen))}
+
+    def refuse_other_base(self, meta: dict) -> None:
+        """InputError if the checkpoint that `meta` is of was trained beside other frozen weights than are here now."""
+        if meta.get("base_checksum") != self.base.get("base_checksum"):
+            raise InputError(
+                f"config.model.checkpoint = {self.config.model.checkpoint!r}: its weights are not those that the run's LoRA "
+                f"adapters were trained beside ({meta.get('base')}); put them back"
+            )
+
+    def policy(self, trained: decoder.Params) -> decoder.Params:
+        """The whole model of a TrainState's `params`, for `sample` and `score`; nothing is copied."""
+        return lora.join(self.frozen, trained)
+
+    def _initial(self, params: decoder.Params) -> decoder.Params:
+        """What is trained, at step 0 from given parameters: a copy of them (the state will be donated), or new adapters."""
+        if self.lora is None:
+            return jax.tree.map(jnp.copy, params)
+        return lora.init(self.model, self.lora, self.key(ADAPT), jnp.dtype(self.config.model.param_dtype))
+
+    @cached_property
     def abstract_state(self) -> TrainState:
         """Shapes and shardings of the TrainState, for restoring one."""
-        params = decoder.abstract_params(self.model, self.config.model.param_dtype)
-        shapes = jax.eval_shape(partial(init_state, settings=self.settings), params)
-        shardings = meshes.state_shardings(self.mesh, shapes, self.param_shardings)
+        given = decoder.abstract_params(self.model, self.config.model.param_dtype)
+        shapes = jax.eval_shape(lambda p: init_state(self._initial(p), self.settings), given)
+        axes = lora.param_axes(self.model, shapes.params)
+        trained = meshes.parameter_shardings(self.mesh, axes, shapes.params)
+        shardings = meshes.state_shardings(self.mesh, shapes, trained)
         return jax.tree.map(lambda s, sh: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sh), shapes, shardings)
 
     def init_state(self, params: decoder.Params) -> TrainState:
-        """Step 0 from given parameters, which are copied: the state will be donated."""
+        """Step 0 from given parameters."""
         shardings = jax.tree.map(lambda s: s.sharding, self.abstract_state)
-        make = jax.jit(lambda p: init_state(jax.tree.map(jnp.copy, p), self.settings), out_shardings=shardings)
+        make = jax.jit(lambda p: init_state(self._initial(p), self.settings), out_shardings=shardings)
         return make(params)
 
     # ---- compiled functions
 
     def _rows(self, tree):
         return meshes.put_rows(self.mesh, tree)
+
+    def fetch(self, tree):
+        """NumPy of arrays on the mesh, the whole of them in every process."""
+        return meshes.fetch(self.mesh, tree)
 
     @cached_property
     def _sampler(self):
@@ -206,7 +252,7 @@ class Engine:
     @cached_property
     def _table(self) -> on_device.TokenBytes:
         """The same on the devices, where every step needs it."""
-        return jax.device_put(self.token_bytes, meshes.replicated(self.mesh))
+        return meshes.put(meshes.replicated(self.mesh), self.token_bytes)
 
     @cached_property
     def _text_width(self) -> int:
@@ -266,7 +312,7 @@ class Engine:
         """NumPy Rollout of rows.size responses; rows: i32[N, S], ids that choose each row's noise."""
         tokens, length, rows = self._rows((prompts.tokens, prompts.length, rows.astype(np.int32)))
         with jax.set_mesh(self.mesh):
-            return jax.device_get(self._sample(params, tokens, length, rows, key, settings=settings))
+            return self.fetch(self._sample(params, tokens, length, rows, key, settings=settings))
 
     def sample_in_parts(
         self, params, prompts: PromptBatch, rows: np.ndarray, key, settings: Sampling
@@ -283,7 +329,7 @@ class Engine:
             parts = []
             for width in settings.all_widths:
                 progress, cache = self._advance(context, progress, cache=cache, width=width, settings=settings)
-                parts.append(finished(progress))
+                parts.append(meshes.gather(self.mesh, finished(progress)))
         del context, progress, cache
         before = np.zeros(rows.size, bool)
         for i, part in enumerate(parts):
@@ -296,7 +342,7 @@ class Engine:
         """Log-probs f32[B, R] of responses under `params`."""
         arrays = self._rows((tokens, prompt_length, response_mask))
         with jax.set_mesh(self.mesh):
-            return jax.device_get(self._score(params, *arrays))
+            return self.fetch(self._score(params, *arrays))
 
     def relabel(
         self,
@@ -331,7 +377,7 @@ class Engine:
         """NumPy Verdicts of what can be decided on the device; conditions: of the N prompts."""
         conditions, tokens, mask = self._rows((conditions, rollout.tokens, rollout.mask))
         with jax.set_mesh(self.mesh):
-            return jax.device_get(self._verify(self._table, conditions, tokens, mask))
+            return self.fetch(self._verify(self._table, conditions, tokens, mask))
 
     def train_step(
         self, state: TrainState, ref_params, prompts: PromptBatch, conditions: on_device.Conditions, step: int
@@ -340,15 +386,15 @@ class Engine:
         prompts, conditions = self._rows((prompts, conditions))
         keys = self.key(SAMPLE, step), self.key(SELECT, step)
         with jax.set_mesh(self.mesh):
-            state, *rest = self._train_step(state, ref_params, prompts, conditions, self._table, *keys)
-        metrics, *seen = jax.device_get(rest)
+            state, *rest = self._train_step(state, ref_params, prompts, conditions, self._table, *keys, self.frozen)
+        metrics, *seen = self.fetch(rest)
         return state, {name: float(value) for name, value in metrics.items()}, *seen
 
     def update(self, state: TrainState, batch: TrainBatch) -> tuple[TrainState, dict[str, float]]:
         """One training step; `state` is donated."""
         batch = self._rows(batch)
         with jax.set_mesh(self.mesh):
-            state, metrics = self._update(state, batch)
+            state, metrics = self._update(state, batch, self.frozen)
         return state, {name: float(value) for name, value in jax.device_get(metrics).items()}
 
     # ---- text

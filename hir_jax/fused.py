@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from hir_jax.constraints import on_device
 from hir_jax.learner.losses import truncated_importance
 from hir_jax.learner.update import LearnerSettings, score_responses, update
-from hir_jax.models import decoder
+from hir_jax.models import decoder, lora
 from hir_jax.models.config import ModelConfig
 from hir_jax.replay import select
 from hir_jax.replay.relabel import relabel
@@ -61,14 +61,16 @@ def train_step(
     table: on_device.TokenBytes,
     sample_key: Array,
     select_key: Array,
+    frozen: decoder.Params | None,
     *,
     plan: Plan,
 ) -> tuple[TrainState, dict[str, Array], Rollout, Verdicts, Replays]:
-    """One step on N prompts. Returns the new state, the learner's metrics, and rollout, verdicts of N * slots rows and
-    replays as the step saw them."""
+    """One step on N prompts; `frozen`: the parameters beside those of the state (`lora.join`). Returns the new state, the
+    learner's metrics, and rollout, verdicts of N * slots rows and replays as the step saw them."""
     count, pad_id = prompts.tokens.shape[0], plan.sampling.pad_id
     ids = jnp.arange(count * plan.slots).reshape(count, plan.slots)[:, : plan.samples]
-    rollout = plan.sampler(state.params, prompts.tokens, prompts.length, ids, sample_key, settings=plan.sampling)
+    params = lora.join(frozen, state.params)
+    rollout = plan.sampler(params, prompts.tokens, prompts.length, ids, sample_key, settings=plan.sampling)
     verdicts = on_device.verify(table, conditions, rollout.tokens, rollout.mask, width=plan.text_width)
     rollout, verdicts = in_slots((rollout, verdicts), count, plan.slots, pad_id)
     replays = Replays(jnp.zeros(0, jnp.int32), jnp.zeros(0), jnp.zeros(0, bool))
@@ -83,7 +85,7 @@ def train_step(
         ref_logp = score_responses(ref_params, *given, **fixed)
     corrected = {}
     if plan.corrects:
-        trainer = score_responses(state.params, *given, **fixed)
+        trainer = score_responses(params, *given, **fixed)
         cap = plan.learner.importance_cap
         importance, corrected = truncated_importance(trainer, rollout.sampler_logp, rollout.mask, cap)
         rollout = rollout._replace(sampler_logp=trainer)
@@ -92,7 +94,7 @@ def train_step(
         samples=plan.slots, pad_id=pad_id,
     )  # fmt: skip
     if plan.selection["config"].behaviour == "rewritten":
-        fresh = score_responses(state.params, batch.tokens, batch.prompt_length, batch.response_mask, **fixed)
+        fresh = score_responses(params, batch.tokens, batch.prompt_length, batch.response_mask, **fixed)
         batch = batch._replace(behaviour_logp=jnp.where(batch.is_replay[:, None], fresh, batch.behaviour_logp))
-    state, metrics = update(state, batch, **fixed)
+    state, metrics = update(state, batch, frozen, **fixed)
     return state, metrics | corrected, rollout, verdicts, replays

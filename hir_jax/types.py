@@ -119,7 +119,7 @@ class TrainBatch(NamedTuple):
 
 
 class TrainState(NamedTuple):
-    """Everything that a step changes. `params` is a pure dict of float32 (or param_dtype) arrays."""
+    """Everything that a step changes. `params` is a pure dict of float32 (or param_dtype) arrays, with LoRA the adapters'."""
 
     step: Array  # i32[]
     params: Any

@@ -101,6 +101,14 @@ def test_keys_that_came_or_went_count_as_changed():
         ("learner.mini_batches", 7, "512 sequences a step do not split"),
         ("data.prompt_buckets", (4096,), "at most config.data.max_prompt = 2048"),
         ("rollout.response_buckets", (0,), "positive"),
+        ("lora.rank", -1, "must not be negative"),
+        ("lora.alpha", 0.0, "positive"),
+        ("lora.base_dtype", "int8", "one of float32, bfloat16"),
+        ("lora.targets", ("q", "k_proj"), "has no 'k_proj', only q, k, v, o, gate, up, down; did you mean 'k'"),
+        ("lora.targets", ("gates",), "did you mean 'gate'"),
+        ("lora.targets", ("q", "v", "q"), "each once"),
+        ("lora.targets", (), "give one or more of q, k, v, o, gate, up, down"),
+        ("lora.targets", (1,), "holds 1; give a tuple of str"),
     ],
 )
 def test_values_that_cannot_work_are_refused_by_name(key, value, words):

@@ -34,9 +34,9 @@ def token_logprobs(hidden: Array, target: Array, matrix: Array, temperature: flo
 
 
 def head_params(model: ModelConfig, params: decoder.Params) -> decoder.Params:
-    """The part of the parameters that `decoder.unembed_matrix` takes."""
+    """The part of the parameters that `decoder.unembed_matrix` takes; {} where they do not hold it."""
     name = "embed" if model.tie_embeddings else "unembed"
-    return {name: params[name]}
+    return {name: params[name]} if name in params else {}
 
 
 def _predicting_first(predicts: Array) -> tuple[Array, Array, Array]:

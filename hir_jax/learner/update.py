@@ -13,7 +13,7 @@ import optax
 from hir_jax.learner import losses, packing
 from hir_jax.learner.advantages import advantages
 from hir_jax.learner.logprobs import head_params, over_chunks, token_logprobs
-from hir_jax.models import decoder
+from hir_jax.models import decoder, lora
 from hir_jax.models.config import ModelConfig
 from hir_jax.types import Array, TrainBatch, TrainState
 
@@ -172,9 +172,10 @@ def _shares(batch: TrainBatch, average: str) -> Array:
     return batch.weight / rows / (jnp.maximum(length, 1) if average == "sequence" else columns)
 
 
-def _loss(head, hidden, real, fields: _Tokens, model: ModelConfig, settings: LearnerSettings):
+def _loss(head, hidden, real, fields: _Tokens, frozen_head, model: ModelConfig, settings: LearnerSettings):
     """The share of some tokens in the loss of the mini-batch, and sums for metrics."""
-    logp, entropy = token_logprobs(hidden, fields.target, decoder.unembed_matrix(model, head), settings.temperature)
+    matrix = decoder.unembed_matrix(model, frozen_head | head)
+    logp, entropy = token_logprobs(hidden, fields.target, matrix, settings.temperature)
     weight, share = (jnp.where(real, x, 0.0) for x in (fields.weight, fields.share))
     fixed = jax.lax.stop_gradient(logp)
     seen = {"entropy": entropy, "nll": -fixed}
@@ -204,13 +205,15 @@ def gradients(
     params: decoder.Params,
     batch: TrainBatch,
     advantage: Array,
+    frozen: decoder.Params | None = None,
     *,
     model: ModelConfig,
     settings: LearnerSettings,
     shard: decoder.Shard = decoder.no_shard,
     multiple: int = 1,
 ) -> tuple[decoder.Params, dict[str, Array]]:
-    """Gradient of the batch's loss (see `_shares`) and its metrics; packing and micro-batches change nothing but cost.
+    """Gradient of the batch's loss (see `_shares`) by `params`, and its metrics; packing and micro-batches change nothing but
+    cost. `frozen`: the parameters beside them for which none is computed (see `lora.join`).
 
     `padding` among the metrics is the share of computed columns that no row of weight above 0 fills.
     """
@@ -234,7 +237,9 @@ def gradients(
         batch.is_replay[packed.row],
     )
     fields = jax.tree.map(lambda x: shard(x, ("batch", None, "length")), fields)
-    compute = jax.value_and_grad(partial(_loss, model=model, settings=settings), argnums=(0, 1), has_aux=True)
+    frozen_head = head_params(model, frozen or {})
+    loss = partial(_loss, frozen_head=frozen_head, model=model, settings=settings)
+    compute = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
     head, inputs = head_params(model, params), (now, packed.position, packed.segment)
 
     def chunk(carry, hidden, real, fields):
@@ -244,7 +249,10 @@ def gradients(
         return (grads, jax.tree.map(jnp.add, sums, more)), d_hidden
 
     def micro_batch(carry, start):
-        hidden, pull = jax.vjp(lambda p: _hidden(p, inputs, columns - 1, start, size.micro, model, shard), params)
+        def run(trained):
+            return _hidden(lora.join(frozen, trained), inputs, columns - 1, start, size.micro, model, shard)
+
+        hidden, pull = jax.vjp(run, params)
         predicts, part = jax.tree.map(lambda x: _flat(x, start, size.micro), (packed.predicts, fields))
         (grads, sums), d_hidden = over_chunks(
             predicts, model.vocab_size, hidden, part, chunk, jnp.zeros_like(hidden), carry
@@ -282,6 +290,7 @@ def _preferences(params, batch: TrainBatch, *, settings: LearnerSettings, **fixe
 def update(
     state: TrainState,
     batch: TrainBatch,
+    frozen: decoder.Params | None = None,
     *,
     model: ModelConfig,
     settings: LearnerSettings,
@@ -289,7 +298,7 @@ def update(
     multiple: int = 1,
 ) -> tuple[TrainState, dict[str, Array]]:
     """One training step on a TrainBatch: advantages of the whole batch, then `mini_batches` optimiser updates in row order.
-    With loss "dpo" rows 2j and 2j + 1 are a pair, the better one first (see `replay.pairs`).
+    With loss "dpo" rows 2j and 2j + 1 are a pair, the better one first (see `replay.pairs`). `frozen`: as for `gradients`.
 
     An update with a non-finite gradient norm leaves parameters and moments as they were and is counted in `skipped`.
     Metrics are means over the updates; `multiple` is the number of devices that share the batch axis.
@@ -309,9 +318,9 @@ def update(
         params, opt_state, skipped = carry
         preferred = {}
         if settings.loss == "dpo":
-            values, preferred = _preferences(params, part[0], **fixed)
+            values, preferred = _preferences(lora.join(frozen, params), part[0], **fixed)
             part = part[0], values
-        grads, metrics = gradients(params, *part, **fixed)
+        grads, metrics = gradients(params, *part, frozen, **fixed)
         metrics |= preferred
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(norm)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 FAMILIES = ("llama", "qwen2", "qwen3")
 COMPUTE_DTYPES = ("float32", "bfloat16")
 REMAT_POLICIES = ("none", "full", "dots")
+MATRICES = ("q", "k", "v", "o", "gate", "up", "down")  # of a layer
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class ModelConfig:
     norms, rotation, softmax and logits are float32 in any case. `remat` says what the backward pass of a layer
     recomputes: "none" (nothing), "dots" (all but matrix products, attention scores among them: Hq*T*T values a row and
     layer), "full" (all: only each layer's input is kept). "dots" is the fastest on CPU, where what the other saves is
-    copied in and out of the scan over layers.
+    copied in and out of the scan over layers. `lora_scaling` is alpha / rank of LoRA adapters, where the parameters hold any.
     """
 
     family: str
@@ -59,6 +60,7 @@ class ModelConfig:
     max_position: int = 2048
     compute_dtype: str = "float32"
     remat: str = "dots"
+    lora_scaling: float = 1.0
 
     def __post_init__(self):
         for name, allowed in (("family", FAMILIES), ("compute_dtype", COMPUTE_DTYPES), ("remat", REMAT_POLICIES)):

@@ -6,6 +6,7 @@ The tree, weights laid out [in, out] and stacked over the L layers:
     embed [V, D]   final_norm [D]   unembed [D, V] (untied only)
     layers: attn_norm, mlp_norm [L, D]   q [L, D, Hq*Dh]   k, v [L, D, Hkv*Dh]   o [L, Hq*Dh, D]
             gate, up [L, D, F]   down [L, F, D]   q_bias, k_bias, v_bias (Qwen2)   q_norm, k_norm [L, Dh] (Qwen3)
+            q_lora_a [L, D, r]   q_lora_b [L, r, Hq*Dh]   and so of any matrix (LoRA, see `models.lora`)
 
 Letters: B rows, T columns, S cache columns, P prompt columns, D hidden, F intermediate, V words, L layers, Hq query
 heads, Hkv key/value heads, G = Hq / Hkv, Dh head size. "dtype" stands for the compute dtype of the config.
@@ -85,6 +86,11 @@ def _shape(config: ModelConfig, axes: tuple[str, ...]) -> tuple[int, ...]:
         "layers": config.num_layers,
     }
     return tuple(sizes[name] for name in axes)
+
+
+def matrix_shape(config: ModelConfig, name: str) -> tuple[int, int, int]:
+    """(layers, inputs, outputs) of one of the layers' stacked matrices."""
+    return _shape(config, param_axes(config)["layers"][name])
 
 
 def _param(config: ModelConfig, name: str, axes: tuple[str, ...], dtype, rngs: nnx.Rngs) -> nnx.Param:
@@ -179,8 +185,20 @@ def thin_matmul(matrix: jax.Array, x: jax.Array, contracted: int = 0, **options)
     return jax.lax.optimization_barrier(jax.lax.dot_general(matrix.astype(x.dtype), x, axes, **options))
 
 
-def _dense(x: jax.Array, layer: Params, name: str) -> jax.Array:
+def matrix(config: ModelConfig, layer: Params, name: str) -> jax.Array:
+    """A layer's matrix [in, out]; with a LoRA adapter, the two merged, in float32."""
+    if f"{name}_lora_a" not in layer:
+        return layer[name]
+    a, b = (layer[f"{name}_lora_{factor}"].astype(jnp.float32) for factor in "ab")
+    # TPUs multiply float32 in bfloat16 unless they are told not to
+    return layer[name].astype(jnp.float32) + config.lora_scaling * jnp.matmul(a, b, precision="highest")
+
+
+def _dense(config: ModelConfig, x: jax.Array, layer: Params, name: str) -> jax.Array:
+    """x @ matrix + bias. A LoRA adapter is applied to x: merging it would make a copy of the matrix, and a gradient as large."""
     y = _matmul(x, layer[name])
+    if f"{name}_lora_a" in layer:
+        y += _matmul(config.lora_scaling * _matmul(x, layer[f"{name}_lora_a"]), layer[f"{name}_lora_b"])
     bias = layer.get(f"{name}_bias")
     return y if bias is None else y + bias.astype(x.dtype)
 
@@ -188,7 +206,7 @@ def _dense(x: jax.Array, layer: Params, name: str) -> jax.Array:
 def _qkv(config: ModelConfig, layer: Params, x: jax.Array, rope) -> tuple[jax.Array, jax.Array, jax.Array]:
     """q [..., Hq, Dh], k and v [..., Hkv, Dh] of dtype[..., D], normalised and rotated."""
     heads = (*x.shape[:-1], -1, config.head_dim)
-    q, k, v = (_dense(x, layer, name).reshape(heads) for name in ("q", "k", "v"))
+    q, k, v = (_dense(config, x, layer, name).reshape(heads) for name in ("q", "k", "v"))
     if config.qk_norm:
         q = rms_norm(q, layer["q_norm"], config.rms_norm_eps)
         k = rms_norm(k, layer["k_norm"], config.rms_norm_eps)
@@ -216,9 +234,9 @@ def _attend(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array) -> jax.Ar
 def _mlp(config: ModelConfig, layer: Params, x: jax.Array, shard: Shard) -> jax.Array:
     """The gated MLP with its norm and residual. x: dtype[B, T, D]."""
     y = rms_norm(x, layer["mlp_norm"], config.rms_norm_eps)
-    inner = jax.nn.silu(_dense(y, layer, "gate")) * _dense(y, layer, "up")
+    inner = jax.nn.silu(_dense(config, y, layer, "gate")) * _dense(config, y, layer, "up")
     inner = shard(inner, ("batch", "length", "mlp"))
-    return shard(x + _dense(inner, layer, "down"), ("batch", "length", "embed"))
+    return shard(x + _dense(config, inner, layer, "down"), ("batch", "length", "embed"))
 
 
 def embed(config: ModelConfig, params: Params, tokens: jax.Array) -> jax.Array:
@@ -250,7 +268,7 @@ def _layer_pass(config: ModelConfig, shard: Shard, layer: Params, x: jax.Array, 
     q = shard(q, (*axes, "heads", None))
     k, v = (shard(t.swapaxes(1, 2), ("batch", "kv_heads", "length", None)) for t in (k, v))
     attended = shard(_attend_causal(q, k, v, bias, window), (*axes, "heads"))
-    x = shard(x + _dense(attended, layer, "o"), (*axes, "embed"))
+    x = shard(x + _dense(config, attended, layer, "o"), (*axes, "embed"))
     return _mlp(config, layer, x, shard), (k, v)
 
 
@@ -265,6 +283,18 @@ def _causal_bias(segments: jax.Array) -> jax.Array:
     return mask_bias((columns[:, None] >= columns[None, :]) & (segments[:, :, None] == segments[:, None, :]))
 
 
+def _products_saved(layers: Params):
+    """The checkpoint policy of remat "dots". A LoRA adapter's second product is not saved: it would double what is, and is
+    made again from rank columns."""
+    ranks = {leaf.shape[-1] for name, leaf in layers.items() if name.endswith("_lora_a")}
+
+    def policy(primitive, *inputs, **options):
+        saved = jax.checkpoint_policies.dots_saveable(primitive, *inputs, **options)
+        return saved and not (inputs[1].ndim == 2 and inputs[1].shape[0] in ranks)
+
+    return policy
+
+
 def run_layers(
     config: ModelConfig, params: Params, tokens, positions, segments, shard: Shard, keep_cache: bool, window=None
 ):
@@ -276,7 +306,7 @@ def run_layers(
         return x, (cache if keep_cache else None)
 
     if config.remat != "none":
-        saved = jax.checkpoint_policies.dots_saveable if config.remat == "dots" else None
+        saved = _products_saved(params["layers"]) if config.remat == "dots" else None
         body = jax.checkpoint(body, policy=saved, prevent_cse=False)  # a scan already keeps XLA from merging the two
     x = shard(embed(config, params, tokens), ("batch", "length", "embed"))
     return jax.lax.scan(body, x, params["layers"])

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from hir_jax.models import decoder
-from hir_jax.models.config import ModelConfig
+from hir_jax.models.config import MATRICES, ModelConfig
 
 Cache = tuple[tuple[jax.Array, jax.Array], ...]  # per layer (k, v), each dtype[B, Hkv, S, Dh]
 
@@ -17,13 +17,20 @@ Cache = tuple[tuple[jax.Array, jax.Array], ...]  # per layer (k, v), each dtype[
 def unstack_layers(config: ModelConfig, params: decoder.Params) -> decoder.Params:
     """The same parameters as `decode_step` takes them: `layers` a tuple of L dicts, their matrices laid out [out, in].
 
+    LoRA adapters are merged with their matrices here, where a copy is made anyhow: once a rollout, so that a token costs no
+    more than without them. In bfloat16 a change below half a unit in the last place of its weight is lost (prompts, and the
+    learner, apply adapters without merging); the log-probs are those of what was sampled from, so the ratio corrects it.
+
     Matrices that read the same input are one: `qkv` [Hkv, G + 2, Dh, D] (its G query heads, then k and v, by key head) and
     `gate_up` [2, F, D], so that a product of few rows has as many outputs as can be; no axis that a mesh splits is joined.
     """
     heads = (config.num_kv_heads, -1, config.head_dim)
 
     def join(layer):
-        turned = {name: layer[name].T for name in ("q", "k", "v", "o", "gate", "up", "down")}
+        def turn(name):
+            return decoder.matrix(config, layer, name).astype(layer[name].dtype).T
+
+        turned = {name: turn(name) for name in MATRICES}
         qkv = [turned[name].reshape(*heads, config.hidden_size) for name in "qkv"]
         joined = {"qkv": jnp.concatenate(qkv, axis=1), "gate_up": jnp.stack([turned["gate"], turned["up"]])}
         if config.attention_bias:

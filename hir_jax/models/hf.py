@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -270,11 +271,31 @@ def _write_weights(path: Path, config: ModelConfig, params: decoder.Params, dtyp
         save_file(dict(next(tensors) for _ in names), path / file, metadata={"format": "pt"})
     if len(shards) > 1:
         weight_map = {name: file for file, names in zip(files, shards, strict=True) for name in names}
-        _write_json(path / INDEX, {"metadata": {"total_size": sum(sizes)}, "weight_map": weight_map})
+        write_json(path / INDEX, {"metadata": {"total_size": sum(sizes)}, "weight_map": weight_map})
 
 
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def refuse_filled(path: Path) -> None:
+    """Raises CheckpointError unless a directory may be written there: nothing is there, or an empty one."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise CheckpointError(f"{path}: exists and is not empty; nothing is overwritten, name another directory")
+
+
+@contextmanager
+def new_directory(path: Path) -> Iterator[Path]:
+    """A directory to fill, which is named `path` only when that is done. Raises CheckpointError (`refuse_filled`)."""
+    refuse_filled(path)
+    unfinished = path.with_name(path.name + ".unfinished")
+    if unfinished.exists():
+        raise CheckpointError(f"{unfinished}: left by a save that was cut off; remove it")
+    unfinished.mkdir(parents=True)
+    yield unfinished
+    if path.exists():
+        path.rmdir()
+    unfinished.rename(path)
 
 
 def save(
@@ -286,25 +307,17 @@ def save(
     dtype: str = "float32",
     shard_bytes: int = 5_000_000_000,
 ) -> None:
-    """Writes a directory that transformers loads: config, weights in `dtype`, generation config, tokenizer.
+    """Writes a directory that transformers loads: config, weights in `dtype` (LoRA adapters merged in float32), generation
+    config, tokenizer.
 
     tokenizer: a transformers tokenizer, or None for weights and configs alone. The directory must not exist or be
     empty; it appears only when complete. Raises CheckpointError.
     """
-    path = Path(path)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise CheckpointError(f"{path}: exists and is not empty; nothing is overwritten, name another directory")
-    unfinished = path.with_name(path.name + ".unfinished")
-    if unfinished.exists():
-        raise CheckpointError(f"{unfinished}: left by a save that was cut off; remove it")
-    unfinished.mkdir(parents=True)
-    pad_id = None if tokenizer is None else tokenizer.pad_token_id
-    if tokenizer is not None:
-        tokenizer.save_pretrained(str(unfinished))
-    _write_json(unfinished / "config.json", config_json(config, stop_ids, pad_id, dtype))
-    generation = {"eos_token_id": list(stop_ids)} | ({} if pad_id is None else {"pad_token_id": pad_id})
-    _write_json(unfinished / "generation_config.json", generation)
-    _write_weights(unfinished, config, params, dtype, shard_bytes)
-    if path.exists():
-        path.rmdir()
-    unfinished.rename(path)
+    with new_directory(Path(path)) as unfinished:
+        pad_id = None if tokenizer is None else tokenizer.pad_token_id
+        if tokenizer is not None:
+            tokenizer.save_pretrained(str(unfinished))
+        write_json(unfinished / "config.json", config_json(config, stop_ids, pad_id, dtype))
+        generation = {"eos_token_id": list(stop_ids)} | ({} if pad_id is None else {"pad_token_id": pad_id})
+        write_json(unfinished / "generation_config.json", generation)
+        _write_weights(unfinished, config, params, dtype, shard_bytes)

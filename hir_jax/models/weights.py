@@ -184,12 +184,17 @@ def load_tree(config: ModelConfig, source: TensorSource, names, ignored, param_d
 
 
 def named_tensors(config: ModelConfig, params: decoder.Params, names, dtype) -> Iterator[tuple[str, np.ndarray]]:
-    """(name, array in the file's layout) of every tensor, one layer at a time, cast to `dtype`."""
+    """(name, array in the file's layout) of every tensor, LoRA adapters merged, one layer at a time, cast to `dtype`."""
+
+    def one(keys, layer: int):
+        if keys[0] != "layers":
+            return params[keys[0]]
+        parts = {name: leaf[layer] for name, leaf in params["layers"].items() if name.split("_lora_")[0] == keys[1]}
+        return decoder.matrix(config, parts, keys[1])
+
     for keys, shape in _leaves(config):
-        leaf = params[keys[0]][keys[1]] if len(keys) == 2 else params[keys[0]]
-        stacked = keys[0] == "layers"
-        for layer in range(shape[0] if stacked else 1):
-            array = np.asarray(leaf[layer] if stacked else leaf).astype(jnp.dtype(dtype))
+        for layer in range(shape[0] if keys[0] == "layers" else 1):
+            array = np.asarray(one(keys, layer)).astype(jnp.dtype(dtype))
             yield _name(names, keys, layer), np.ascontiguousarray(array.T if _transposed(keys, array.shape) else array)
 
 
