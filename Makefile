@@ -15,12 +15,13 @@ $(VENV)/ready: requirements.txt requirements-data.txt
 
 $(VENV)/torch: $(VENV)/ready
 	$(BIN)/python -m pip install --quiet torch==2.13.0
+	$(BIN)/python -m pip install --quiet --no-deps peft==0.21.2 accelerate==1.15.0
 	touch $@
 
 # What the bench compares with; TRL's other needs are there already.
 peers: $(VENV)/peers
 $(VENV)/peers: $(VENV)/torch
-	$(BIN)/python -m pip install --quiet --no-deps trl==1.16.0 accelerate==1.15.0
+	$(BIN)/python -m pip install --quiet --no-deps trl==1.16.0
 	touch $@
 
 test: $(VENV)/ready $(if $(TORCH),$(VENV)/torch)
