@@ -7,6 +7,7 @@ from dataclasses import dataclass
 FAMILIES = ("llama", "qwen2", "qwen3")
 COMPUTE_DTYPES = ("float32", "bfloat16")
 REMAT_POLICIES = ("none", "full", "dots")
+ATTENTION = ("plain", "splash", "triton")
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class ModelConfig:
     norms, rotation, softmax and logits are float32 in any case. `remat` says what the backward pass of a layer
     recomputes: "none" (nothing), "dots" (all but matrix products, attention scores among them: Hq*T*T values a row and
     layer), "full" (all: only each layer's input is kept). "dots" is the fastest on CPU, where what the other saves is
-    copied in and out of the scan over layers.
+    copied in and out of the scan over layers. `attention` is the implementation, by platform (models/attention.py).
     """
 
     family: str
@@ -59,9 +60,13 @@ class ModelConfig:
     max_position: int = 2048
     compute_dtype: str = "float32"
     remat: str = "dots"
+    attention: str = "plain"
 
     def __post_init__(self):
-        for name, allowed in (("family", FAMILIES), ("compute_dtype", COMPUTE_DTYPES), ("remat", REMAT_POLICIES)):
+        known = {
+            "family": FAMILIES, "compute_dtype": COMPUTE_DTYPES, "remat": REMAT_POLICIES, "attention": ATTENTION,
+        }  # fmt: skip
+        for name, allowed in known.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"model {name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}")
         if self.num_heads % self.num_kv_heads:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from hir_jax.models import decoder
+from hir_jax.models import attention, decoder
 from hir_jax.models.config import ModelConfig
 
 Cache = tuple[tuple[jax.Array, jax.Array], ...]  # per layer (k, v), each dtype[B, Hkv, S, Dh]
@@ -153,8 +153,8 @@ def decode_step(
     copy them all.
     """
     rope = tuple(table[:, 0].T for table in decoder.rope_tables(config, position))  # [Dh / 2, B]
-    biases = decoder.mask_bias(prompt_valid), decoder.mask_bias(own_valid)
-    x = shard(decoder.embed(config, params, token).T, ("embed", "batch"))
+    biases = attention.mask_bias(prompt_valid), attention.mask_bias(own_valid)
+    x = shard(decoder.embed(config, params, token[:, None], shard)[:, 0].T, ("embed", "batch"))
     written = []
     for layer, shared, alone in zip(params["layers"], prompt, own, strict=True):
         x, alone = _decode_layer(config, layer, x, rope, column, shared, biases[0], alone, biases[1], shard)

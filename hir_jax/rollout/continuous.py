@@ -25,7 +25,40 @@ import jax.numpy as jnp
 from hir_jax.models import decoder, decoding
 from hir_jax.models.config import ModelConfig
 from hir_jax.rollout.sample import Sampling, draw, row_keys
-from hir_jax.types import Array, Rollout
+from hir_jax.types import Array, InputError, Rollout
+
+
+class Share(NamedTuple):
+    """What one device has to hold keys and values of."""
+
+    prompts: int  # whose rows it decodes
+    columns: int  # P, of each
+    samples: int  # rows a prompt
+    longest: int  # R
+    token_bytes: int  # of one column of a row, all layers, this device's heads
+
+
+def slots_within(cache_bytes: int, share: Share) -> int:
+    """Slots of a device whose keys and values, with those of its prompts, take at most `cache_bytes`; 0 where all rows fit
+    without slots. InputError where not even one slot does."""
+    columns = cache_bytes // share.token_bytes
+    rows = share.prompts * share.samples
+    if share.prompts * share.columns + rows * share.longest <= columns:
+        return 0
+    slots = (columns - share.prompts * share.columns) // (share.columns + ring_columns(share.longest))
+    if slots < 1:
+        least = share.prompts * share.columns + share.columns + ring_columns(share.longest)
+        raise InputError(
+            f"config.rollout.cache_bytes = {cache_bytes}: the keys and values of {share.prompts} prompts of {share.columns} "
+            f"tokens and one slot take {least * share.token_bytes} bytes on a device: give so many, or share the rows "
+            "among more devices (config.mesh, config.rollout.tensor)"
+        )
+    return min(slots, rows)
+
+
+def ring_columns(longest: int) -> int:
+    """Columns of a slot for its response of up to `longest` tokens, of which the last is never read."""
+    return max(longest - 1, 1)
 
 
 class Usage(NamedTuple):
@@ -230,7 +263,7 @@ def sample_continuous(
     first = _first(model, params, prompts, length, rows, limits, key, settings, queues, slots, shard)
     unstacked = decoding.unstack_layers(model, params)
     stops = jnp.asarray(settings.stop_ids, jnp.int32)
-    ring = max(longest - 1, 1)
+    ring = ring_columns(longest)
     last_start = (b - 1) * (longest - 1) // g  # no later: until then all other rows keep all slots busy
 
     def running(state):
