@@ -149,5 +149,10 @@ def by_kind(found: Sequence[Collective], unknown: Sequence[int]) -> Mapping[str,
 
 
 def buffers(text: str) -> set[Shape]:
-    """The distinct array shapes that operations of a module give."""
-    return {shape for operations in _computations(text)[0].values() for o in operations for shape in shapes(o.result)}
+    """The distinct array shapes that a module's operations give, but for those inside of a fusion, which are never in memory."""
+    computations, _ = _computations(text)
+    operations = [o for each in computations.values() for o in each]
+    fused = {name for o in operations if o.kind == "fusion" for name, _ in _called(o)}
+    return {
+        shape for name, each in computations.items() if name not in fused for o in each for shape in shapes(o.result)
+    }
