@@ -24,12 +24,13 @@ from hir_jax.learner.update import LearnerSettings, init_state, score_responses,
 from hir_jax.models import decoder
 from hir_jax.models.checkpoint import open_checkpoint
 from hir_jax.models.config import ModelConfig
+from hir_jax.models.decode_attention import cache_columns
 from hir_jax.models.published import Outline
 from hir_jax.parallel import mesh as meshes
 from hir_jax.replay import select
 from hir_jax.replay.pairs import choose_pairs, pair_batch
 from hir_jax.replay.relabel import relabel
-from hir_jax.rollout.continuous import Share, sample_continuous, slots_within
+from hir_jax.rollout.continuous import Share, ring_columns, sample_continuous, slots_within
 from hir_jax.rollout.sample import Sampling, advance, begin, finished, sample
 from hir_jax.types import InputError, PromptBatch, Replays, Rollout, TrainBatch, TrainState, Verdicts
 
@@ -184,7 +185,9 @@ class Engine:
         if r.slots or not r.cache_bytes:
             return r.slots
         token_bytes = counting.cache_bytes(self.sampler_model) // self.kv_ways
-        share = Share(prompts // ways, columns, samples, longest, token_bytes)
+        sizes = (cache_columns(self.model.attention, size) for size in (columns, longest, ring_columns(longest)))
+        columns, response, ring = sizes
+        share = Share(prompts // ways, columns, samples, response, ring, token_bytes)
         return slots_within(r.cache_bytes, share) * ways
 
     @cached_property

@@ -34,7 +34,8 @@ class Share(NamedTuple):
     prompts: int  # whose rows it decodes
     columns: int  # P, of each
     samples: int  # rows a prompt
-    longest: int  # R
+    response: int  # columns of a row's response where there are no slots
+    ring: int  # and of a slot's
     token_bytes: int  # of one column of a row, all layers, this device's heads
 
 
@@ -43,14 +44,14 @@ def slots_within(cache_bytes: int, share: Share) -> int:
     without slots. InputError where not even one slot does."""
     columns = cache_bytes // share.token_bytes
     rows = share.prompts * share.samples
-    if share.prompts * share.columns + rows * share.longest <= columns:
+    prompts, slot = share.prompts * share.columns, share.columns + share.ring
+    if prompts + rows * share.response <= columns:
         return 0
-    slots = (columns - share.prompts * share.columns) // (share.columns + ring_columns(share.longest))
+    slots = (columns - prompts) // slot
     if slots < 1:
-        least = share.prompts * share.columns + share.columns + ring_columns(share.longest)
         raise InputError(
             f"config.rollout.cache_bytes = {cache_bytes}: the keys and values of {share.prompts} prompts of {share.columns} "
-            f"tokens and one slot take {least * share.token_bytes} bytes on a device: give so many, or share the rows "
+            f"tokens and one slot take {(prompts + slot) * share.token_bytes} bytes on a device: give so many, or share the rows "
             "among more devices (config.mesh, config.rollout.tensor)"
         )
     return min(slots, rows)
@@ -195,14 +196,12 @@ def _decode(
     cache: decoding.Cache,
 ):
     """The next token of every slot, its log-prob and the entropy, each [D * g], and the ring with this step's column."""
-    columns, ring = prompts[0][0].shape[2], cache[0][0].shape[2]
+    ring = cache[0][0].shape[2]
     count = slots.count.reshape(-1)
     length = _pick(first.length, slots.row // (first.order.shape[1] // first.length.shape[1])).reshape(-1)
-    age = (step - jnp.arange(ring)) % ring
-    prompt_valid, own_valid = jnp.arange(columns) >= columns - length[:, None], age < count[:, None]
     hidden, cache = decoding.decode_step(
-        model, params, slots.token.reshape(-1), length + count - 1, step % ring, prompts, prompt_valid, cache, own_valid, shard
-    )  # fmt: skip
+        model, params, slots.token.reshape(-1), length + count - 1, step % ring, prompts, length, cache, count, shard
+    )
     logits = shard(decoder.logits(model, params, hidden), ("batch", "vocab"))
     keys = _pick(first.keys, slots.row).reshape(-1)
     # draw takes one position for all its rows, and these differ

@@ -1,4 +1,4 @@
-"""The kernels, interpreted on a CPU, against attention written with NumPy; so the plain one too. Values and gradients."""
+"""The kernels, interpreted on a CPU, against attention written with NumPy; so the plain ones too. Values and gradients."""
 
 from functools import partial
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hir_jax.models import attention
+from hir_jax.models import attention, decode_attention
 from hir_jax.models.decoder import no_shard
 
 # rows, columns, query heads, key heads, head size, window: columns and heads that the kernels have to pad, bins of two rows
@@ -44,6 +44,8 @@ def by_numpy(q, k, v, segments):
 def interpreted(monkeypatch):
     for name in ("splash", "triton"):
         monkeypatch.setattr(attention, name, partial(getattr(attention, name), interpret=True))
+    part = decode_attention._filled_part
+    monkeypatch.setattr(decode_attention, "_filled_part", partial(part, interpret=True))
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -74,3 +76,36 @@ def test_bfloat16(implementation):
     found = attend(*arrays)
     assert found.dtype == jnp.bfloat16
     np.testing.assert_allclose(found.astype(np.float32), by_numpy(*arrays, segments), atol=TOLERANCE["bfloat16"])
+
+
+def make_caches(prompts, samples, num_kv, group, columns, ring, size=16):
+    rng = np.random.default_rng(5)
+    rows = prompts * samples
+    q = rng.standard_normal((rows, num_kv, group, size)).astype(np.float32)
+    prompt = tuple(rng.standard_normal((prompts, num_kv, columns, size)).astype(np.float32) for _ in range(2))
+    own = tuple(rng.standard_normal((rows, num_kv, ring, size)).astype(np.float32) for _ in range(2))
+    return q, prompt, own
+
+
+@pytest.mark.parametrize("implementation", ["plain", "splash"])
+@pytest.mark.parametrize(("end", "counts"), [(37, (1, 20, 38, 0)), (5, (300, 6, 384, 130)), (383, (384, 1, 200, 129))])
+def test_decoding_attends_to_what_is_filled(implementation, end, counts):
+    """Rings of three blocks: counts that start in an earlier block, wrap round the end, fill all; a row with nothing of its
+    own. Two rows share a prompt."""
+    q, prompt, own = make_caches(2, 2, 2, 2, 256, 384)
+    lengths = np.array([256, 3])
+    found = decode_attention.attend_one(
+        implementation, jnp.asarray(q), prompt, decode_attention.Filled(jnp.int32(255), jnp.asarray(lengths)), own,
+        decode_attention.Filled(jnp.int32(end), jnp.asarray(counts)), no_shard,
+    )  # fmt: skip
+    for b, count in enumerate(counts):
+        picked = [(end - i) % 384 for i in range(count)]
+        for h in range(2):
+            keys, values = (
+                np.concatenate([prompt[i][b // 2, h, 256 - lengths[b // 2] :], own[i][b, h, picked]]) for i in (0, 1)
+            )
+            scores = q[b, h].astype(np.float64) @ keys.T
+            weights = np.exp(scores - scores.max(-1, keepdims=True))
+            np.testing.assert_allclose(
+                found[b, h], weights @ values / weights.sum(-1, keepdims=True), atol=TOLERANCE["float32"]
+            )
