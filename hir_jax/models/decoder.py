@@ -238,6 +238,14 @@ def _layer_pass(config: ModelConfig, shard: Shard, layer: Params, x: jax.Array, 
     return _mlp(config, layer, x, shard), (k, v)
 
 
+def _gathered(config: ModelConfig, layer: Params, shard: Shard) -> Params:
+    """One layer's parameters with the matrices whole in their width, in the compute dtype. Said here, they are gathered once a
+    layer; left to XLA, each product becomes a loop over the devices' slices, which TPUs do slowly and compile for minutes."""
+    axes = _layer_axes(config)
+    matrices = {name: w for name, w in layer.items() if w.ndim == 2}
+    return layer | {name: shard(w.astype(config.compute_dtype), axes[name]) for name, w in matrices.items()}
+
+
 def run_layers(
     config: ModelConfig, params: Params, tokens, positions, segments, shard: Shard, keep_cache: bool, window=None
 ):
@@ -246,7 +254,7 @@ def run_layers(
     attend = attention.causal(config.attention, segments, window or tokens.shape[1], shard)
 
     def body(x, layer):
-        x, cache = _layer_pass(config, shard, layer, x, rope, attend)
+        x, cache = _layer_pass(config, shard, _gathered(config, layer, shard), x, rope, attend)
         return x, (cache if keep_cache else None)
 
     if config.remat != "none":
