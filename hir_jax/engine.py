@@ -63,6 +63,7 @@ class Engine:
         """`outline` takes the place of a checkpoint that is not there: functions can be compiled then, and nothing else."""
         self.config = config
         self.mesh = meshes.make_mesh(**config.mesh, devices=devices)
+        meshes.connect(self.mesh)
         self.shard = meshes.ActivationShard(self.mesh)
         sampler = {"data": -1, "fsdp": 1, "tensor": config.rollout.tensor} if config.rollout.tensor else config.mesh
         self.sampler_mesh = meshes.make_mesh(**sampler, devices=devices)
@@ -191,6 +192,10 @@ class Engine:
     def _rows(self, tree):
         return meshes.put_rows(self.mesh, tree)
 
+    def fetch(self, tree):
+        """NumPy of arrays on the mesh, the whole of them in every process."""
+        return meshes.fetch(self.mesh, tree)
+
     @cached_property
     def _sampler(self):
         """`sample`, or the same in slots, with parameters in the sampler's layout and dtype."""
@@ -284,7 +289,7 @@ class Engine:
     @cached_property
     def _table(self) -> on_device.TokenBytes:
         """The same on the devices, where every step needs it."""
-        return jax.device_put(self.token_bytes, meshes.replicated(self.mesh))
+        return meshes.put(meshes.replicated(self.mesh), self.token_bytes)
 
     @cached_property
     def _text_width(self) -> int:
@@ -353,7 +358,7 @@ class Engine:
         given = prompts.tokens, prompts.length, rows.astype(np.int32)
         tokens, length, rows = meshes.put_rows(self.sampler_mesh, given)
         with jax.set_mesh(self.sampler_mesh):
-            return jax.device_get(self._sample(params, tokens, length, rows, key, settings=settings))
+            return meshes.fetch(self.sampler_mesh, self._sample(params, tokens, length, rows, key, settings=settings))
 
     def sample_in_parts(
         self, params, prompts: PromptBatch, rows: np.ndarray, key, settings: Sampling
@@ -370,7 +375,7 @@ class Engine:
             parts = []
             for width in settings.all_widths:
                 progress, cache = self._advance(context, progress, cache=cache, width=width, settings=settings)
-                parts.append(finished(progress))
+                parts.append(meshes.gather(self.mesh, finished(progress)))
         del context, progress, cache
         before = np.zeros(rows.size, bool)
         for i, part in enumerate(parts):
@@ -383,7 +388,7 @@ class Engine:
         """Log-probs f32[B, R] of responses under `params`."""
         arrays = self._rows((tokens, prompt_length, response_mask))
         with jax.set_mesh(self.mesh):
-            return jax.device_get(self._score(params, *arrays))
+            return self.fetch(self._score(params, *arrays))
 
     def relabel(
         self,
@@ -418,7 +423,7 @@ class Engine:
         """NumPy Verdicts of what can be decided on the device; conditions: of the N prompts."""
         conditions, tokens, mask = self._rows((conditions, rollout.tokens, rollout.mask))
         with jax.set_mesh(self.mesh):
-            return jax.device_get(self._verify(self._table, conditions, tokens, mask))
+            return self.fetch(self._verify(self._table, conditions, tokens, mask))
 
     def train_step(
         self, state: TrainState, ref_params, prompts: PromptBatch, conditions: on_device.Conditions, step: int
@@ -428,7 +433,7 @@ class Engine:
         keys = self.key(SAMPLE, step), self.key(SELECT, step)
         with jax.set_mesh(self.mesh):
             state, *rest = self._train_step(state, ref_params, prompts, conditions, self._table, *keys, self.frozen)
-        metrics, *seen = jax.device_get(rest)
+        metrics, *seen = self.fetch(rest)
         return state, {name: float(value) for name, value in metrics.items()}, *seen
 
     def update(self, state: TrainState, batch: TrainBatch) -> tuple[TrainState, dict[str, float]]:

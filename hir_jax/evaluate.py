@@ -1,7 +1,7 @@
 """Evaluates runs: their newest checkpoints (or, in a workdir without one, the config's own model) on a benchmark.
 
     python -m hir_jax.evaluate --workdir=DIR[@STEP],... --benchmark=NAME [--config=configs/X.py] [--prompts=FILE]
-        [--limit=N] [--temperature=0.6] [--samples=N]
+        [--limit=N] [--temperature=0.6] [--samples=N] [--coordinator=HOST:PORT --processes=N --process=I]
 
 Benchmarks: ifeval, ifbench, muldimif, hir16k (`--prompts` is the published file); heldout, the config's held-out instructions;
 unseen, instructions of constraint types that the run never trained on (`config.data.unseen_ids`); text, perplexity on the plain
@@ -40,12 +40,14 @@ from hir_jax.engine import Engine
 from hir_jax.instructions import dataset
 from hir_jax.instructions.roles import encode
 from hir_jax.instructions.templates import render
+from hir_jax.parallel import processes
 from hir_jax.replay import select
 from hir_jax.runs import files
 from hir_jax.runs.checkpoints import Checkpoints
 from hir_jax.runs.memory import keep_freed_memory
 from hir_jax.runs.progress import use_compilation_cache
 from hir_jax.statistics import bootstrap, repetition
+from hir_jax.step import SharedVerifier
 from hir_jax.types import InputError, Instruction, Rollout
 
 OWN = {"heldout": dataset.heldout, "unseen": dataset.unseen}  # instructions that the config makes or names itself
@@ -154,7 +156,7 @@ def _answered(config, engine: Engine, params, request: Request, console: Console
             stack, JudgeSettings(**k.judge), code_checkers=k.code_checkers, workers=k.workers, timeout_seconds=k.timeout_seconds
         )  # fmt: skip
         answers = [Response(q, y, q.source) for q, y in zip(asked, texts, strict=True)]
-        scores, summary = score_rows(benchmark, answers, verifier)
+        scores, summary = score_rows(benchmark, answers, SharedVerifier(verifier))
     found = per_prompt(asked, [score.strict for score in scores])
     summary |= _of_responses(rollout) | {"intervals": {name: bootstrap(values) for name, values in found.items()}}
     keys = list(dict.fromkeys(str(q.key) for q in asked))
@@ -194,12 +196,12 @@ def _perplexity(config, engine: Engine, params, request: Request):
 
 
 def evaluate_run(config, workdir: Path, request: Request, step: int | None = None) -> tuple[dict[str, Any], Path]:
-    """Samples, scores and writes: the summary with its step, and the directory of the files."""
+    """Samples, scores and writes (in the first process): the summary with its step, and the directory of the files."""
     if not (request.temperature >= 0):
         raise InputError(f"--temperature={request.temperature}: it must not be negative (0 is greedy)")
     if request.samples > 1 and not request.temperature:
         raise InputError(f"--samples={request.samples} at temperature 0 are all the same: give --temperature")
-    console = Console(stderr=True)
+    console = Console(stderr=True, quiet=not processes.first())
     engine = Engine(config)
     params, step = restored_params(engine, workdir, step)
     if request.benchmark == TEXT:
@@ -208,6 +210,8 @@ def evaluate_run(config, workdir: Path, request: Request, step: int | None = Non
         summary, written = _answered(config, engine, params, request, console, f"{workdir.name}, step {step}")
     summary |= {"step": step}
     out = workdir / "evaluations" / request.directory(step)
+    if not processes.first():
+        return summary, out
     for name, rows in written.items():
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         files.write_atomically(out / f"{name}.jsonl", lines)
@@ -255,9 +259,14 @@ def _run_of(name: str) -> tuple[Path, int | None]:
 
 def main(argv) -> None:
     del argv
-    args = flags.FLAGS
     logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax reports through it
     keep_freed_memory()
+    with processes.joined(preemption=False):
+        evaluate(flags.FLAGS)
+
+
+def evaluate(args) -> None:
+    """What the command line asks for."""
     request = Request(args.benchmark, args.prompts, args.limit, args.temperature, args.samples)
     runs, directories = {}, {}
     for name in args.workdir:
@@ -266,6 +275,8 @@ def main(argv) -> None:
         configs.check(config)
         use_compilation_cache(config.compilation_cache)
         runs[name], directories[name] = evaluate_run(config, workdir, request, step)
+    if not processes.first():
+        return
     if len(runs) == 1:
         print(json.dumps(runs[name]))
         return
@@ -281,5 +292,6 @@ if __name__ == "__main__":
     flags.DEFINE_integer("limit", None, "The first N prompts alone.", lower_bound=1)
     flags.DEFINE_float("temperature", 0.0, "0: greedy. The paper's benchmark decoding: 0.6.")
     flags.DEFINE_integer("samples", 1, "Responses to each prompt.", lower_bound=1)
+    processes.define_flags()
     flags.mark_flags_as_required(["workdir"])
     configs.run_program(main)

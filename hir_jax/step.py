@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -13,6 +14,7 @@ from hir_jax.instructions.dataset import Dataset
 from hir_jax.instructions.roles import Encoded
 from hir_jax.instructions.templates import render
 from hir_jax.learner.losses import truncated_importance
+from hir_jax.parallel import processes
 from hir_jax.replay import select
 from hir_jax.types import PromptBatch, Replays, Rollout, TrainBatch, Verdicts
 
@@ -55,7 +57,8 @@ def verify(
     engine: Engine, verifier: Verifier, rows: list[Encoded], rollout: Rollout, which, width: int, step: int, conditions
 ) -> Verdicts:
     """Every constraint of the samples `which`, bool[B]; row b belongs to prompt b // (B / N). `conditions`: of the N
-    prompts, for the device to decide first, or None; the host decides what is left."""
+    prompts, for the device to decide first, or None; of what is left each process decides its share, and `processes.union` of
+    them is whole."""
     samples, per_prompt = len(rollout.filled), len(rollout.filled) // len(rows)
     found = Verdicts(*(np.zeros((samples, width), bool) for _ in Verdicts._fields))
     if conditions is not None:
@@ -63,7 +66,7 @@ def verify(
     for b, present in enumerate(found.present):
         present[: len(rows[b // per_prompt].instruction.constraints)] = True
     left = found.present & ~found.known & which[:, None]
-    open_rows = np.flatnonzero(left.any(-1))  # only these have to become text
+    open_rows = processes.share(np.flatnonzero(left.any(-1)))  # only these have to become text
     if not len(open_rows):
         return found
     checks = []
@@ -79,6 +82,20 @@ def verify(
     return found
 
 
+class SharedVerifier:
+    """A Verifier whose rows are shared out: each process, asked for all of them, checks its share, and gets all verdicts."""
+
+    def __init__(self, verifier: Verifier):
+        self._verifier = verifier
+
+    def verify(self, rows: Sequence[Row], width: int, *, loose: bool = False) -> Verdicts:
+        found = Verdicts(*(np.zeros((len(rows), width), bool) for _ in Verdicts._fields))
+        mine = processes.share(np.arange(len(rows)))
+        for whole, part in zip(found, self._verifier.verify([rows[i] for i in mine], width, loose=loose), strict=True):
+            whole[mine] = part
+        return processes.union(found)
+
+
 def sample_and_verify(
     engine: Engine, verifier: Verifier, params, rows, prompts: PromptBatch, ids, step: int, clock: Clock, conditions
 ) -> tuple[Rollout, Verdicts]:
@@ -89,7 +106,7 @@ def sample_and_verify(
     if conditions is not None:
         whole = engine.sample(*how)
         clock.lap("sample")
-        found = verify(engine, verifier, rows, whole, whole.filled, width, step, conditions)
+        found = processes.union(verify(engine, verifier, rows, whole, whole.filled, width, step, conditions))
         clock.lap("verify")
         return whole, found
     verdicts = Verdicts(*(np.zeros((ids.size, width), bool) for _ in Verdicts._fields))
@@ -99,6 +116,8 @@ def sample_and_verify(
             part = verify(engine, verifier, rows, rollout, complete, width, step, None)
             verdicts = jax.tree.map(lambda new, old, w=complete: np.where(w[:, None], new, old), part, verdicts)
         clock.lap("verify")
+    verdicts = processes.union(verdicts)  # not sooner: it would wait for the decoding
+    clock.lap("verify")
     return rollout, verdicts
 
 
@@ -162,8 +181,8 @@ def build_batch(engine, ref_params, params, prompts, rollout, verdicts, replays)
     batch = engine.relabel(prompts, rollout, ref_logp, importance, reward, weight, verdicts, replays)
     if engine.config.replay.behaviour == "rewritten" and replays.valid.any():
         fresh = engine.score(params, batch.tokens, batch.prompt_length, batch.response_mask)
-        old = jax.device_get(batch.behaviour_logp)
-        batch = batch._replace(behaviour_logp=np.where(jax.device_get(batch.is_replay)[:, None], fresh, old))
+        old, is_replay = engine.fetch((batch.behaviour_logp, batch.is_replay))
+        batch = batch._replace(behaviour_logp=np.where(is_replay[:, None], fresh, old))
     return batch, {name: float(value) for name, value in metrics.items()}
 
 

@@ -1,8 +1,10 @@
 """The main program: HiR, its baselines without replay, and supervised fitting.
 
     python -m hir_jax.train --config=configs/X.py --workdir=DIR [--config.key=value ...]
+        [--coordinator=HOST:PORT --processes=N --process=I]
 
-The same command again continues a run that was stopped, from its last committed checkpoint.
+The same command again continues a run that was stopped, from its last committed checkpoint. Several processes, each with its
+devices, make one run; DIR is one that all of them see.
 """
 
 from __future__ import annotations
@@ -27,6 +29,8 @@ from hir_jax.engine import Engine
 from hir_jax.evaluate import accuracies
 from hir_jax.export import write_model
 from hir_jax.instructions import dataset
+from hir_jax.parallel import mesh as meshes
+from hir_jax.parallel import processes
 from hir_jax.runs import files
 from hir_jax.runs.checkpoints import Checkpoints
 from hir_jax.runs.memory import keep_freed_memory
@@ -34,6 +38,7 @@ from hir_jax.runs.progress import Compilations, RunProgress, show_replay, use_co
 from hir_jax.runs.report import write_report
 from hir_jax.step import (
     Clock,
+    SharedVerifier,
     build_batch,
     build_pairs,
     distributions,
@@ -49,16 +54,13 @@ log = logging.getLogger(__name__)
 
 
 class Run:
-    """The host side of a run: files, checkpoints, progress, and the wish to stop."""
+    """The host side of a run: files, checkpoints, progress, and the wish to stop. Of several processes the first writes."""
 
     def __init__(self, config, workdir: Path, stack: ExitStack):
-        old = files.read_config(workdir)
-        changed = configs.changed_keys(old, configs.flatten(config)) if old else []
-        files.refuse_other_config(workdir, changed)
-        if old is None:
-            files.refuse_foreign(workdir)
         self.config, self.workdir = config, workdir
-        self.console = Console()
+        processes.same(configs.flatten(config), "the config", "start all processes with the same flags")
+        fresh = processes.agree(self._claim)
+        self.console = Console(quiet=not processes.first())
         self.engine = Engine(config)
         k = config.constraints
         judge = JudgeSettings(**k.judge)
@@ -68,13 +70,24 @@ class Run:
             stack, judge, code_checkers=k.code_checkers, workers=k.workers, timeout_seconds=k.timeout_seconds
         )
         self.conditions, self.fused = self._conditions()
-        if old is None:
-            self._write_config()
+        if fresh:
+            processes.agree(self._write_config)
+        written = files.read_config(workdir)
+        processes.same(written, f"{workdir}/config.json", "give all processes a directory that they share")
         self.checkpoints = stack.enter_context(Checkpoints(workdir / "checkpoints", config.checkpoint_keep))
         self.compilations = Compilations()
         self.stopping = False
-        stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, self._stop))
+        if jax.process_count() == 1:  # of several jax hears the signal: all have to stop after the same step
+            stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, self._stop))
         self._stack = stack
+
+    def _claim(self) -> bool:
+        """Whether the run is a new one. Raises RunError where the directory belongs to another."""
+        old, config = files.read_config(self.workdir), configs.flatten(self.config)
+        files.refuse_other_config(self.workdir, configs.changed_keys(old, config) if old else [])
+        if old is None:
+            files.refuse_foreign(self.workdir)
+        return old is None
 
     def _conditions(self):
         """(the training rows' constraints for the device or None, whether whole steps can run there)."""
@@ -97,7 +110,7 @@ class Run:
 
     def restore_or_init(self):
         """(state, reference parameters or None) of the last committed step, or of step 0."""
-        engine, latest = self.engine, self.checkpoints.latest()
+        engine, latest = self.engine, processes.agree(self.checkpoints.latest)
         method = self.config.method
         keeps_reference = method == "dpo" or (method not in ("sft", "rft") and self.config.learner.kl > 0)
         initial = engine.load_params() if latest is None or keeps_reference else None
@@ -106,11 +119,14 @@ class Run:
         else:
             state, meta = self.checkpoints.restore(latest, engine.abstract_state)
             engine.refuse_other_base(meta)
-            self.say(f"resuming {self.workdir} from step {latest}")
-        self._write_config()  # keys outside the trajectory may be new
-        self.files = self._stack.enter_context(
-            files.RunFiles(self.workdir, latest or 0, fresh=latest is None, **self._boards())
-        )
+            before, now = (", ".join(f"{k} {v}" for k, v in m.items()) for m in (meta["mesh"], engine.mesh.shape))
+            moved = f"; it ran on a mesh of {before} and goes on with {now}" if before != now else ""
+            self.say(f"resuming {self.workdir} from step {latest}{moved}")
+        processes.agree(self._write_config)  # keys outside the trajectory may be new
+        if processes.first():
+            self.files = self._stack.enter_context(
+                files.RunFiles(self.workdir, latest or 0, fresh=latest is None, **self._boards())
+            )
         self.progress = self._stack.enter_context(RunProgress(self.console, self.config.total_steps, latest or 0))
         return state, initial if keeps_reference else None
 
@@ -131,16 +147,19 @@ class Run:
             return {}
         params = self.engine.policy(params)
         texts = self.engine.texts(self.engine.respond(params, self.data.heldout, temperature=0.0))
-        found = accuracies(self.verifier, [row.instruction for row in self.data.heldout], texts)
+        found = accuracies(SharedVerifier(self.verifier), [row.instruction for row in self.data.heldout], texts)
         return {f"heldout_{name}": value for name, value in found.items()}
 
     def judge_usage(self) -> dict[str, float]:
         """What the judge was asked so far, and what that cost."""
         judge = self.verifier.deciders.get("judge")
-        return {f"judge_{name}": value for name, value in dataclasses.asdict(judge.usage).items()} if judge else {}
+        used = processes.total(dataclasses.asdict(judge.usage)) if judge else {}
+        return {f"judge_{name}": value for name, value in used.items()}
 
     def record(self, step: int, metrics, clock: Clock, tokens: int, replays=()) -> None:
         """One line of metrics.jsonl, the sampled replays, TensorBoard and the terminal."""
+        if not processes.first():
+            return
         total = sum(clock.seconds.values())
         metrics = metrics | clock.seconds | {"seconds/step": total, "tokens_per_s": tokens / max(total, 1e-9)}
         metrics |= {"seconds/compiling": self.compilations.take_seconds()}
@@ -151,21 +170,30 @@ class Run:
                 show_replay(self.console, step, row)
         self.progress.step(step, metrics)
 
+    def stops_after(self, step: int) -> bool:
+        """Whether SIGTERM has come: the run is to be saved and left after this step."""
+        return self.stopping or self.checkpoints.reached_preemption(step)
+
     def save(self, step: int, state) -> None:
         meta = {"step": step, "mesh": dict(self.engine.mesh.shape), "config": configs.flatten(self.config)}
         self.checkpoints.save(step, state, meta | self.engine.base)
 
     def export(self, params) -> None:
         """DIR/model, for transformers, in place of one from an earlier end of this run or from a save that was cut off."""
+        params = meshes.for_first_host(self.engine.mesh, self.engine.policy(params))
+        if not processes.first():
+            return
         model = self.workdir / "model"
         for old in (model, model.with_name("model.unfinished")):
             if old.exists():
                 shutil.rmtree(old)
-        write_model(self.engine, self.engine.policy(params), model)
+        write_model(self.engine, params, model)
         self.say(f"trained weights, for transformers: {model}")
 
     def write_report(self) -> None:
         """DIR/report.html; that it cannot be written is no reason for a run to fail."""
+        if not processes.first():
+            return
         path = self.workdir / "report.html"
         try:
             for note in write_report(path, {self.workdir.resolve().name: [self.workdir]}):
@@ -199,7 +227,7 @@ def policy_step(run: Run, state, ref_params, step: int, clock: Clock):
         clock.lap("update")
     metrics = rollout_metrics(engine, rollout, verdicts, replays, rounds) | run.judge_usage()
     shown = list(replay_rows(engine, rows, rollout, verdicts, replays, run.config.logging.replays_per_step))
-    if run.due(run.config.logging.distributions_every, step + 1):
+    if processes.first() and run.due(run.config.logging.distributions_every, step + 1):
         run.files.distributions(step + 1, distributions(rollout, verdicts, replays), shown)
     clock.lap("report")
     return state, metrics | learned, int(rollout.mask.sum()), shown
@@ -234,9 +262,10 @@ def train(config, workdir: Path, make_run: type[Run] = Run) -> None:
             metrics |= run.evaluate(state.params, done)
             clock.lap("evaluate")
             run.record(done, metrics, clock, tokens, replays)
-            if run.stopping or run.due(config.checkpoint_every, done):
+            stops = run.stops_after(done)
+            if stops or run.due(config.checkpoint_every, done):
                 run.save(done, state)
-            if run.stopping:
+            if stops:
                 run.checkpoints.wait()
                 run.say(f"stopped by SIGTERM after step {done}; the same command resumes")
                 return
@@ -250,17 +279,20 @@ def train(config, workdir: Path, make_run: type[Run] = Run) -> None:
 
 def main(argv) -> None:
     del argv
-    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[RichHandler(show_path=False)], force=True)
-    for noisy in ("orbax", "absl", "jax"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
     config = flags.FLAGS.config
     configs.check(config)
-    use_compilation_cache(config.compilation_cache)
     keep_freed_memory()
-    train(config, Path(flags.FLAGS.workdir))
+    with processes.joined(preemption=True):
+        level = logging.INFO if processes.first() else logging.WARNING
+        logging.basicConfig(level=level, format="%(message)s", handlers=[RichHandler(show_path=False)], force=True)
+        for noisy in ("orbax", "absl", "jax"):
+            logging.getLogger(noisy).setLevel(logging.WARNING)
+        use_compilation_cache(config.compilation_cache)
+        train(config, Path(flags.FLAGS.workdir))
 
 
 if __name__ == "__main__":
     configs.define_flags("workdir")
+    processes.define_flags()
     flags.mark_flags_as_required(["config", "workdir"])
     configs.run_program(main)

@@ -5,8 +5,11 @@ Axes: `data` (rows, parameters replicated), `fsdp` (rows, parameters split), `te
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -149,4 +152,63 @@ def put_rows(mesh: Mesh, tree):
                 f"{leaf.shape[0]} rows do not split over {ways} devices (data x fsdp): make config.data.batch_prompts "
                 "(for evaluation, eval_batch) a multiple of it, or change config.mesh"
             )
-    return jax.device_put(tree, rows(mesh))
+    return put(rows(mesh), tree)
+
+
+def put(sharding: NamedSharding, tree):
+    """Arrays to the devices. Host arrays are the same in all processes; each puts the shards of its own devices."""
+    if sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding)
+
+    def one(x):
+        if isinstance(x, jax.Array) and not x.is_fully_addressable:
+            return jax.device_put(x, sharding)
+        x = np.asarray(x)
+        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+    return jax.tree.map(one, tree)
+
+
+@lru_cache
+def _gathering(mesh: Mesh):
+    return jax.jit(lambda tree: tree, out_shardings=replicated(mesh))
+
+
+def gather(mesh: Mesh, tree):
+    """Arrays that this process can read whole: themselves, or where other processes hold some of their shards a copy on every
+    device. Asked of all processes at once, as any computation."""
+    return tree if replicated(mesh).is_fully_addressable else _gathering(mesh)(tree)
+
+
+def connect(mesh: Mesh) -> None:
+    """Opens the connections between the processes of a mesh: one sum over each group of its axes.
+
+    Called while all are at the same place. Later one may still be compiling what another one read from the cache (on CPUs only the
+    first process finds anything there), and gloo gives up after 30 s without an answer; once connected it waits.
+    """
+    if replicated(mesh).is_fully_addressable:
+        return
+    axes = [name for name in AXES if mesh.shape[name] > 1]
+    for group in (group for size in range(len(axes)) for group in itertools.combinations(axes, size + 1)):
+        ones = np.ones(math.prod(mesh.shape[name] for name in group), np.float32)
+        fetch(mesh, put(NamedSharding(mesh, PartitionSpec(group)), ones).sum())
+
+
+def fetch(mesh: Mesh, tree):
+    """NumPy of arrays on the mesh, the whole of them in every process."""
+    return jax.device_get(gather(mesh, tree))
+
+
+def for_first_host(mesh: Mesh, params):
+    """Parameters as the first process can write them. With several processes, all of which have to ask, it gets NumPy arrays, one
+    layer of a stack at a time, so that no device has to hold a whole stack; the others get None in their place."""
+    if replicated(mesh).is_fully_addressable:
+        return params
+
+    layer = jax.jit(lambda x, i: x[i], out_shardings=replicated(mesh))
+
+    def whole(x):
+        parts = [jax.device_get(layer(x, i)) for i in range(len(x))] if x.ndim > 2 else fetch(mesh, x)
+        return np.asarray(parts) if jax.process_index() == 0 else None
+
+    return jax.tree.map(whole, params)

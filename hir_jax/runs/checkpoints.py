@@ -49,6 +49,11 @@ class Checkpoints:
         """All committed steps, in order."""
         return sorted(self._manager.all_steps())
 
+    def reached_preemption(self, step: int) -> bool:
+        """Whether a process of several has had SIGTERM and this is the step after which all are to stop: to be asked after every
+        step. False in a single process."""
+        return self._manager.reached_preemption(step)
+
     def save(self, step: int, state: Any, meta: dict) -> None:
         """Starts a save; returns once `state` may be donated. Does nothing for a step that is already saved."""
         if step == self.latest():
