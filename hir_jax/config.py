@@ -28,7 +28,8 @@ METHODS = ("hir", "ilr", "clr", "hir_clr", "sft", "rft", "dpo")
 # Keys that do not change what is learnt: a run may be resumed with other values of these.
 FREE_ON_RESUME = (
     "total_steps", "eval_every", "checkpoint_every", "checkpoint_keep", "save_model", "compilation_cache",
-    "data.eval_size", "data.eval_batch", "constraints.workers", "constraints.timeout_seconds", "mesh", "logging",
+    "data.eval_size", "data.eval_batch", "rollout.cache_bytes", "rollout.tensor", "constraints.workers",
+    "constraints.timeout_seconds", "mesh", "logging",
     *(f"constraints.judge.{name}" for name in (
         "cache", "base_url", "api_key_env", "concurrency", "deadline_seconds", "timeout_seconds", "retries",
         "backoff_seconds", "backoff_max_seconds", "price_in", "price_out", "batch_tokens",
@@ -105,7 +106,13 @@ def defaults() -> ml_collections.ConfigDict:
     r.top_p = 1.0  # 1: off
     r.method = "gumbel"  # gumbel | inverse_cdf: how a word is drawn from the soft-max; see rollout/sample.py
     r.dtype = ""  # of the sampler's weights, float32 | bfloat16; "": model.compute_dtype. See learner.importance_cap
-    r.slots = 0  # rows decoded at a time, refilled as they end (continuous batching); 0: all rows at once
+    r.slots = 0  # rows decoded at a time, refilled as they end (continuous batching); 0: see cache_bytes
+    r.cache_bytes = (
+        0  # keys and values that a device may hold, in bytes: slots are as many as fit (slots = 0); 0: all rows
+    )
+    r.tensor = (
+        0  # devices that share heads, MLP and words while sampling (the others share rows); 0: the layout of `mesh`
+    )
 
     c.constraints = k = ml_collections.ConfigDict()
     k.workers = 2  # verifier processes; 0: in this process
@@ -260,6 +267,8 @@ def check(config) -> None:
         "eval_every",
         "lora.rank",
         "rollout.slots",
+        "rollout.cache_bytes",
+        "rollout.tensor",
         "replay.k",
         "logging.distributions_every",
         "replay.lambda_0",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ import numpy as np
 from transformers import AutoTokenizer
 
 from hir_jax import fused
+from hir_jax.bench import counting
 from hir_jax.constraints import on_device
 from hir_jax.instructions import lexicon
 from hir_jax.instructions.roles import Encoded, PartShapes, chat_frame, prompt_batch
@@ -22,15 +24,18 @@ from hir_jax.learner.update import LearnerSettings, init_state, score_responses,
 from hir_jax.models import decoder, lora
 from hir_jax.models.checkpoint import open_checkpoint
 from hir_jax.models.config import ModelConfig
+from hir_jax.models.decode_attention import cache_columns
+from hir_jax.models.published import Outline
 from hir_jax.parallel import mesh as meshes
 from hir_jax.replay import select
 from hir_jax.replay.pairs import choose_pairs, pair_batch
 from hir_jax.replay.relabel import relabel
-from hir_jax.rollout.continuous import sample_continuous
+from hir_jax.rollout.continuous import Share, ring_columns, sample_continuous, slots_within
 from hir_jax.rollout.sample import Sampling, advance, begin, finished, sample
 from hir_jax.types import InputError, PromptBatch, Replays, Rollout, TrainBatch, TrainState, Verdicts
 
 _BYTES_PER_TOKEN = 8  # room for text on the device; English has 3 to 5
+ATTENTION = {"tpu": "splash", "gpu": "triton"}  # by platform; see models/attention.py
 INIT, SAMPLE, SELECT, EVALUATE, ADAPT = range(5)  # purposes of random keys
 
 
@@ -54,13 +59,20 @@ def learner_settings(config) -> LearnerSettings:
 class Engine:
     """Model, tokenizer and compiled functions. `samples` is the number of slots a prompt has: m, or m + k."""
 
-    def __init__(self, config, devices=None):
+    def __init__(self, config, devices=None, outline: Outline | None = None):
+        """`outline` takes the place of a checkpoint that is not there: functions can be compiled then, and nothing else."""
         self.config = config
         self.mesh = meshes.make_mesh(**config.mesh, devices=devices)
         meshes.connect(self.mesh)
         self.shard = meshes.ActivationShard(self.mesh)
-        self._checkpoint = open_checkpoint(config.model.checkpoint) if config.model.checkpoint else None
-        if self._checkpoint:
+        sampler = {"data": -1, "fsdp": 1, "tensor": config.rollout.tensor} if config.rollout.tensor else config.mesh
+        self.sampler_mesh = meshes.make_mesh(**sampler, devices=devices)
+        self.sampler_shard = meshes.ActivationShard(self.sampler_mesh)
+        self._checkpoint = open_checkpoint(config.model.checkpoint) if config.model.checkpoint and not outline else None
+        pad = None
+        if outline:
+            self.tokenizer, model, self.stop_ids, pad = None, *outline
+        elif self._checkpoint:
             self.tokenizer = self._checkpoint.tokenizer
             self.stop_ids = tuple(self._checkpoint.stop_ids)
             model = self._checkpoint.config
@@ -69,14 +81,17 @@ class Engine:
             self.tokenizer = lexicon.build_tokenizer() if name == "lexicon" else AutoTokenizer.from_pretrained(name)
             self.stop_ids = (self.tokenizer.eos_token_id,)
             model = self._random_model()
-        self.model = dataclasses.replace(model, compute_dtype=config.model.compute_dtype, remat=config.model.remat)
+        attention = ATTENTION.get(self.mesh.devices.flat[0].platform, "plain")
+        how = {"compute_dtype": config.model.compute_dtype, "remat": config.model.remat, "attention": attention}
+        self.model = dataclasses.replace(model, **how)
         self.lora = None
         if config.lora.rank:
             self.lora = lora.LoraSettings(config.lora.rank, config.lora.alpha, tuple(config.lora.targets))
             self.model = dataclasses.replace(self.model, lora_scaling=self.lora.scaling)
-        pad = self.tokenizer.pad_token_id
+        if self.tokenizer:
+            pad = self.tokenizer.pad_token_id
+            self.frame = chat_frame(self.tokenizer)
         self.pad_id = pad if pad is not None else self.stop_ids[0]
-        self.frame = chat_frame(self.tokenizer)
         self.samples = config.rollout.m + config.replay.k
         dtype = config.rollout.dtype or self.model.compute_dtype
         self.sampler_model = dataclasses.replace(self.model, compute_dtype=dtype)
@@ -183,23 +198,45 @@ class Engine:
 
     @cached_property
     def _sampler(self):
-        """`sample`, or the same in `rollout.slots` slots."""
-        fixed, slots = {"model": self.sampler_model, "shard": self.shard}, self.config.rollout.slots
-        if not slots:
-            return partial(sample, **fixed)
-        ways = meshes.row_devices(self.mesh)
-        if slots % ways:
-            raise InputError(f"config.rollout.slots = {slots} must be a multiple of the {ways} devices that share rows")
-        run = partial(sample_continuous, slots=slots, queues=ways, **fixed)
+        """`sample`, or the same in slots, with parameters in the sampler's layout and dtype."""
+        fixed = {"model": self.sampler_model, "shard": self.sampler_shard}
+        ways = meshes.row_devices(self.sampler_mesh)
+        if self.config.rollout.slots % ways:
+            raise InputError(
+                f"config.rollout.slots = {self.config.rollout.slots} must be a multiple of the {ways} devices that share rows"
+            )
 
-        def sample_in_slots(params, prompts, length, rows, key, *, settings):
-            return run(params, prompts, length, rows, key, settings=settings)[0]
+        def sample_rows(params, prompts, length, rows, key, *, settings):
+            params = jax.tree.map(lambda x: x.astype(self.sampler_model.compute_dtype), params)
+            if self.config.rollout.tensor:
+                params = self.sampler_shard.parameters(params, lora.param_axes(self.model, params))
+            given = params, prompts, length, rows, key
+            slots = self.slots(*prompts.shape, rows.shape[1], settings.max_response)
+            if not slots:
+                return sample(*given, settings=settings, **fixed)
+            return sample_continuous(*given, settings=settings, slots=slots, queues=ways, **fixed)[0]
 
-        return sample_in_slots
+        return sample_rows
+
+    @property
+    def kv_ways(self) -> int:
+        """Devices that share the key heads of a row while sampling."""
+        return self.sampler_shard.ways("kv_heads", self.model.num_kv_heads)
+
+    def slots(self, prompts: int, columns: int, samples: int, longest: int) -> int:
+        """Rows decoded at a time: `rollout.slots`, or as many as `rollout.cache_bytes` hold; 0: all rows, without slots."""
+        r, ways = self.config.rollout, meshes.row_devices(self.sampler_mesh)
+        if r.slots or not r.cache_bytes:
+            return r.slots
+        token_bytes = counting.cache_bytes(self.sampler_model) // self.kv_ways
+        sizes = (cache_columns(self.model.attention, size) for size in (columns, longest, ring_columns(longest)))
+        columns, response, ring = sizes
+        share = Share(prompts // ways, columns, samples, response, ring, token_bytes)
+        return slots_within(r.cache_bytes, share) * ways
 
     @cached_property
     def _sample(self):
-        return jax.jit(self._sampler, static_argnames="settings", out_shardings=meshes.rows(self.mesh))
+        return jax.jit(self._sampler, static_argnames="settings", out_shardings=meshes.rows(self.sampler_mesh))
 
     @cached_property
     def _begin(self):
@@ -285,6 +322,14 @@ class Engine:
             out_shardings=(state, meshes.replicated(self.mesh)),
         )
 
+    @property
+    def functions(self) -> dict[str, Any]:
+        """The compiled functions of a step by name; nothing has been compiled yet."""
+        return {
+            "sample": self._sample, "score": self._score, "select": self._select, "relabel": self._relabel,
+            "update": self._update,
+        }  # fmt: skip
+
     def sampling(self, temperature: float, *, top_k: int = 0, top_p: float = 1.0) -> Sampling:
         return Sampling(
             self.config.rollout.max_response, self.stop_ids, self.pad_id, temperature, top_k, top_p,
@@ -310,16 +355,17 @@ class Engine:
 
     def sample(self, params, prompts: PromptBatch, rows: np.ndarray, key, settings: Sampling) -> Rollout:
         """NumPy Rollout of rows.size responses; rows: i32[N, S], ids that choose each row's noise."""
-        tokens, length, rows = self._rows((prompts.tokens, prompts.length, rows.astype(np.int32)))
-        with jax.set_mesh(self.mesh):
-            return self.fetch(self._sample(params, tokens, length, rows, key, settings=settings))
+        given = prompts.tokens, prompts.length, rows.astype(np.int32)
+        tokens, length, rows = meshes.put_rows(self.sampler_mesh, given)
+        with jax.set_mesh(self.sampler_mesh):
+            return meshes.fetch(self.sampler_mesh, self._sample(params, tokens, length, rows, key, settings=settings))
 
     def sample_in_parts(
         self, params, prompts: PromptBatch, rows: np.ndarray, key, settings: Sampling
     ) -> Iterator[tuple[Rollout, np.ndarray]]:
         """The same Rollout after each of `rollout.response_buckets`, as soon as it is there, with the rows that are complete
         since the one before, bool[B]. The devices go on decoding meanwhile: all parts are asked for at once."""
-        if self.config.rollout.slots:
+        if self.config.rollout.slots or self.config.rollout.cache_bytes or self.config.rollout.tensor:
             whole = self.sample(params, prompts, rows, key, settings)
             yield whole, np.ones(rows.size, bool)
             return

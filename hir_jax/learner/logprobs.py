@@ -20,11 +20,16 @@ CHUNK_ELEMENTS = 1 << 27  # logits a device makes at once, at most: 512 MB in fl
 CHUNK_TOKENS = 128  # a chunk's tokens, at least: the gradient of the output matrix is added up once a chunk
 
 
-def token_logprobs(hidden: Array, target: Array, matrix: Array, temperature: float) -> tuple[Array, Array]:
-    """Log-prob of each target under softmax(hidden @ matrix / temperature), and its entropy in nats, f32[..., T] both, in
-    float32; no gradient flows through the entropy. hidden: dtype[..., T, D]; target: i32[..., T]; matrix: [D, V]."""
+def token_logprobs(
+    hidden: Array, target: Array, matrix: Array, temperature: float, shard: decoder.Shard = decoder.no_shard
+) -> tuple[Array, Array]:
+    """Log-prob of each target under softmax(hidden @ matrix / temperature), and its entropy in nats, f32[G, T] both, in
+    float32; no gradient flows through the entropy. hidden: dtype[G, T, D]; target: i32[G, T]; matrix: [D, V], as `head_params`
+    splits it: devices that share the words exchange hidden states and sums, never logits."""
+    hidden, target = shard(hidden, ("lookup_batch", "length", "embed")), shard(target, ("lookup_batch", "length"))
     matrix = matrix.astype(hidden.dtype)
     logits = jnp.matmul(hidden, matrix, preferred_element_type=jnp.float32) / temperature
+    logits = shard(logits, ("lookup_batch", "length", "lookup_vocab"))
     log_total = jax.nn.logsumexp(logits, axis=-1)
     fixed = jax.lax.stop_gradient(logits)
     fixed_total = jax.lax.stop_gradient(log_total)
@@ -33,17 +38,29 @@ def token_logprobs(hidden: Array, target: Array, matrix: Array, temperature: flo
     return chosen - log_total, entropy
 
 
-def head_params(model: ModelConfig, params: decoder.Params) -> decoder.Params:
-    """The part of the parameters that `decoder.unembed_matrix` takes; {} where they do not hold it."""
-    name = "embed" if model.tie_embeddings else "unembed"
-    return {name: params[name]} if name in params else {}
+def head_params(model: ModelConfig, params: decoder.Params, shard: decoder.Shard = decoder.no_shard) -> decoder.Params:
+    """The part of the parameters that `decoder.unembed_matrix` takes, in the compute dtype, its words split among all devices
+    that share parameters; {} where they do not hold it."""
+    name, axes = (
+        ("embed", ("lookup_vocab", "embed")) if model.tie_embeddings else ("unembed", ("embed", "lookup_vocab"))
+    )
+    if name not in params:
+        return {}
+    return {name: shard(params[name].astype(model.compute_dtype), axes)}
+
+
+def chunk_columns(columns: int, words: int) -> int:
+    """Columns of a chunk, of so many on a device."""
+    return min(columns, max(1, CHUNK_ELEMENTS // words), max(CHUNK_TOKENS, columns // 8))
 
 
 def _predicting_first(predicts: Array) -> tuple[Array, Array, Array]:
     """Of bool[G, T]: (order i32[G, T], predicting columns first; its inverse; the largest number of them, i32[])."""
-    order = jnp.argsort(~predicts, axis=1, stable=True).astype(jnp.int32)
     count = predicts.sum(-1, dtype=jnp.int32)
     place = jnp.where(predicts, jnp.cumsum(predicts, 1), count[:, None] + jnp.cumsum(~predicts, 1)) - 1
+    # a sort would give the same; XLA takes minutes to compile one of this width for TPUs
+    groups, columns = (jnp.arange(size, dtype=jnp.int32) for size in predicts.shape)
+    order = jnp.zeros_like(place).at[groups[:, None], place].set(columns, unique_indices=True)
     return order, place, count.max()
 
 
@@ -56,7 +73,7 @@ def over_chunks(predicts: Array, words: int, hidden: Array, fields, body: Callab
     """
     order, place, most = _predicting_first(predicts)
     columns = order.shape[1]
-    size = min(columns, max(1, CHUNK_ELEMENTS // words), max(CHUNK_TOKENS, columns // 8))
+    size = chunk_columns(columns, words)
     padding = -columns % size
     order = jnp.pad(order, ((0, 0), (0, padding)))
     padded = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, padding)) + ((0, 0),) * (x.ndim - 2)), outputs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -131,10 +132,12 @@ def score_responses(
     packed, places, size, now, following = _packed(
         tokens, prompt_length, response_mask, keep, settings, shard, multiple
     )
-    inputs, matrix = (now, packed.position, packed.segment), decoder.unembed_matrix(model, params)
+    inputs = (now, packed.position, packed.segment)
+    matrix = decoder.unembed_matrix(model, head_params(model, params, shard))
 
     def chunk(carry, hidden, real, target):
-        return carry, jnp.where(real, token_logprobs(hidden, target, matrix, settings.temperature)[0], 0.0)
+        logp = token_logprobs(hidden, target, matrix, settings.temperature, shard)[0]
+        return carry, jnp.where(real, shard(logp, ("batch", "length")), 0.0)
 
     def micro_batch(logp, start):
         hidden = _hidden(params, inputs, tokens.shape[1] - 1, start, size.micro, model, shard)
@@ -172,10 +175,11 @@ def _shares(batch: TrainBatch, average: str) -> Array:
     return batch.weight / rows / (jnp.maximum(length, 1) if average == "sequence" else columns)
 
 
-def _loss(head, hidden, real, fields: _Tokens, frozen_head, model: ModelConfig, settings: LearnerSettings):
+def _loss(head, hidden, real, fields: _Tokens, frozen_head, model: ModelConfig, settings: LearnerSettings, shard):
     """The share of some tokens in the loss of the mini-batch, and sums for metrics."""
     matrix = decoder.unembed_matrix(model, frozen_head | head)
-    logp, entropy = token_logprobs(hidden, fields.target, matrix, settings.temperature)
+    logp, entropy = token_logprobs(hidden, fields.target, matrix, settings.temperature, shard)
+    logp, entropy = (shard(x, ("batch", "length")) for x in (logp, entropy))
     weight, share = (jnp.where(real, x, 0.0) for x in (fields.weight, fields.share))
     fixed = jax.lax.stop_gradient(logp)
     seen = {"entropy": entropy, "nll": -fixed}
@@ -237,33 +241,41 @@ def gradients(
         batch.is_replay[packed.row],
     )
     fields = jax.tree.map(lambda x: shard(x, ("batch", None, "length")), fields)
-    frozen_head = head_params(model, frozen or {})
-    loss = partial(_loss, frozen_head=frozen_head, model=model, settings=settings)
+    frozen_head = head_params(model, frozen or {}, shard)
+    loss = partial(_loss, frozen_head=frozen_head, model=model, settings=settings, shard=shard)
     compute = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
-    head, inputs = head_params(model, params), (now, packed.position, packed.segment)
+    head, inputs = head_params(model, params, shard), (now, packed.position, packed.segment)
+    axes = lora.param_axes(model, params)
 
     def chunk(carry, hidden, real, fields):
-        grads, sums = carry
+        d_heads, sums = carry
         (_, more), (d_head, d_hidden) = compute(head, hidden, real, fields)
-        grads = grads | {name: grads[name] + d_head[name] for name in head}
-        return (grads, jax.tree.map(jnp.add, sums, more)), d_hidden
+        return jax.tree.map(jnp.add, (d_heads, sums), (d_head, more)), shard(d_hidden, ("batch", "length", "embed"))
 
     def micro_batch(carry, start):
+        grads, d_heads, sums = carry
+
         def run(trained):
             return _hidden(lora.join(frozen, trained), inputs, columns - 1, start, size.micro, model, shard)
 
         hidden, pull = jax.vjp(run, params)
         predicts, part = jax.tree.map(lambda x: _flat(x, start, size.micro), (packed.predicts, fields))
-        (grads, sums), d_hidden = over_chunks(
-            predicts, model.vocab_size, hidden, part, chunk, jnp.zeros_like(hidden), carry
-        )
-        return jax.tree.map(jnp.add, grads, pull(d_hidden)[0]), sums
+        empty = shard(jnp.zeros_like(hidden), ("batch", "length", "embed"))
+        (d_heads, sums), d_hidden = over_chunks(predicts, model.vocab_size, hidden, part, chunk, empty, (d_heads, sums))
+        more = shard.parameters(pull(d_hidden)[0], axes)
+        return jax.tree.map(jnp.add, grads, more), d_heads, sums
 
     one = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, 1), x.dtype), fields)
     hidden = jax.ShapeDtypeStruct((1, 1, model.hidden_size), model.compute_dtype)
     shapes = jax.eval_shape(compute, head, hidden, jax.ShapeDtypeStruct((1, 1), bool), one)[0][1]
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (params, shapes))
-    (grads, sums), computed = packing.over_micro_batches(packed.used, size, micro_batch, zeros)
+    zeros, sums = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (params, shapes))
+    # that of the output matrix is summed in the layout and by the words of `head`, and joins the others at the end
+    d_heads = head_params(dataclasses.replace(model, compute_dtype="float32"), zeros, shard)
+    zeros = shard.parameters(zeros, axes)
+    (grads, d_heads, sums), computed = packing.over_micro_batches(
+        packed.used, size, micro_batch, (zeros, d_heads, sums)
+    )
+    grads = shard.parameters(grads | {name: grads[name] + d_heads[name] for name in head}, axes)
     replay_tokens = (batch.response_mask * (batch.weight * batch.is_replay)[:, None]).sum()
     metrics = {"loss": sums.pop("loss")}
     outside = sums.pop("replay_outside", None)

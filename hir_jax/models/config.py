@@ -8,6 +8,7 @@ FAMILIES = ("llama", "qwen2", "qwen3")
 COMPUTE_DTYPES = ("float32", "bfloat16")
 REMAT_POLICIES = ("none", "full", "dots")
 MATRICES = ("q", "k", "v", "o", "gate", "up", "down")  # of a layer
+ATTENTION = ("plain", "splash", "triton")
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,8 @@ class ModelConfig:
     norms, rotation, softmax and logits are float32 in any case. `remat` says what the backward pass of a layer
     recomputes: "none" (nothing), "dots" (all but matrix products, attention scores among them: Hq*T*T values a row and
     layer), "full" (all: only each layer's input is kept). "dots" is the fastest on CPU, where what the other saves is
-    copied in and out of the scan over layers. `lora_scaling` is alpha / rank of LoRA adapters, where the parameters hold any.
+    copied in and out of the scan over layers. `attention` is the implementation, by platform (models/attention.py).
+    `lora_scaling` is alpha / rank of LoRA adapters, where the parameters hold any.
     """
 
     family: str
@@ -61,9 +63,13 @@ class ModelConfig:
     compute_dtype: str = "float32"
     remat: str = "dots"
     lora_scaling: float = 1.0
+    attention: str = "plain"
 
     def __post_init__(self):
-        for name, allowed in (("family", FAMILIES), ("compute_dtype", COMPUTE_DTYPES), ("remat", REMAT_POLICIES)):
+        known = {
+            "family": FAMILIES, "compute_dtype": COMPUTE_DTYPES, "remat": REMAT_POLICIES, "attention": ATTENTION,
+        }  # fmt: skip
+        for name, allowed in known.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"model {name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}")
         if self.num_heads % self.num_kv_heads:

@@ -14,7 +14,7 @@ heads, Hkv key/value heads, G = Hq / Hkv, Dh head size. "dtype" stands for the c
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -22,19 +22,31 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from hir_jax.models.config import ModelConfig
+from hir_jax.models import attention
+from hir_jax.models.config import MATRICES, ModelConfig
 
 Params = dict[str, Any]
-Shard = Callable[[jax.Array, tuple[str | None, ...]], jax.Array]
-
-BLOCK = 128  # queries, at least, of a block that attends to its own range of keys
-MOST_BLOCKS = 8  # of a pass; each is compiled
-MASKED = -1e30  # finite: a row of padding attends evenly to all columns instead of giving NaN
+Axes = tuple[str | None, ...]
+Shard = Any  # a NoShard, or what has its methods
 
 
-def no_shard(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
-    """The `shard` of a single device: leaves `x` as it is."""
-    return x
+class NoShard:
+    """The `shard` of a single device: leaves everything as it is. `parallel.mesh.ActivationShard` is that of a mesh."""
+
+    def __call__(self, x: jax.Array, axes: Axes) -> jax.Array:
+        """`x`, split by the logical names of its axes."""
+        return x
+
+    def parameters(self, params: Params, axes: Params) -> Params:
+        """A tree like the parameters, split as they are."""
+        return params
+
+    def map(self, function: Callable, axes: Sequence[Axes], arrays: Sequence[jax.Array]) -> jax.Array:
+        """function(*arrays), each device on its part of them; the result is laid out like the first of the arrays."""
+        return function(*arrays)
+
+
+no_shard = NoShard()
 
 
 # ---- parameters --------------------------------------------------------------------------------------------------
@@ -213,24 +225,6 @@ def _qkv(config: ModelConfig, layer: Params, x: jax.Array, rope) -> tuple[jax.Ar
     return _rotate(q, *rope), _rotate(k, *rope), v
 
 
-def _attend(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array) -> jax.Array:
-    """Softmax attention of grouped queries, float32 inside, no repeated keys or values.
-
-    q: dtype[B, T, Hq, Dh]; k, v: dtype[B, Hkv, S, Dh]; bias: f32[B, T, S], 0 or MASKED. Returns dtype[B, T, Hq*Dh].
-    The queries that share a key head are rows of one matrix, so that both products are plain batched ones.
-    """
-    rows, columns, num_heads, head_dim = q.shape
-    num_kv, length = k.shape[1:3]
-    group = num_heads // num_kv
-    q = (q * head_dim**-0.5).reshape(rows, columns, num_kv, group, head_dim).transpose(0, 2, 3, 1, 4)
-    q = q.reshape(rows, num_kv, group * columns, head_dim)
-    scores = jnp.einsum("bkmd,bksd->bkms", q, k, preferred_element_type=jnp.float32)
-    scores = scores.reshape(rows, num_kv, group, columns, length) + bias[:, None, None]
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype).reshape(rows, num_kv, group * columns, length)
-    attended = jnp.einsum("bkms,bksd->bkmd", weights, v).reshape(rows, num_kv, group, columns, head_dim)
-    return attended.transpose(0, 3, 1, 2, 4).reshape(rows, columns, num_heads * head_dim)
-
-
 def _mlp(config: ModelConfig, layer: Params, x: jax.Array, shard: Shard) -> jax.Array:
     """The gated MLP with its norm and residual. x: dtype[B, T, D]."""
     y = rms_norm(x, layer["mlp_norm"], config.rms_norm_eps)
@@ -239,48 +233,34 @@ def _mlp(config: ModelConfig, layer: Params, x: jax.Array, shard: Shard) -> jax.
     return shard(x + _dense(config, inner, layer, "down"), ("batch", "length", "embed"))
 
 
-def embed(config: ModelConfig, params: Params, tokens: jax.Array) -> jax.Array:
-    return params["embed"][tokens].astype(config.compute_dtype)
+def embed(config: ModelConfig, params: Params, tokens: jax.Array, shard: Shard) -> jax.Array:
+    """dtype[B, T, D] of i32[B, T]. Where the width of the table is split among devices that share rows, each looks up its
+    part of the width for all their rows, which then change places: the table is not gathered."""
+    axes = ("lookup_batch", "length")
+    x = shard(params["embed"][shard(tokens, axes)].astype(config.compute_dtype), (*axes, "lookup_embed"))
+    return shard(x, ("batch", "length", "embed"))
 
 
 # ---- full pass ---------------------------------------------------------------------------------------------------
 
 
-def _attend_causal(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array, window: int) -> jax.Array:
-    """`_attend` of T queries to T keys, none later than itself nor `window` or more columns earlier, as `bias` says too.
-
-    Blocks of queries leave out the keys that none of them may attend to: half of all for long sequences.
-    """
-    columns = q.shape[1]
-    size = max(BLOCK, -(-columns // MOST_BLOCKS))
-    blocks = []
-    for start in range(0, columns, size):
-        end, first = min(start + size, columns), max(0, start - window + 1) // 16 * 16
-        blocks.append(_attend(q[:, start:end], k[:, :, first:end], v[:, :, first:end], bias[:, start:end, first:end]))
-    return jnp.concatenate(blocks, axis=1)
-
-
-def _layer_pass(config: ModelConfig, shard: Shard, layer: Params, x: jax.Array, rope, bias: jax.Array, window: int):
+def _layer_pass(config: ModelConfig, shard: Shard, layer: Params, x: jax.Array, rope, attend: attention.Attend):
     """One layer over dtype[B, T, D]; also returns its keys and values, dtype[B, Hkv, T, Dh]."""
     axes = ("batch", "length")
     y = rms_norm(x, layer["attn_norm"], config.rms_norm_eps)
     q, k, v = _qkv(config, layer, y, rope)
     q = shard(q, (*axes, "heads", None))
     k, v = (shard(t.swapaxes(1, 2), ("batch", "kv_heads", "length", None)) for t in (k, v))
-    attended = shard(_attend_causal(q, k, v, bias, window), (*axes, "heads"))
+    attended = shard(attend(q, k, v), (*axes, "heads"))
     x = shard(x + _dense(config, attended, layer, "o"), (*axes, "embed"))
     return _mlp(config, layer, x, shard), (k, v)
 
 
-def mask_bias(mask: jax.Array) -> jax.Array:
-    """f32 of bool: 0 where attention is allowed, MASKED elsewhere (adding is faster than selecting on CPU)."""
-    return jnp.where(mask, 0.0, MASKED)
-
-
-def _causal_bias(segments: jax.Array) -> jax.Array:
-    """f32[B, T, T]: column t may attend to column s: not a later one, and of the same segment."""
-    columns = jnp.arange(segments.shape[1])
-    return mask_bias((columns[:, None] >= columns[None, :]) & (segments[:, :, None] == segments[:, None, :]))
+def _gathered(config: ModelConfig, layer: Params, shard: Shard) -> Params:
+    """One layer's parameters with the matrices whole in their width, in the compute dtype. Said here, they are gathered once a
+    layer; left to XLA, each product becomes a loop over the devices' slices, which TPUs do slowly and compile for minutes."""
+    axes = _layer_axes(config)
+    return layer | {name: shard(layer[name].astype(config.compute_dtype), axes[name]) for name in MATRICES}
 
 
 def _products_saved(layers: Params):
@@ -299,17 +279,17 @@ def run_layers(
     config: ModelConfig, params: Params, tokens, positions, segments, shard: Shard, keep_cache: bool, window=None
 ):
     """Embedding and all layers: (dtype[B, T, D] before the final norm, stacked (k, v) [L, B, Hkv, T, Dh] or None)."""
-    rope, bias = rope_tables(config, positions), _causal_bias(segments)
+    rope = rope_tables(config, positions)
+    attend = attention.causal(config.attention, segments, window or tokens.shape[1], shard)
 
     def body(x, layer):
-        x, cache = _layer_pass(config, shard, layer, x, rope, bias, window or tokens.shape[1])
+        x, cache = _layer_pass(config, shard, _gathered(config, layer, shard), x, rope, attend)
         return x, (cache if keep_cache else None)
 
     if config.remat != "none":
         saved = _products_saved(params["layers"]) if config.remat == "dots" else None
         body = jax.checkpoint(body, policy=saved, prevent_cse=False)  # a scan already keeps XLA from merging the two
-    x = shard(embed(config, params, tokens), ("batch", "length", "embed"))
-    return jax.lax.scan(body, x, params["layers"])
+    return jax.lax.scan(body, embed(config, params, tokens, shard), params["layers"])
 
 
 def hidden_states(

@@ -41,6 +41,10 @@ ACTIVATION_RULES: Mapping[str, Any] = {
     "kv_heads": "tensor",
     "mlp": "tensor",
     "vocab": "tensor",
+    # looking up embeddings, and log-probs: the devices of `fsdp` share the width, or the words, and not the rows
+    "lookup_batch": "data",
+    "lookup_embed": "fsdp",
+    "lookup_vocab": ("fsdp", "tensor"),
 }
 
 
@@ -89,6 +93,21 @@ class ActivationShard:
     def __call__(self, x: jax.Array, names: tuple[str | None, ...]) -> jax.Array:
         spec = _spec(self.mesh, ACTIVATION_RULES, names, x.shape)
         return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
+
+    def parameters(self, params, axes):
+        """A tree like the parameters, split as they are; axes: `decoder.param_axes`."""
+        return jax.lax.with_sharding_constraint(params, parameter_shardings(self.mesh, axes, params))
+
+    def map(self, function, axes, arrays):
+        """function(*arrays) under jax.shard_map; the result is laid out like the first of the arrays."""
+        specs = tuple(_spec(self.mesh, ACTIVATION_RULES, names, x.shape) for names, x in zip(axes, arrays, strict=True))
+        run = jax.shard_map(function, mesh=self.mesh, in_specs=specs, out_specs=specs[0], check_vma=False)
+        return run(*arrays)
+
+    def ways(self, name: str, size: int) -> int:
+        """How many devices an axis of this size is split over."""
+        spec = _spec(self.mesh, ACTIVATION_RULES, (name,), (size,))[0]
+        return int(np.prod([self.mesh.shape[a] for a in ([spec] if isinstance(spec, str) else spec or ())]))
 
 
 def parameter_shardings(mesh: Mesh, axes, shapes):

@@ -25,7 +25,41 @@ import jax.numpy as jnp
 from hir_jax.models import decoder, decoding
 from hir_jax.models.config import ModelConfig
 from hir_jax.rollout.sample import Sampling, draw, row_keys
-from hir_jax.types import Array, Rollout
+from hir_jax.types import Array, InputError, Rollout
+
+
+class Share(NamedTuple):
+    """What one device has to hold keys and values of."""
+
+    prompts: int  # whose rows it decodes
+    columns: int  # P, of each
+    samples: int  # rows a prompt
+    response: int  # columns of a row's response where there are no slots
+    ring: int  # and of a slot's
+    token_bytes: int  # of one column of a row, all layers, this device's heads
+
+
+def slots_within(cache_bytes: int, share: Share) -> int:
+    """Slots of a device whose keys and values, with those of its prompts, take at most `cache_bytes`; 0 where all rows fit
+    without slots. InputError where not even one slot does."""
+    columns = cache_bytes // share.token_bytes
+    rows = share.prompts * share.samples
+    prompts, slot = share.prompts * share.columns, share.columns + share.ring
+    if prompts + rows * share.response <= columns:
+        return 0
+    slots = (columns - prompts) // slot
+    if slots < 1:
+        raise InputError(
+            f"config.rollout.cache_bytes = {cache_bytes}: the keys and values of {share.prompts} prompts of {share.columns} "
+            f"tokens and one slot take {(prompts + slot) * share.token_bytes} bytes on a device: give so many, or share the rows "
+            "among more devices (config.mesh, config.rollout.tensor)"
+        )
+    return min(slots, rows)
+
+
+def ring_columns(longest: int) -> int:
+    """Columns of a slot for its response of up to `longest` tokens, of which the last is never read."""
+    return max(longest - 1, 1)
 
 
 class Usage(NamedTuple):
@@ -162,14 +196,12 @@ def _decode(
     cache: decoding.Cache,
 ):
     """The next token of every slot, its log-prob and the entropy, each [D * g], and the ring with this step's column."""
-    columns, ring = prompts[0][0].shape[2], cache[0][0].shape[2]
+    ring = cache[0][0].shape[2]
     count = slots.count.reshape(-1)
     length = _pick(first.length, slots.row // (first.order.shape[1] // first.length.shape[1])).reshape(-1)
-    age = (step - jnp.arange(ring)) % ring
-    prompt_valid, own_valid = jnp.arange(columns) >= columns - length[:, None], age < count[:, None]
     hidden, cache = decoding.decode_step(
-        model, params, slots.token.reshape(-1), length + count - 1, step % ring, prompts, prompt_valid, cache, own_valid, shard
-    )  # fmt: skip
+        model, params, slots.token.reshape(-1), length + count - 1, step % ring, prompts, length, cache, count, shard
+    )
     logits = shard(decoder.logits(model, params, hidden), ("batch", "vocab"))
     keys = _pick(first.keys, slots.row).reshape(-1)
     # draw takes one position for all its rows, and these differ
@@ -230,7 +262,7 @@ def sample_continuous(
     first = _first(model, params, prompts, length, rows, limits, key, settings, queues, slots, shard)
     unstacked = decoding.unstack_layers(model, params)
     stops = jnp.asarray(settings.stop_ids, jnp.int32)
-    ring = max(longest - 1, 1)
+    ring = ring_columns(longest)
     last_start = (b - 1) * (longest - 1) // g  # no later: until then all other rows keep all slots busy
 
     def running(state):

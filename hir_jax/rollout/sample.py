@@ -125,8 +125,7 @@ class Context(NamedTuple):
 
     params: decoder.Params  # from `decoding.unstack_layers`
     prompts: decoding.Cache  # their keys and values
-    prompt_valid: Array  # bool[N, P]
-    prompt_length: Array  # i32[B]
+    length: Array  # i32[N]: of the prompts
     keys: jax.Array  # key[B]
 
 
@@ -174,8 +173,7 @@ def begin(
     context = Context(
         decoding.unstack_layers(model, params),
         cache,
-        valid,
-        jnp.repeat(length, samples),
+        length,
         row_keys(key, rows.reshape(-1)),
     )
     empty = Progress(
@@ -201,7 +199,7 @@ def advance(
 ) -> tuple[Progress, decoding.Cache]:
     """Decodes until every response has `width` tokens or all have ended, with a cache of as many columns."""
     spec = ("batch", "kv_heads", None, None)
-    cache = jax.tree.map(lambda x: shard(x, spec), decoding.widen_cache(cache, width))
+    cache = jax.tree.map(lambda x: shard(x, spec), decoding.widen_cache(model, cache, width))
 
     def running(state):
         return (state[0].t < width) & ~state[0].done.all()
@@ -209,10 +207,10 @@ def advance(
     def step(state):
         progress, cache = state
         t, token = progress.t, progress.token
-        read = jnp.broadcast_to(jnp.arange(width) < t, (token.size, width))
+        length = jnp.repeat(context.length, token.size // context.length.size)
         hidden, cache = decoding.decode_step(
-            model, context.params, token, context.prompt_length + t - 1, t - 1, context.prompts, context.prompt_valid,
-            cache, read, shard,
+            model, context.params, token, length + t - 1, t - 1, context.prompts, context.length, cache,
+            jnp.full_like(token, t), shard,
         )  # fmt: skip
         return _emit(context, progress, hidden, model, settings, shard), cache
 

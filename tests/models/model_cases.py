@@ -78,9 +78,8 @@ def greedy(config, params, prompt, steps: int):
 
     def body(state):
         i, token, own, out = state
-        read = jnp.broadcast_to(jnp.arange(steps) < i, (rows, steps))
-        position = jnp.full(rows, width + i - 1)
-        hidden, own = decoding.decode_step(config, unstacked, token, position, i - 1, cache, valid, own, read)
+        position, lengths, count = (jnp.full(rows, n) for n in (width + i - 1, width, i))
+        hidden, own = decoding.decode_step(config, unstacked, token, position, i - 1, cache, lengths, own, count)
         token = pick(hidden)
         return i + 1, token, own, out.at[:, i].set(token)
 

@@ -68,10 +68,10 @@ def test_prefill_and_decoding_equal_one_full_pass(name, models):
     unstacked, own = decoding.unstack_layers(config, params), decoding.empty_cache(config, 2 * samples, 2)
     for column in range(8, 12):
         if column == 10:
-            own = decoding.widen_cache(own, 4)
-        read = np.tile(np.arange(own[0][0].shape[2]) <= column - 8, (2 * samples, 1))
+            own = decoding.widen_cache(config, own, 4)
+        count, lengths = np.full(2 * samples, column - 7, np.int32), np.array([8, 4], np.int32)
         token, position = wide_tokens[:, column], wide_positions[:, column]
-        hidden, own = step(config, unstacked, token, position, jnp.int32(column - 8), cache, valid[:, :8], own, read)
+        hidden, own = step(config, unstacked, token, position, jnp.int32(column - 8), cache, lengths, own, count)
         np.testing.assert_allclose(hidden, np.repeat(full[:, column], samples, axis=0), atol=1e-5)
 
 
@@ -152,11 +152,11 @@ def test_shard_is_called_with_the_axes_of_its_array(models):
     def run(params):
         _, cache = decoding.prefill(config, params, tokens, positions_of(valid), valid, shard)
         unstacked, own = decoding.unstack_layers(config, params), decoding.empty_cache(config, 2, 1)
-        here, read = jnp.full(2, 6), np.ones((2, 1), bool)
-        decoding.decode_step(config, unstacked, tokens[:, 0], here, jnp.int32(0), cache, valid, own, read, shard)
+        here, count = jnp.full(2, 6), jnp.ones(2, jnp.int32)
+        decoding.decode_step(config, unstacked, tokens[:, 0], here, jnp.int32(0), cache, here, own, count, shard)
 
     jax.eval_shape(run, params)
-    assert seen == {"batch", "length", "embed", "heads", "kv_heads", "mlp", None}
+    assert seen == {"batch", "length", "embed", "heads", "kv_heads", "mlp", "lookup_batch", "lookup_embed", None}
 
 
 @pytest.mark.parametrize("change", [{"num_kv_heads": 3}, {"head_dim": 7}, {"remat": "some"}, {"family": "gpt2"}])

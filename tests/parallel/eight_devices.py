@@ -50,6 +50,9 @@ def case_config(checkpoint: str, mesh: tuple[int, int, int]):
     c.constraints.workers = 0
     c.learner.learning_rate, c.learner.kl, c.learner.micro_batch_tokens = 1e-3, 0.05, 4 * 138
     c.mesh.data, c.mesh.fsdp, c.mesh.tensor = mesh
+    c.rollout.tensor = (
+        2 if mesh == (2, 2, 2) else 0
+    )  # the sampler's own layout: parameters over pairs, rows over the four
     configs.check(c)
     return c
 

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 
 from hir_jax.models import decoder
 from hir_jax.models.config import ModelConfig
-from hir_jax.rollout.continuous import sample_continuous
+from hir_jax.rollout.continuous import Share, sample_continuous, slots_within
 from hir_jax.rollout.sample import Sampling, sample
-from hir_jax.types import Rollout
+from hir_jax.types import InputError, Rollout
 
 ROOT = Path(__file__).parents[2]
 MODEL = ModelConfig("qwen2", 61, 32, 64, 2, 4, 2, 8, attention_bias=True)
@@ -168,6 +168,16 @@ def test_queues_must_divide_prompts_and_slots(params):
             compiled(sample_continuous, settings=SETTINGS, slots=slots, queues=queues)(
                 params, prompts_of(LENGTHS), LENGTHS, ROWS, jax.random.key(0)
             )
+
+
+def test_slots_that_a_memory_holds():
+    """Two prompts of 10 columns, three rows each; 100 bytes a column: 20 columns of prompts, and 10 + 7 a slot."""
+    share = Share(prompts=2, columns=10, samples=3, response=8, ring=7, token_bytes=100)
+    assert slots_within(6800, share) == 0  # 20 + 6 * 8: all rows, without slots
+    assert slots_within(6799, share) == 2  # 20 + 2 * 17 = 54, a third would make 71
+    assert slots_within(3700, share) == 1
+    with pytest.raises(InputError, match=r"cache_bytes = 3699: .* 2 prompts of 10 tokens and one slot take 3700 bytes"):
+        slots_within(3699, share)
 
 
 def test_eight_devices(tmp_path):

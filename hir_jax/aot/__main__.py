@@ -1,0 +1,140 @@
+"""Compiles a config's functions for accelerators that are not there, and says whether they fit and how fast they can be.
+
+    python -m hir_jax.aot --config=configs/X.py --topology=v5p:2x2x2 [--config.key=value ...] [--output=FILE] [--layers=N]
+                          [--functions=sample,update] [--text=DIR]
+
+Topologies: v5e:4x4, v5p:2x2x2, v6e:4x4, ... (TPU), h100:8 (GPUs of one machine). Nothing is downloaded: a checkpoint that is
+not a local directory is known by its published shape (models/published.py). Printed are a table and, last, one line of JSON,
+which --output writes to a file too. --layers compiles a model of fewer layers, to find faults fast; --text keeps the text.
+
+Memory is the compiler's own account. Times are bounds: work at the longest lengths over the published peak rates, all of
+computing, reading and communication overlapped. Needs packages of requirements-aot.txt.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import jax
+from absl import flags
+
+from hir_jax import config as configs
+from hir_jax.aot import chips
+from hir_jax.aot.compiling import advice, judge
+from hir_jax.aot.programs import heads_split, parameter_count, programs
+from hir_jax.bench import machine
+from hir_jax.bench.table import number
+from hir_jax.engine import Engine
+from hir_jax.models.checkpoint import open_checkpoint
+from hir_jax.models.published import PUBLISHED, Outline, outline
+from hir_jax.types import InputError
+
+HEADER = (
+    "function",
+    "arguments",
+    "outputs",
+    "temporaries",
+    "resident",
+    "GB used",
+    "fits",
+    "least seconds",
+    "limit",
+    "MFU at most",
+)
+
+
+def find_outline(name: str) -> Outline:
+    """By the published shape, or from a local checkpoint."""
+    if not name:
+        raise InputError(
+            "config.model.checkpoint is empty: name a published checkpoint, such as " + next(iter(PUBLISHED))
+        )
+    if name in PUBLISHED:
+        return outline(name)
+    opened = open_checkpoint(name)
+    pad = opened.tokenizer.pad_token_id
+    return Outline(opened.config, tuple(opened.stop_ids), opened.stop_ids[0] if pad is None else pad)
+
+
+def table(found: dict) -> str:
+    """Gigabytes (10^9 bytes) a device of every function, and the bound on its time."""
+    rows = [HEADER]
+    for name, one in found.items():
+        hbm = one["hbm"]
+        sizes = [
+            f"{hbm[k] / 1e9:.2f}" if k in hbm else "?"
+            for k in ("arguments", "outputs", "temporaries", "resident", "used")
+        ]
+        bound = one.get("bound", {}).get("seconds", 0.0)
+        times = (number(bound), one["limit"], f"{one['mfu_bound']:.0%}") if bound else ("", "", "")
+        rows.append((name, *sizes, "yes" if one["fits"] else "NO", *times))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(HEADER))]
+    return "\n".join("  ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)) for row in rows)
+
+
+def report(config, topology_name: str, *, layers: int, only: str, text: str) -> dict:
+    """Compiles everything; prints a line for each function that is done."""
+    topology = chips.parse(topology_name)
+    known = find_outline(config.model.checkpoint)
+    if layers:
+        known = known._replace(config=dataclasses.replace(known.config, num_layers=layers))
+    engine = Engine(config, devices=chips.devices(topology), outline=known)
+    wanted = [p for p in programs(engine) if not only or p.name in only.split(",")]
+    keep = None
+    if text:
+        Path(text).mkdir(parents=True, exist_ok=True)
+        keep = lambda name, value: (Path(text) / f"{name}.txt").write_text(value)  # noqa: E731
+    found = {}
+    for program in wanted:
+        print(f"compiling {program.name} for {topology_name} ...", file=sys.stderr, flush=True)
+        found[program.name] = judge(program, topology.chip, keep)
+    lines = advice(config, found, heads_split(engine))
+    print(f"{config.model.checkpoint}, {parameter_count(engine) / 1e9:.2f} billion parameters, {topology_name}:")
+    print(
+        f"GB (10^9 bytes) on each of {topology.count} {topology.chip.name} with {topology.chip.hbm_bytes / 1e9:.0f} GB"
+    )
+    print(table(found))
+    for line in lines:
+        print(line)
+    seconds = sum(one["bound"]["seconds"] for one in found.values() if "bound" in one)
+    return {
+        "config": {key: value for key, value in configs.flatten(config).items() if key.split(".")[0] in _SHOWN},
+        "checkpoint": config.model.checkpoint, "parameters": parameter_count(engine), "layers": known.config.num_layers,
+        "topology": topology_name, "chip": topology.chip._asdict(), "devices": topology.count,
+        "mesh": dict(engine.mesh.shape), "sampler_mesh": dict(engine.sampler_mesh.shape),
+        "attention": engine.model.attention, "slots": slots(engine), "functions": found, "advice": lines,
+        "step_seconds_bound": seconds, "fits": all(one["fits"] for one in found.values()),
+        "date": machine.description()["date"], "versions": machine.versions(),
+    }  # fmt: skip
+
+
+_SHOWN = ("method", "model", "data", "rollout", "replay", "learner", "mesh")
+
+
+def slots(engine: Engine) -> int:
+    """Rows decoded at a time; 0: all."""
+    c = engine.config
+    return engine.slots(c.data.batch_prompts, c.data.max_prompt, engine.first_samples, c.rollout.max_response)
+
+
+def main(_) -> None:
+    f = flags.FLAGS
+    if f.config is None or f.topology is None:
+        raise InputError("give --config=configs/X.py and --topology=CHIP:SIZES (v5p:2x2x2, h100:8, ...)")
+    configs.check(f.config)
+    chips.set_environment()
+    jax.config.update("jax_platforms", "cpu")
+    found = report(f.config, f.topology, layers=f.layers, only=f.functions or "", text=f.text or "")
+    line = json.dumps(found)
+    if f.output:
+        Path(f.output).write_text(line + "\n")
+    print(line)
+
+
+if __name__ == "__main__":
+    configs.define_flags("topology", "output", "functions", "text")
+    flags.DEFINE_integer("layers", 0, "Compile a model of so many layers; 0: all.", lower_bound=0)
+    configs.run_program(main)

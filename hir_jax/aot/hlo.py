@@ -1,0 +1,158 @@
+"""What a compiled program says in its text: collectives by kind, with the loops they stand in, and the largest buffers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all")
+_BYTES = {
+    "pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "f8e4m3fn": 1, "f8e5m2": 1, "s16": 2, "u16": 2, "f16": 2, "bf16": 2,
+    "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8, "c64": 8,
+}  # fmt: skip
+_SHAPE = re.compile(rf"\b({'|'.join(_BYTES)})\[([\d,]*)\]")
+_HEAD = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\) -> .* \{$")
+_OPERATION = re.compile(r"^\s+(?:ROOT )?%?([\w.-]+) = (.*?)\s([a-z][\w-]*)\((.*)$")
+_CALLED = re.compile(
+    r"\b(?:calls|to_apply|body|condition|called_computations|branch_computations)=\{?((?:%?[\w.-]+(?:, )?)+)"
+)
+_TRIPS = re.compile(r'"known_trip_count":\s*\{"n":\s*"(\d+)"\}')
+_GROUPS = re.compile(r"replica_groups=(?:\{\{([\d,]+)\}|\[(\d+),(\d+)\])")
+
+
+class Shape(NamedTuple):
+    dtype: str
+    sizes: tuple[int, ...]
+
+    @property
+    def bytes(self) -> float:
+        total = _BYTES[self.dtype]
+        for size in self.sizes:
+            total *= size
+        return total
+
+
+def shapes(text: str) -> list[Shape]:
+    """The array shapes in a type, "(bf16[8,128]{1,0}, f32[])" say."""
+    return [Shape(dtype, tuple(int(s) for s in sizes.split(",") if s)) for dtype, sizes in _SHAPE.findall(text)]
+
+
+class Collective(NamedTuple):
+    """One collective of the program. `loops`: trip counts of the loops around it, outermost first, None where the text does
+    not say; `bytes`: what one device sends at least in one execution, by a ring."""
+
+    kind: str
+    result: Shape
+    devices: int
+    bytes: float
+    loops: tuple[int | None, ...]
+
+
+@dataclass
+class _Operation:
+    name: str
+    result: str  # its type
+    kind: str
+    rest: str  # operands and attributes
+
+
+def _computations(text: str) -> tuple[dict[str, list[_Operation]], str]:
+    """Operations by computation, and the name of the entry."""
+    found: dict[str, list[_Operation]] = {}
+    entry, current = "", None
+    for line in text.splitlines():
+        head = _HEAD.match(line)
+        if head:
+            current = found.setdefault(head[2], [])
+            entry = head[2] if head[1] else entry
+        elif line.startswith("}"):
+            current = None
+        elif current is not None and (match := _OPERATION.match(line)):
+            current.append(_Operation(*match.groups()))
+    return found, entry
+
+
+def _group_size(rest: str, default: int) -> int:
+    match = _GROUPS.search(rest)
+    if not match:
+        return default
+    return len(match[1].split(",")) if match[1] else int(match[3])
+
+
+def _sent(kind: str, result: float, devices: int) -> float:
+    """Bytes that each of `devices` sends in a ring, for a result of so many bytes on a device."""
+    share = (devices - 1) / devices if devices > 1 else 0.0
+    factor = {"all-reduce": 2 * share, "reduce-scatter": share * devices, "collective-permute": 1.0}
+    return result * factor.get(kind, share)
+
+
+def _called(operation: _Operation) -> Iterator[tuple[str, int | bool | None]]:
+    """(computation, trip count of the loop that it is the body of, or False where it is none)."""
+    if operation.kind == "while":
+        trips = _TRIPS.search(operation.rest)
+        body = re.search(r"\bbody=%?([\w.-]+)", operation.rest)
+        if body:
+            yield body[1], int(trips[1]) if trips else None
+        return
+    for names in _CALLED.findall(operation.rest):
+        for name in names.split(", "):
+            yield name.lstrip("%"), False
+
+
+def collectives(text: str, devices: int) -> list[Collective]:
+    """Every collective of a compiled module's text, of a program for so many devices."""
+    computations, entry = _computations(text)
+    found: list[Collective] = []
+
+    def visit(name: str, loops: tuple[int | None, ...]) -> None:
+        for operation in computations.get(name, ()):
+            kind = operation.kind.removesuffix("-start")
+            if kind in KINDS and not operation.kind.endswith("-done"):
+                found.append(_collective(kind, operation, devices, loops))
+                continue
+            for called, trips in _called(operation):
+                visit(called, loops if trips is False else (*loops, trips))
+
+    visit(entry, ())
+    return found
+
+
+def _collective(kind: str, operation: _Operation, devices: int, loops) -> Collective:
+    parts = shapes(operation.result)
+    if operation.kind.endswith("-start") and len(parts) > 1:
+        parts = parts[len(parts) // 2 :] if kind != "collective-permute" else parts[1:2]  # (operands, results, ...)
+    size = sum(p.bytes for p in parts)
+    group = _group_size(operation.rest, devices)
+    largest = max(parts, key=lambda p: p.bytes, default=Shape("pred", ()))
+    return Collective(kind, largest, group, _sent(kind, size, group), loops)
+
+
+def executions(collective: Collective, unknown: Sequence[int]) -> int:
+    """How often it runs; `unknown`: trip counts to take for loops that the text does not give, outermost first."""
+    count, given = 1, iter(unknown)
+    for trips in collective.loops:
+        count *= next(given, 1) if trips is None else trips
+    return count
+
+
+def by_kind(found: Sequence[Collective], unknown: Sequence[int]) -> Mapping[str, dict[str, float]]:
+    """{kind: {"count", "bytes"}}: executions, and bytes that a device sends in all of them."""
+    totals: dict[str, dict[str, float]] = {}
+    for one in found:
+        times = executions(one, unknown)
+        entry = totals.setdefault(one.kind, {"count": 0, "bytes": 0.0})
+        entry["count"] += times
+        entry["bytes"] += times * one.bytes
+    return totals
+
+
+def buffers(text: str) -> set[Shape]:
+    """The distinct array shapes that a module's operations give, but for those inside of a fusion, which are never in memory."""
+    computations, _ = _computations(text)
+    operations = [o for each in computations.values() for o in each]
+    fused = {name for o in operations if o.kind == "fusion" for name, _ in _called(o)}
+    return {
+        shape for name, each in computations.items() if name not in fused for o in each for shape in shapes(o.result)
+    }

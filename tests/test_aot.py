@@ -1,0 +1,175 @@
+"""The reading of compiled text, the arithmetic of bounds, chips and messages; with the compilers there, real compilations."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from hir_jax.aot import chips, compiling, hlo
+from hir_jax.aot.programs import Work, device_bytes
+from hir_jax.types import InputError
+
+ROOT = Path(__file__).parents[1]
+
+# A module such as XLA prints: a loop of 28 trips around a gather, one of unknown trips around it, an asynchronous pair
+TEXT = """HloModule jit_f, is_scheduled=true, num_partitions=8
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %sum = f32[] add(%a, %b)
+}
+
+%fused (p: bf16[8,128]) -> bf16[8,512] {
+  %p = bf16[8,128]{1,0} parameter(0)
+  ROOT %inner = bf16[8,512]{1,0} broadcast(%p), dimensions={0,1}
+}
+
+%inner_body (t: (s32[], bf16[64,128])) -> (s32[], bf16[64,128]) {
+  %t = (s32[], bf16[64,128]{1,0}) parameter(0)
+  %x = bf16[8,128]{1,0} slice(%t), slice={[0:8], [0:128]}
+  %gathered = bf16[64,128]{1,0:T(8,128)(2,1)} all-gather(%x), channel_id=1, replica_groups=[1,8]<=[8], dimensions={0}
+  ROOT %out = (s32[], bf16[64,128]{1,0}) tuple(%t, %gathered)
+}
+
+%condition (t: (s32[], bf16[64,128])) -> pred[] {
+  %t = (s32[], bf16[64,128]{1,0}) parameter(0)
+  ROOT %less = pred[] compare(%t, %t), direction=LT
+}
+
+%outer_body (t: (s32[], bf16[64,128])) -> (s32[], bf16[64,128]) {
+  %t = (s32[], bf16[64,128]{1,0}) parameter(0)
+  ROOT %while.1 = (s32[], bf16[64,128]{1,0}) while(%t), condition=%condition, body=%inner_body, backend_config={"known_trip_count":{"n":"28"},"x":1}
+}
+
+ENTRY %main (x: f32[1024]) -> f32[1024] {
+  %x = f32[1024]{0} parameter(0)
+  %start = (f32[256]{0}, f32[1024]{0}) all-gather-start(%x), replica_groups={{0,1,2,3},{4,5,6,7}}, dimensions={0}
+  %done = f32[1024]{0} all-gather-done(%start)
+  %wide = bf16[8,512]{1,0} fusion(%x), kind=kLoop, calls=%fused
+  %reduced = f32[1024]{0} all-reduce(%done), replica_groups={{0,1},{2,3},{4,5},{6,7}}, to_apply=%add
+  %while.2 = (s32[], bf16[64,128]{1,0}) while(%x), condition=%condition, body=%outer_body
+  ROOT %result = f32[1024]{0} copy(%reduced)
+}
+"""  # noqa: E501
+
+
+def test_collectives_with_their_loops():
+    found = {(c.kind, c.loops): c for c in hlo.collectives(TEXT, 8)}
+    assert set(found) == {("all-gather", (None, 28)), ("all-gather", ()), ("all-reduce", ())}
+    inner = found["all-gather", (None, 28)]
+    assert inner.devices == 8 and inner.result == hlo.Shape("bf16", (64, 128))
+    assert inner.bytes == 64 * 128 * 2 * 7 / 8  # a ring: everybody sends all parts but one
+    assert found["all-gather", ()].bytes == 1024 * 4 * 3 / 4  # of the result, not of the operand beside it
+    assert found["all-reduce", ()].bytes == 2 * 1024 * 4 * 1 / 2
+
+
+def test_totals_take_the_trips_that_the_text_does_not_say():
+    totals = hlo.by_kind(hlo.collectives(TEXT, 8), [5])
+    assert totals["all-gather"]["count"] == 5 * 28 + 1
+    assert totals["all-gather"]["bytes"] == 5 * 28 * 64 * 128 * 2 * 7 / 8 + 3072
+    assert totals["all-reduce"] == {"count": 1, "bytes": 4096}
+    assert hlo.by_kind(hlo.collectives(TEXT, 8), [])["all-gather"]["count"] == 29
+
+
+def test_buffers_leave_out_what_a_fusion_keeps_to_itself():
+    found = hlo.buffers(TEXT.replace("bf16[8,512]{1,0} broadcast", "bf16[7,7]{1,0} broadcast"))
+    assert hlo.Shape("bf16", (8, 512)) in found and hlo.Shape("bf16", (7, 7)) not in found
+
+
+def test_a_program_that_xla_made(tmp_path):
+    """On eight virtual devices, in its own process: what jax.lax.scan says of its trips, and a psum."""
+    code = """
+import jax, jax.numpy as jnp, json
+from hir_jax.aot import hlo
+mesh = jax.make_mesh((8,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+P = jax.sharding.PartitionSpec
+def f(x):
+    def body(c, _):
+        return jax.lax.psum(c, "d") * 0.5, None
+    return jax.lax.scan(body, x, None, length=7)[0]
+g = jax.jit(jax.shard_map(f, mesh=mesh, in_specs=P("d"), out_specs=P("d"), check_vma=False))
+text = g.lower(jax.ShapeDtypeStruct((64, 16), jnp.float32)).compile().as_text()
+print(json.dumps([list(c) for c in hlo.collectives(text, 8)]))
+"""
+    environment = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT),
+    }  # fmt: skip
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert json.loads(run.stdout.splitlines()[-1]) == [["all-reduce", ["f32", [8, 16]], 8, 2 * 512 * 7 / 8, [7]]]
+
+
+def test_bounds_worked_by_hand():
+    chip = chips.Chip(
+        "made up", flops_per_s=100.0, hbm_bytes=1.0, hbm_bytes_per_s=10.0, link_bytes_per_s=5.0, source=""
+    )
+    least = compiling.bound(Work(flops=300.0, computed=400.0, read=30.0), sent=10.0, chip=chip)
+    assert least == (4.0, 3.0, 2.0) and least.seconds == 4.0 and least.limit == "computing"
+    least = compiling.bound(Work(flops=300.0, computed=400.0, read=30.0), sent=25.0, chip=chip)
+    assert least.limit == "communicating" and least.seconds == 5.0
+
+
+def test_what_the_compiler_says_of_too_large_a_program():
+    message = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 17.25G of 15.75G hbm. Exceeded by 1.5G."
+    assert compiling.refused_bytes(message) == 17.25 * 2**30
+    assert compiling.refused_bytes("INTERNAL: something else") is None
+
+
+def test_bytes_of_a_device():
+    mesh = jax.sharding.AbstractMesh((4, 2), ("a", "b"))
+    split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("a", "b"))
+    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    tree = [
+        jax.ShapeDtypeStruct((8, 6), np.float32, sharding=split),
+        jax.ShapeDtypeStruct((3,), jax.numpy.bfloat16, sharding=whole),
+    ]
+    assert device_bytes(tree) == 2 * 3 * 4 + 3 * 2
+
+
+def test_topologies():
+    assert chips.parse("v5p:2x2x2").count == 8 and chips.parse("h100:8").platform == "cuda"
+    assert chips.parse("v6e:4x4").chip.hbm_bytes == 32e9
+    for name in ("v9:2x2", "v5e", "v5e:4xx4", "h100:0", "v5e:4x-1"):
+        with pytest.raises(InputError, match=r"give CHIP:SIZES.*known chips: v5e"):
+            chips.parse(name)
+    for name, words in (("v5e:8", "v5e has 2 dimensions"), ("h100:2x4", "h100 has 1 dimension$")):
+        with pytest.raises(InputError, match=words):
+            chips.parse(name)
+
+
+@pytest.mark.parametrize("name", ["v5e:4x4", "h100:8"])
+def test_without_the_compilers(name, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda package: None)
+    with pytest.raises(InputError, match=r"needs the package .*: pip install -r requirements-aot\.txt"):
+        chips.devices(chips.parse(name))
+
+
+def test_advice_names_by_how_much_and_the_settings():
+    from hir_jax import config as configs
+
+    config = configs.defaults()
+    found = {
+        "sample": {"fits": False, "hbm": {"free": -2.5e9}},
+        "score": {"fits": True, "hbm": {"free": 1.0}},
+        "update": {"fits": False, "hbm": {"free": float("nan")}},
+    }
+    sample, update = compiling.advice(config, found, split_heads=False)
+    assert sample.startswith("sample exceeds the memory by 2.5 GB a device") and "divides the key heads" in sample
+    for words in (
+        "rollout.cache_bytes",
+        "rollout.slots",
+        "rollout.tensor",
+        "mesh.fsdp",
+        "param_dtype=bfloat16",
+        "kl=0",
+    ):
+        assert words in sample
+    for words in ("micro_batch_tokens", "remat=full", "does not say"):
+        assert words in update
