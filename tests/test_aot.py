@@ -70,6 +70,26 @@ def test_collectives_with_their_loops():
     assert found["all-reduce", ()].bytes == 2 * 1024 * 4 * 1 / 2
 
 
+def test_what_tpus_say_of_loops_and_groups():
+    """A scan shows in its condition; groups are axes of a mesh; attributes of several lines end no computation."""
+    tpu = TEXT.replace(', backend_config={"known_trip_count":{"n":"28"},"x":1}', "")
+    tpu = tpu.replace("condition=%condition, body=%inner_body", "condition=%counted, body=%inner_body")
+    tpu = tpu.replace("[1,8]<=[8]", "mesh['axis_0'=2,'axis_1'=4] {'axis_1'}")
+    tpu = tpu.replace(
+        "  %gathered", '  %k = f32[8] custom-call(%t), attributes={x="{\n"block": 1\n}}, metadata={}\n  %gathered'
+    )
+    tpu += """
+%counted (t: (s32[], bf16[64,128])) -> pred[] {
+  %t = (s32[]{:T(128)}, bf16[64,128]{1,0}) parameter(0)
+  %i = s32[]{:T(128)} get-tuple-element(%t), index=0
+  %n = s32[]{:T(128)} constant(36)
+  ROOT %lt = pred[]{:T(512)} compare(%i, %n), direction=LT
+}
+"""
+    inner = next(c for c in hlo.collectives(tpu, 8) if c.loops)
+    assert inner.loops == (None, 36) and inner.devices == 4
+
+
 def test_totals_take_the_trips_that_the_text_does_not_say():
     totals = hlo.by_kind(hlo.collectives(TEXT, 8), [5])
     assert totals["all-gather"]["count"] == 5 * 28 + 1

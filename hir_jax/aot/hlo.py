@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,8 @@ _CALLED = re.compile(
     r"\b(?:calls|to_apply|body|condition|called_computations|branch_computations)=\{?((?:%?[\w.-]+(?:, )?)+)"
 )
 _TRIPS = re.compile(r'"known_trip_count":\s*\{"n":\s*"(\d+)"\}')
-_GROUPS = re.compile(r"replica_groups=(?:\{\{([\d,]+)\}|\[(\d+),(\d+)\])")
+_GROUPS = re.compile(r"replica_groups=(?:\{\{([\d,]+)\}|\[\d+,(\d+)\]|mesh\[([^\]]*)\] \{([^}]*)\})")
+_AXIS = re.compile(r"'([^']+)'=(\d+)")
 
 
 class Shape(NamedTuple):
@@ -67,7 +69,7 @@ def _computations(text: str) -> tuple[dict[str, list[_Operation]], str]:
         if head:
             current = found.setdefault(head[2], [])
             entry = head[2] if head[1] else entry
-        elif line.startswith("}"):
+        elif line == "}":  # other lines that begin so belong to attributes of several lines
             current = None
         elif current is not None and (match := _OPERATION.match(line)):
             current.append(_Operation(*match.groups()))
@@ -75,10 +77,16 @@ def _computations(text: str) -> tuple[dict[str, list[_Operation]], str]:
 
 
 def _group_size(rest: str, default: int) -> int:
+    """Devices of a group: {{0,1},{2,3}} lists them, [2,4]<=[8] is 2 groups of 4, mesh['a'=2,'b'=4] {'b'} those along an axis."""
     match = _GROUPS.search(rest)
     if not match:
         return default
-    return len(match[1].split(",")) if match[1] else int(match[3])
+    listed, size, axes, along = match.groups()
+    if listed:
+        return len(listed.split(","))
+    if size:
+        return int(size)
+    return math.prod(int(n) for name, n in _AXIS.findall(axes) if f"'{name}'" in along)
 
 
 def _sent(kind: str, result: float, devices: int) -> float:
@@ -88,13 +96,28 @@ def _sent(kind: str, result: float, devices: int) -> float:
     return result * factor.get(kind, share)
 
 
-def _called(operation: _Operation) -> Iterator[tuple[str, int | bool | None]]:
+def _trips(operation: _Operation, computations: Mapping[str, list[_Operation]]) -> int | None:
+    """How often a while loop runs: XLA says so for CPUs and GPUs; for TPUs a scan shows as a condition that compares its
+    counter, from 0, with a constant."""
+    known = _TRIPS.search(operation.rest)
+    if known:
+        return int(known[1])
+    condition = re.search(r"\bcondition=%?([\w.-]+)", operation.rest)
+    found = {o.name: o for o in computations.get(condition[1] if condition else "", ())}
+    for compare in (o for o in found.values() if o.kind == "compare" and "direction=LT" in o.rest):
+        names = re.findall(r"%([\w.-]+)", compare.rest.split(")")[0])
+        right = found.get(names[-1]) if names else None
+        if right is not None and right.kind == "constant":
+            return int(right.rest.split(")")[0])
+    return None
+
+
+def _called(operation: _Operation, computations) -> Iterator[tuple[str, int | bool | None]]:
     """(computation, trip count of the loop that it is the body of, or False where it is none)."""
     if operation.kind == "while":
-        trips = _TRIPS.search(operation.rest)
         body = re.search(r"\bbody=%?([\w.-]+)", operation.rest)
         if body:
-            yield body[1], int(trips[1]) if trips else None
+            yield body[1], _trips(operation, computations)
         return
     for names in _CALLED.findall(operation.rest):
         for name in names.split(", "):
@@ -112,7 +135,7 @@ def collectives(text: str, devices: int) -> list[Collective]:
             if kind in KINDS and not operation.kind.endswith("-done"):
                 found.append(_collective(kind, operation, devices, loops))
                 continue
-            for called, trips in _called(operation):
+            for called, trips in _called(operation, computations):
                 visit(called, loops if trips is False else (*loops, trips))
 
     visit(entry, ())
@@ -152,7 +175,7 @@ def buffers(text: str) -> set[Shape]:
     """The distinct array shapes that a module's operations give, but for those inside of a fusion, which are never in memory."""
     computations, _ = _computations(text)
     operations = [o for each in computations.values() for o in each]
-    fused = {name for o in operations if o.kind == "fusion" for name, _ in _called(o)}
+    fused = {name for o in operations if o.kind == "fusion" for name, _ in _called(o, computations)}
     return {
         shape for name, each in computations.items() if name not in fused for o in each for shape in shapes(o.result)
     }
