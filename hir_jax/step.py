@@ -9,7 +9,8 @@ import jax
 import numpy as np
 
 from hir_jax.constraints.verifier import Row, Verifier
-from hir_jax.engine import SAMPLE, Engine
+from hir_jax.engine import Engine
+from hir_jax.functions import SAMPLE
 from hir_jax.instructions.dataset import Dataset
 from hir_jax.instructions.roles import Encoded
 from hir_jax.instructions.templates import render

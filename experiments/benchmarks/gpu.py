@@ -118,8 +118,8 @@ def decode(case: Decode, rounds: int, ceilings) -> dict:
     import jax
     import numpy as np
 
-    from hir_jax.bench import counting
     from hir_jax.bench.sizes import NO_STOP, random_prompts
+    from hir_jax.models import counting
     from hir_jax.rollout.continuous import sample_continuous
     from hir_jax.rollout.sample import Sampling, sample
 
@@ -160,9 +160,9 @@ def learn(case: Learn, rounds: int, ceilings) -> dict:
     import jax
     import numpy as np
 
-    from hir_jax.bench import counting
     from hir_jax.bench.sizes import random_prompts
     from hir_jax.learner.update import LearnerSettings, init_state, update
+    from hir_jax.models import counting
     from hir_jax.types import TrainBatch
 
     model, rows = make_model(case.model, case.remat), case.sequences

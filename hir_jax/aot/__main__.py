@@ -24,10 +24,10 @@ from absl import flags
 from hir_jax import config as configs
 from hir_jax.aot import chips
 from hir_jax.aot.compiling import advice, judge
-from hir_jax.aot.programs import heads_split, parameter_count, programs
+from hir_jax.aot.programs import entries, heads_split, programs
 from hir_jax.bench import machine
 from hir_jax.bench.table import number
-from hir_jax.engine import Engine
+from hir_jax.functions import Functions
 from hir_jax.models.checkpoint import open_checkpoint
 from hir_jax.models.published import PUBLISHED, Outline, outline
 from hir_jax.types import InputError
@@ -81,8 +81,8 @@ def report(config, topology_name: str, *, layers: int, only: str, text: str) -> 
     known = find_outline(config.model.checkpoint)
     if layers:
         known = known._replace(config=dataclasses.replace(known.config, num_layers=layers))
-    engine = Engine(config, devices=chips.devices(topology), outline=known)
-    wanted = [p for p in programs(engine) if not only or p.name in only.split(",")]
+    functions = Functions(config, *known, devices=chips.devices(topology))
+    wanted = [p for p in programs(functions) if not only or p.name in only.split(",")]
     keep = None
     if text:
         Path(text).mkdir(parents=True, exist_ok=True)
@@ -91,8 +91,9 @@ def report(config, topology_name: str, *, layers: int, only: str, text: str) -> 
     for program in wanted:
         print(f"compiling {program.name} for {topology_name} ...", file=sys.stderr, flush=True)
         found[program.name] = judge(program, topology.chip, keep)
-    lines = advice(config, found, heads_split(engine))
-    print(f"{config.model.checkpoint}, {parameter_count(engine) / 1e9:.2f} billion parameters, {topology_name}:")
+    lines = advice(config, found, heads_split(functions))
+    parameters = entries(functions.abstract_frozen) + entries(functions.abstract_state.params)
+    print(f"{config.model.checkpoint}, {parameters / 1e9:.2f} billion parameters, {topology_name}:")
     print(
         f"GB (10^9 bytes) on each of {topology.count} {topology.chip.name} with {topology.chip.hbm_bytes / 1e9:.0f} GB"
     )
@@ -102,10 +103,10 @@ def report(config, topology_name: str, *, layers: int, only: str, text: str) -> 
     seconds = sum(one["bound"]["seconds"] for one in found.values() if "bound" in one)
     return {
         "config": {key: value for key, value in configs.flatten(config).items() if key.split(".")[0] in _SHOWN},
-        "checkpoint": config.model.checkpoint, "parameters": parameter_count(engine), "layers": known.config.num_layers,
+        "checkpoint": config.model.checkpoint, "parameters": parameters, "layers": known.config.num_layers,
         "topology": topology_name, "chip": topology.chip._asdict(), "devices": topology.count,
-        "mesh": dict(engine.mesh.shape), "sampler_mesh": dict(engine.sampler_mesh.shape),
-        "attention": engine.model.attention, "slots": slots(engine), "functions": found, "advice": lines,
+        "mesh": dict(functions.mesh.shape), "sampler_mesh": dict(functions.sampler_mesh.shape),
+        "attention": functions.model.attention, "slots": slots(functions), "functions": found, "advice": lines,
         "step_seconds_bound": seconds, "fits": all(one["fits"] for one in found.values()),
         "date": machine.description()["date"], "versions": machine.versions(),
     }  # fmt: skip
@@ -114,10 +115,10 @@ def report(config, topology_name: str, *, layers: int, only: str, text: str) -> 
 _SHOWN = ("method", "model", "data", "rollout", "replay", "learner", "mesh")
 
 
-def slots(engine: Engine) -> int:
+def slots(functions: Functions) -> int:
     """Rows decoded at a time; 0: all."""
-    c = engine.config
-    return engine.slots(c.data.batch_prompts, c.data.max_prompt, engine.first_samples, c.rollout.max_response)
+    c = functions.config
+    return functions.slots(c.data.batch_prompts, c.data.max_prompt, functions.first_samples, c.rollout.max_response)
 
 
 def main(_) -> None:

@@ -1,4 +1,4 @@
-"""What is compiled of a config: the Engine's functions with abstract arguments of the largest shapes, and what they must do.
+"""What is compiled of a config: its Functions with abstract arguments of the largest shapes, and what they must do.
 
 The batch is the config's: N prompts of `data.max_prompt` tokens, `rollout.max_response` tokens each, all of them used: the
 longest step there can be.
@@ -16,10 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
-from hir_jax.bench import counting
-from hir_jax.engine import Engine
+from hir_jax.functions import Functions
 from hir_jax.learner import packing
 from hir_jax.learner.logprobs import chunk_columns
+from hir_jax.models import counting, lora
 from hir_jax.parallel import mesh as meshes
 from hir_jax.rollout.continuous import ring_columns
 from hir_jax.types import PromptParts, Replays, Rollout, TrainBatch, Verdicts
@@ -66,18 +66,18 @@ def _array(dtype, *sizes: int):
     return jax.ShapeDtypeStruct(sizes, dtype)
 
 
-def _batches(engine: Engine):
+def _batches(functions: Functions):
     """(Rollout, Verdicts, Replays, PromptParts, TrainBatch) of a step, without shardings."""
-    config = engine.config
+    config = functions.config
     n, columns, longest = config.data.batch_prompts, config.data.max_prompt, config.rollout.max_response
-    b, c = n * engine.samples, CONSTRAINTS
+    b, c = n * functions.samples, CONSTRAINTS
     f32, i32, flag = jnp.float32, jnp.int32, jnp.bool_
     rollout = Rollout(
         _array(i32, b, longest), _array(flag, b, longest), _array(f32, b, longest), _array(f32, b, longest),
         _array(flag, b), _array(flag, b),
     )  # fmt: skip
     verdicts = Verdicts(*(_array(flag, b, c) for _ in Verdicts._fields))
-    k = config.replay.k * n if engine.replays else 0
+    k = config.replay.k * n if functions.replays else 0
     replays = Replays(_array(i32, k), _array(f32, k), _array(flag, k))
     parts = PromptParts(
         _array(i32, n, columns), _array(i32, n), _array(i32, n, c, 2 * c, CONSTRAINT_TOKENS), _array(i32, n, c, 2 * c),
@@ -91,123 +91,128 @@ def _batches(engine: Engine):
     return rollout, verdicts, replays, parts, batch
 
 
-def _learner_loops(engine: Engine, rows: int) -> tuple[int, int]:
+def _learner_loops(functions: Functions, rows: int) -> tuple[int, int]:
     """(micro-batches, chunks of log-probs in one) for rows that all have the greatest length."""
-    config, ways = engine.config, meshes.row_devices(engine.mesh)
+    config, ways = functions.config, meshes.row_devices(functions.mesh)
     columns = config.data.max_prompt + config.rollout.max_response
     width = packing.bin_columns(columns, config.learner.pack_columns)
     size = packing.sizes(rows, columns - 1, width, ways, config.learner.micro_batch_tokens)
     used = -(-rows // (width // (columns - 1) * ways))
-    chunk = chunk_columns(size.micro * width, engine.model.vocab_size)
+    chunk = chunk_columns(size.micro * width, functions.model.vocab_size)
     predicted = min(size.micro * width, size.micro * (width // (columns - 1)) * config.rollout.max_response)
     return -(-used // size.micro), -(-predicted // chunk)
 
 
-def _update_work(engine: Engine) -> Work:
-    config, model = engine.config, engine.model
-    rows = config.data.batch_prompts * engine.samples
+def _update_work(functions: Functions) -> Work:
+    config, model = functions.config, functions.model
+    rows = config.data.batch_prompts * functions.samples
     lengths = [config.data.max_prompt] * rows
     flops = counting.learner_flops(model, lengths, config.rollout.max_response)
-    again = {"full": 4 / 3, "dots": 1.0, "none": 1.0}[model.remat]
-    devices, item = engine.mesh.size, jnp.dtype(config.model.param_dtype).itemsize
-    trips = config.learner.mini_batches * _learner_loops(engine, rows // config.learner.mini_batches)[0]
-    tensor = engine.mesh.shape["tensor"]
-    weights = 3 * counting.weight_bytes(model) / tensor  # forward, recomputed, backward
-    sums = 2 * item * parameter_count(engine) / devices  # gradients, read and written
-    optimiser = 7 * item * parameter_count(engine) / devices * config.learner.mini_batches
-    return Work(flops / devices, flops * again / devices, trips * (weights + sums) + optimiser)
+    forward = flops / 3
+    if functions.lora:  # frozen matrices have no gradient of their own; the adapters' products are not counted
+        flops = 2 * forward
+    computed = flops + (forward if model.remat == "full" else 0.0)
+    devices, item = functions.mesh.size, jnp.dtype(config.model.param_dtype).itemsize
+    trips = config.learner.mini_batches * _learner_loops(functions, rows // config.learner.mini_batches)[0]
+    weights = 3 * counting.weight_bytes(model) / functions.mesh.shape["tensor"]  # forward, recomputed, backward
+    trained = item * entries(functions.abstract_state.params) / devices
+    sums, optimiser = 2 * trained, 7 * trained * config.learner.mini_batches  # gradients are read and written
+    return Work(flops / devices, computed / devices, trips * (weights + sums) + optimiser)
 
 
-def _score_work(engine: Engine) -> Work:
-    config, model = engine.config, engine.model
-    rows = config.data.batch_prompts * engine.samples
+def _score_work(functions: Functions) -> Work:
+    config, model = functions.config, functions.model
+    rows = config.data.batch_prompts * functions.samples
     flops = counting.learner_flops(model, [config.data.max_prompt] * rows, config.rollout.max_response) / 3
-    devices = engine.mesh.size
-    trips = _learner_loops(engine, rows)[0]
-    weights = counting.weight_bytes(model) / engine.mesh.shape["tensor"]
+    devices = functions.mesh.size
+    trips = _learner_loops(functions, rows)[0]
+    weights = counting.weight_bytes(model) / functions.mesh.shape["tensor"]
     return Work(flops / devices, flops / devices, trips * weights)
 
 
-def _sample_work(engine: Engine) -> tuple[Work, int]:
+def _sample_work(functions: Functions) -> tuple[Work, int]:
     """The work, and the steps of the decoding loop."""
-    config, model = engine.config, engine.sampler_model
+    config, model = functions.config, functions.sampler_model
     n, columns, longest = config.data.batch_prompts, config.data.max_prompt, config.rollout.max_response
-    samples, ways = engine.first_samples, meshes.row_devices(engine.sampler_mesh)
+    samples, ways = functions.first_samples, meshes.row_devices(functions.sampler_mesh)
     rows = n * samples
-    slots = engine.slots(n, columns, samples, longest) or rows
+    slots = functions.slots(n, columns, samples, longest) or rows
     steps = -(-rows // slots) * (longest - 1)
-    tensor = engine.sampler_mesh.shape["tensor"]
+    tensor = functions.sampler_mesh.shape["tensor"]
     flops = counting.rollout_flops(model, [columns] * n, samples, longest)
     own = ring_columns(longest)
-    held = slots / ways * (columns + own) * counting.cache_bytes(model) / engine.kv_ways
+    held = slots / ways * (columns + own) * counting.cache_bytes(model) / functions.kv_ways
     read = steps * (counting.weight_bytes(model) / tensor + held)
-    devices = engine.sampler_mesh.size
+    devices = functions.sampler_mesh.size
     return Work(flops / devices, flops / devices, read), steps
 
 
-def parameter_count(engine: Engine) -> int:
-    return sum(math.prod(x.shape) for x in jax.tree.leaves(engine.abstract_state.params))
+def entries(tree) -> int:
+    """Numbers in a tree of arrays, or of their shapes."""
+    return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
 
 
-def programs(engine: Engine) -> Sequence[Program]:
+def programs(functions: Functions) -> Sequence[Program]:
     """The functions of a step, in its order."""
-    config, state = engine.config, engine.abstract_state
-    rows, whole = meshes.rows(engine.mesh), meshes.replicated(engine.mesh)
+    config, state = functions.config, functions.abstract_state
+    rows, whole = meshes.rows(functions.mesh), meshes.replicated(functions.mesh)
     n = config.data.batch_prompts
-    rollout, verdicts, replays, parts, batch = _batches(engine)
-    b = n * engine.samples
+    rollout, verdicts, replays, parts, batch = _batches(functions)
+    b = n * functions.samples
     i32, f32 = jnp.int32, jnp.float32
-    params = state.params
+    frozen = functions.abstract_frozen
+    params = lora.join(frozen, state.params)
+    first = frozen or params  # the reference policy; with LoRA the frozen weights themselves, needed anyhow
     keeps_reference = config.learner.kl > 0
-    reference = device_bytes(params) if keeps_reference else 0
+    reference = device_bytes(first) if keeps_reference or frozen else 0
     everything = device_bytes(state) + reference
     key = _abstract(whole, jax.eval_shape(partial(jax.random.key, 0)))
-    prompts = _array(i32, n, config.data.max_prompt), _array(i32, n), _array(i32, n, engine.first_samples)
-    sample_rows = meshes.rows(engine.sampler_mesh)
-    sample_work, steps = _sample_work(engine)
-    functions = engine.functions
+    prompts = _array(i32, n, config.data.max_prompt), _array(i32, n), _array(i32, n, functions.first_samples)
+    sample_rows = meshes.rows(functions.sampler_mesh)
+    sample_work, steps = _sample_work(functions)
+    jitted = functions.jitted
     none = Work(0.0, 0.0, 0.0)
     found = [
         Program(
-            "sample", functions["sample"],
-            (params, *_abstract(sample_rows, prompts), _abstract(meshes.replicated(engine.sampler_mesh), key)),
-            {"settings": engine.rollout_sampling}, everything - device_bytes(params), sample_work, (steps,),
-            engine.sampler_mesh,
+            "sample", jitted["sample"],
+            (params, *_abstract(sample_rows, prompts), _abstract(meshes.replicated(functions.sampler_mesh), key)),
+            {"settings": functions.rollout_sampling}, everything - device_bytes(params), sample_work, (steps,),
+            functions.sampler_mesh,
         )
     ]  # fmt: skip
     if keeps_reference:
         given = batch.tokens, batch.prompt_length, batch.response_mask
-        loops = _learner_loops(engine, b)
+        loops = _learner_loops(functions, b)
         found.append(
             Program(
-                "score", functions["score"], (params, *_abstract(rows, given)), {}, everything - reference,
-                _score_work(engine), loops, engine.mesh,
+                "score", jitted["score"], (first, *_abstract(rows, given)), {}, everything - reference,
+                _score_work(functions), loops, functions.mesh,
             )
         )  # fmt: skip
     found += [
         Program(
-            "select", functions["select"],
+            "select", jitted["select"],
             (*_abstract(rows, (rollout, verdicts)), _abstract(whole, _array(i32)), key),
-            {"rounds": _abstract(whole, _array(i32))}, everything, none, (), engine.mesh,
+            {"rounds": _abstract(whole, _array(i32))}, everything, none, (), functions.mesh,
         ),
         Program(
-            "relabel", functions["relabel"],
+            "relabel", jitted["relabel"],
             (
                 *_abstract(rows, (_array(i32, n, config.data.max_prompt), _array(i32, n), parts, rollout)),
                 *_abstract(rows, (batch.ref_logp, batch.importance, _array(f32, b), _array(f32, b), verdicts)),
                 _abstract(whole, replays),
             ),
-            {}, everything, none, (), engine.mesh,
+            {}, everything, none, (), functions.mesh,
         ),
         Program(
-            "update", functions["update"], (state, _abstract(rows, batch)), {}, reference, _update_work(engine),
-            _learner_loops(engine, b // config.learner.mini_batches), engine.mesh,
+            "update", jitted["update"], (state, _abstract(rows, batch), frozen), {}, 0 if frozen else reference,
+            _update_work(functions), _learner_loops(functions, b // config.learner.mini_batches), functions.mesh,
         ),
     ]  # fmt: skip
     return found
 
 
-def heads_split(engine: Engine) -> bool:
+def heads_split(functions: Functions) -> bool:
     """Whether the sampler's cache is split by heads as far as its mesh wants it."""
-    tensor = engine.sampler_mesh.shape["tensor"]
-    return int(np.gcd(tensor, engine.model.num_kv_heads)) == tensor
+    tensor = functions.sampler_mesh.shape["tensor"]
+    return int(np.gcd(tensor, functions.model.num_kv_heads)) == tensor

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from hir_jax.bench import counting
 from hir_jax.bench.machine import Ceilings, Work, measure
 from hir_jax.bench.rollout import bench_engine
 from hir_jax.bench.sizes import (
@@ -20,6 +19,7 @@ from hir_jax.bench.sizes import (
     random_prompts,
 )
 from hir_jax.engine import Engine
+from hir_jax.models import counting
 from hir_jax.types import TrainBatch
 
 _MEDIAN, _SIGMA = 0.4, 0.7  # of the packed responses' lengths, the median as a share of new_tokens

@@ -16,7 +16,8 @@ from hir_jax import deciders
 from hir_jax.bench.machine import Work, measure
 from hir_jax.bench.sizes import NO_STOP, PROMPT_LONGEST, Sizes, long_tail, prompt_lengths, random_prompts
 from hir_jax.constraints.judge import JudgeSettings
-from hir_jax.engine import SAMPLE, Engine
+from hir_jax.engine import Engine
+from hir_jax.functions import SAMPLE
 from hir_jax.instructions import dataset
 from hir_jax.parallel import mesh as meshes
 from hir_jax.rollout.continuous import sample_continuous

@@ -17,11 +17,10 @@ from functools import partial
 import jax
 import numpy as np
 
-from hir_jax.bench import counting
 from hir_jax.bench.machine import rates, timed
 from hir_jax.bench.sizes import NO_STOP, random_prompts
 from hir_jax.learner.update import LearnerSettings, init_state, update
-from hir_jax.models import decoder
+from hir_jax.models import counting, decoder
 from hir_jax.models.config import ModelConfig
 from hir_jax.parallel import mesh as meshes
 from hir_jax.rollout.sample import Sampling, sample

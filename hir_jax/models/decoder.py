@@ -233,11 +233,41 @@ def _mlp(config: ModelConfig, layer: Params, x: jax.Array, shard: Shard) -> jax.
     return shard(x + _dense(config, inner, layer, "down"), ("batch", "length", "embed"))
 
 
+LOOKUP_TOKENS = 4096  # rows added to the table's gradient at once: XLA compiles a scatter of 98,304 for hours for TPUs
+
+
+@jax.custom_vjp
+def _lookup(table: jax.Array, tokens: jax.Array) -> jax.Array:
+    """table[tokens], [B, T, D]; its gradient is added up in parts of LOOKUP_TOKENS."""
+    return table[tokens]
+
+
+def _lookup_forward(table: jax.Array, tokens: jax.Array):
+    return table[tokens], (tokens, jnp.zeros_like(table, shape=(0, *table.shape)))
+
+
+def _lookup_backward(saved, gradient: jax.Array):
+    tokens, like = saved
+    found = jnp.zeros_like(like, shape=like.shape[1:])
+    tokens, gradient = tokens.reshape(-1), gradient.reshape(-1, gradient.shape[-1])
+    parts = -(-tokens.size // LOOKUP_TOKENS)
+    if parts == 1:
+        return found.at[tokens].add(gradient), None
+    behind = -tokens.size % parts
+    tokens = jnp.pad(tokens, (0, behind)).reshape(parts, -1)  # rows of zeros, for word 0
+    gradient = jnp.pad(gradient, ((0, behind), (0, 0))).reshape(parts, -1, gradient.shape[-1])
+    found, _ = jax.lax.scan(lambda sum, part: (sum.at[part[0]].add(part[1]), None), found, (tokens, gradient))
+    return found, None
+
+
+_lookup.defvjp(_lookup_forward, _lookup_backward)
+
+
 def embed(config: ModelConfig, params: Params, tokens: jax.Array, shard: Shard) -> jax.Array:
     """dtype[B, T, D] of i32[B, T]. Where the width of the table is split among devices that share rows, each looks up its
     part of the width for all their rows, which then change places: the table is not gathered."""
     axes = ("lookup_batch", "length")
-    x = shard(params["embed"][shard(tokens, axes)].astype(config.compute_dtype), (*axes, "lookup_embed"))
+    x = shard(_lookup(params["embed"], shard(tokens, axes)).astype(config.compute_dtype), (*axes, "lookup_embed"))
     return shard(x, ("batch", "length", "embed"))
 
 
@@ -258,9 +288,22 @@ def _layer_pass(config: ModelConfig, shard: Shard, layer: Params, x: jax.Array, 
 
 def _gathered(config: ModelConfig, layer: Params, shard: Shard) -> Params:
     """One layer's parameters with the matrices whole in their width, in the compute dtype. Said here, they are gathered once a
-    layer; left to XLA, each product becomes a loop over the devices' slices, which TPUs do slowly and compile for minutes."""
-    axes = _layer_axes(config)
-    return layer | {name: shard(layer[name].astype(config.compute_dtype), axes[name]) for name in MATRICES}
+    layer; left to XLA, each product becomes a loop over the devices' slices, which TPUs do slowly and compile for minutes.
+    Gradients go straight to the layout of the parameters: each device gets the sum of its part, and nothing else."""
+    axes = {name: names for name, names in _layer_axes(config).items() if name in MATRICES}
+    matrices = {name: layer[name] for name in axes}
+    dtypes = {name: x.dtype for name, x in matrices.items()}
+
+    @jax.custom_vjp
+    def gather(matrices):
+        return {name: shard(x.astype(config.compute_dtype), axes[name]) for name, x in matrices.items()}
+
+    def back(_, gradients):
+        split = shard.parameters(gradients, axes)
+        return ({name: x.astype(dtypes[name]) for name, x in split.items()},)
+
+    gather.defvjp(lambda matrices: (gather(matrices), None), back)
+    return layer | gather(matrices)
 
 
 def _products_saved(layers: Params):
