@@ -68,8 +68,9 @@ def table(found: dict) -> str:
             f"{hbm[k] / 1e9:.2f}" if k in hbm else "?"
             for k in ("arguments", "outputs", "temporaries", "resident", "used")
         ]
-        bound = one.get("bound", {}).get("seconds", 0.0)
-        times = (number(bound), one["limit"], f"{one['mfu_bound']:.0%}") if bound else ("", "", "")
+        times = "", "", ""
+        if "bound" in one:
+            times = number(one["bound"]["seconds"]), one["limit"], f"{one['mfu_bound']:.0%}"
         rows.append((name, *sizes, "yes" if one["fits"] else "NO", *times))
     widths = [max(len(row[i]) for row in rows) for i in range(len(HEADER))]
     return "\n".join("  ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)) for row in rows)

@@ -82,18 +82,16 @@ def judge(program: Program, chip: Chip, keep_text=None) -> dict:
     text = compiled.as_text()
     if keep_text is not None:
         keep_text(program.name, text)
-    collectives = hlo.collectives(text, program.mesh.size)
-    kinds = hlo.by_kind(collectives, program.loops)
-    sent = sum(kind["bytes"] for kind in kinds.values())
-    least = bound(program.work, sent, chip)
+    kinds = hlo.by_kind(hlo.collectives(text, program.mesh.size), program.loops)
     found["hbm"] = memory(compiled, program, chip)
-    found |= {
-        "fits": found["hbm"]["free"] >= 0, "flops": program.work.flops, "read_bytes": program.work.read,
-        "collectives": kinds, "loops": program.loops, "bound": least._asdict() | {"seconds": least.seconds},
-        "limit": least.limit,
-    }  # fmt: skip
-    if least.seconds:
-        found["mfu_bound"] = program.work.flops / chip.flops_per_s / least.seconds
+    found |= {"fits": found["hbm"]["free"] >= 0, "collectives": kinds, "loops": program.loops}
+    if program.work.flops:
+        least = bound(program.work, sum(kind["bytes"] for kind in kinds.values()), chip)
+        found |= {
+            "flops": program.work.flops, "read_bytes": program.work.read,
+            "bound": least._asdict() | {"seconds": least.seconds}, "limit": least.limit,
+            "mfu_bound": program.work.flops / chip.flops_per_s / least.seconds,
+        }  # fmt: skip
     return found
 
 
