@@ -1,9 +1,9 @@
-# make demo | make test [TORCH=1] [SLOW=1] | make peers | make lint. The environment is .venv, made from PYTHON (3.11 or 3.12).
+# make demo | make test [TORCH=1] [SLOW=1] | make peers | make aot | make lint. The environment is .venv, made from PYTHON (3.11 or 3.12).
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint environment peers
+.PHONY: demo test lint environment peers aot
 environment: $(VENV)/ready
 
 $(VENV)/ready: requirements.txt requirements-data.txt
@@ -22,6 +22,12 @@ $(VENV)/torch: $(VENV)/ready
 peers: $(VENV)/peers
 $(VENV)/peers: $(VENV)/torch
 	$(BIN)/python -m pip install --quiet --no-deps trl==1.16.0
+	touch $@
+
+# The compilers of `python -m hir_jax.aot`; no TPU or GPU is needed.
+aot: $(VENV)/aot
+$(VENV)/aot: requirements-aot.txt $(VENV)/ready
+	$(BIN)/python -m pip install --quiet --no-deps -r requirements-aot.txt
 	touch $@
 
 test: $(VENV)/ready $(if $(TORCH),$(VENV)/torch)

@@ -12,7 +12,11 @@ import numpy as np
 import pytest
 
 from hir_jax.aot import chips, compiling, hlo
+from hir_jax.aot.__main__ import collected
 from hir_jax.aot.programs import Work, device_bytes
+from hir_jax.models import decoder
+from hir_jax.models.config import MATRICES
+from hir_jax.models.published import outline
 from hir_jax.types import InputError
 
 ROOT = Path(__file__).parents[1]
@@ -193,3 +197,61 @@ def test_advice_names_by_how_much_and_the_settings():
         assert words in sample
     for words in ("micro_batch_tokens", "remat=full", "does not say"):
         assert words in update
+
+
+def test_the_table_of_files(tmp_path):
+    with pytest.raises(InputError, match="no .json files there"):
+        collected(tmp_path)
+    function = {"hbm": {"used": 9.96e9}, "bound": {"seconds": 2.5}}
+    one = {
+        "checkpoint": "meta/Llama", "devices": 16, "chip": {"name": "TPU v5e", "hbm_bytes": 16e9}, "topology": "v5e:4x4",
+        "fits": True, "functions": {"sample": function, "select": {"hbm": {"used": 3e9}}}, "date": "2026-11-23T01:02:03Z",
+    }  # fmt: skip
+    (tmp_path / "a.json").write_text(json.dumps(one))
+    row = collected(tmp_path).splitlines()[-1]
+    assert row == "| Llama | 16 TPU v5e (v5e:4x4) | yes | 10.0 | 16 | 2.50 | 2.50 | AOT, 2026-11-23 |"
+    (tmp_path / "b.json").write_text("{}")
+    with pytest.raises(InputError, match=r"b\.json: not a file of --output"):
+        collected(tmp_path)
+
+
+def compile_for(config: str, topology: str, *arguments: str) -> dict:
+    """The report of `python -m hir_jax.aot`; skips where the compiler is not installed."""
+    package = "libtpu" if topology.startswith("v") else "jax_cuda13_plugin"
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is not installed ({chips.INSTALL})")
+    command = [sys.executable, "-m", "hir_jax.aot", f"--config={ROOT}/configs/{config}.py", f"--topology={topology}"]
+    run = subprocess.run([*command, *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-3000:]
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+def test_learning_gathers_a_layer_at_a_time_and_never_makes_all_logits(tmp_path):
+    """Qwen3-4B on 16 v6e with the paper's batch: what XLA made of the shardings of `score` and `update`."""
+    found = compile_for("qwen3_4b_hir", "v6e:4x4", "--functions=score,update", f"--text={tmp_path}")
+    assert found["fits"] and found["layers"] == 36 and set(found["functions"]) == {"score", "update"}
+    model = outline("Qwen/Qwen3-4B-Instruct-2507").config
+    stacked = min(np.prod(decoder.matrix_shape(model, name)) for name in MATRICES)
+    words, batch_columns = (model.vocab_size, model.vocab_size // 16), 16 * 6144
+    for name in found["functions"]:
+        text = (tmp_path / f"{name}.txt").read_text()
+        gathers = [c for c in hlo.collectives(text, 16) if c.kind == "all-gather"]
+        assert any(None in c.loops and c.loops[-1] == 36 for c in gathers)  # a layer's, in the loop over layers
+        assert max(np.prod(c.result.sizes) for c in gathers) < stacked
+        wide = [s for s in hlo.buffers(text) if any(n in words for n in s.sizes)]
+        logits = [s for s in wide if s.dtype == "f32" and s.sizes[-1] in words]
+        assert logits  # those of a chunk, words split among all devices
+        for shape in wide:
+            rows = np.prod(shape.sizes) // max(n for n in shape.sizes if n in words)
+            assert rows <= batch_columns // 4, shape
+
+
+@pytest.mark.slow
+def test_a_config_that_does_not_fit_says_what_would_help():
+    """Sixteen v5e with caches of 40 GB a device."""
+    found = compile_for(
+        "llama32_3b_hir", "v5e:4x4", "--functions=sample", "--layers=8", "--config.rollout.cache_bytes=40000000000"
+    )
+    assert not found["fits"] and found["functions"]["sample"]["hbm"]["free"] < 0
+    assert "sample exceeds the memory by" in found["advice"][0] and "rollout.cache_bytes" in found["advice"][0]

@@ -2,10 +2,12 @@
 
     python -m hir_jax.aot --config=configs/X.py --topology=v5p:2x2x2 [--config.key=value ...] [--output=FILE] [--layers=N]
                           [--functions=sample,update] [--text=DIR]
+    python -m hir_jax.aot --collect=DIR
 
 Topologies: v5e:4x4, v5p:2x2x2, v6e:4x4, ... (TPU), h100:8 (GPUs of one machine). Nothing is downloaded: a checkpoint that is
 not a local directory is known by its published shape (models/published.py). Printed are a table and, last, one line of JSON,
 which --output writes to a file too. --layers compiles a model of fewer layers, to find faults fast; --text keeps the text.
+--collect prints one table of the JSON files in a directory.
 
 Memory is the compiler's own account. Times are bounds: work at the longest lengths over the published peak rates, all of
 computing, reading and communication overlapped. Needs packages of requirements-aot.txt.
@@ -122,8 +124,48 @@ def slots(functions: Functions) -> int:
     return functions.slots(c.data.batch_prompts, c.data.max_prompt, functions.first_samples, c.rollout.max_response)
 
 
+COLUMNS = (
+    "model",
+    "devices",
+    "fits",
+    "GB used",
+    "of",
+    "least seconds a step",
+    "sampling + reference + update",
+    "known by",
+)
+
+
+def collected(directory: Path) -> str:
+    """A Markdown table of backbone by hardware, from the --output files of a directory."""
+    files = sorted(directory.glob("*.json"))
+    if not files:
+        raise InputError(f"--collect={directory}: no .json files there; --output writes them")
+    rows = [COLUMNS, ("---",) * len(COLUMNS)]
+    for path in files:
+        try:
+            rows.append(_row(json.loads(path.read_text())))
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{path}: not a file of --output ({error!r}); take it out of the directory") from error
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _row(found: dict) -> tuple[str, ...]:
+    functions = found["functions"].values()
+    bounds = [one["bound"]["seconds"] for one in functions if "bound" in one]
+    return (
+        found["checkpoint"].split("/")[-1], f"{found['devices']} {found['chip']['name']} ({found['topology']})",
+        "yes" if found["fits"] else "no", f"{max(one['hbm']['used'] for one in functions) / 1e9:.1f}",
+        f"{found['chip']['hbm_bytes'] / 1e9:.0f}", number(sum(bounds)), " + ".join(map(number, bounds)),
+        f"AOT, {found['date'][:10]}",
+    )  # fmt: skip
+
+
 def main(_) -> None:
     f = flags.FLAGS
+    if f.collect:
+        print(collected(Path(f.collect)))
+        return
     if f.config is None or f.topology is None:
         raise InputError("give --config=configs/X.py and --topology=CHIP:SIZES (v5p:2x2x2, h100:8, ...)")
     configs.check(f.config)
@@ -137,6 +179,6 @@ def main(_) -> None:
 
 
 if __name__ == "__main__":
-    configs.define_flags("topology", "output", "functions", "text")
+    configs.define_flags("topology", "output", "functions", "text", "collect")
     flags.DEFINE_integer("layers", 0, "Compile a model of so many layers; 0: all.", lower_bound=0)
     configs.run_program(main)

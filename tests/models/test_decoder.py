@@ -163,3 +163,18 @@ def test_shard_is_called_with_the_axes_of_its_array(models):
 def test_impossible_shapes_are_refused(change):
     with pytest.raises(ValueError, match=next(iter(change))):
         dataclasses.replace(CASES["llama_tied"], **change)
+
+
+@pytest.mark.parametrize("part", [1, 5, 12, 100])
+def test_gradient_of_the_embedding_in_parts(part, monkeypatch):
+    """Equal to that of indexing, with words that occur often and parts that the tokens do not fill."""
+    monkeypatch.setattr(decoder, "LOOKUP_TOKENS", part)
+    keys = jax.random.split(jax.random.key(0), 3)
+    table, weights = jax.random.normal(keys[0], (9, 4)), jax.random.normal(keys[1], (3, 8, 4))
+    tokens = jax.random.randint(keys[2], (3, 8), 0, 5)
+
+    def gradient(lookup):
+        return jax.jit(jax.grad(lambda table: (lookup(table, tokens) * weights).sum()))(table)
+
+    wanted = gradient(lambda table, tokens: table[tokens])
+    np.testing.assert_allclose(gradient(decoder._lookup), wanted, rtol=1e-6, atol=1e-6)
