@@ -1,6 +1,6 @@
 """Runs a suite of `experiments.suites`: every variant with every seed, resumed after an interruption, skipping what is done.
 
-    python -m experiments.run SUITE --config=configs/tiny_hir.py --seeds=5 --workdir=D [--only=LABEL,...] [--tune] [--jobs=N]
+    python -m experiments.run SUITE --config=configs/tiny_hir.py --seeds=5 --workdir=D [--only=NAME,...] [--tune] [--jobs=N]
         [--config.KEY=VALUE ...]
 
 Where the config names no checkpoint, base models are fitted first, one for each seed, by the file's variant `:sft` (D/base,
@@ -304,7 +304,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--config", required=True)
     parser.add_argument("--workdir", required=True, type=Path)
     parser.add_argument("--seeds", type=seeds, default="5", help="how many (0, 1, ...), or which: 1001,1002")
-    parser.add_argument("--only", default="", help="labels of variants, separated by commas")
+    parser.add_argument("--only", default="", help="variants by the names of their directories, separated by commas")
     parser.add_argument("--jobs", type=int, help="runs at a time")
     parser.add_argument("--tune", action="store_true", help="choose learning rate and weight of the KL on other seeds")
     args, rest = parser.parse_known_args(arguments)
@@ -312,9 +312,11 @@ def main(arguments: list[str]) -> None:
         parser.error(f"unknown argument {wrong[0]!r}; config overrides are given as --config.KEY=VALUE")
     extra = dict(a.removeprefix("--config.").split("=", 1) for a in rest)
     variants = SUITES[args.suite].variants
-    labels = args.only.split(",") if args.only else list(variants)
-    if unknown := [label for label in labels if label not in variants]:
-        parser.error(f"--only: {args.suite} has no variant {unknown[0]!r}; it has {', '.join(variants)}")
+    by_name = {slug(label): label for label in variants}
+    names = [slug(name) for name in args.only.split(",")] if args.only else list(by_name)
+    if unknown := [name for name in names if name not in by_name]:
+        parser.error(f"--only: {args.suite} has no variant {unknown[0]!r}; it has {', '.join(by_name)}")
+    labels = [by_name[name] for name in names]
     print(f"{args.suite}: {SUITES[args.suite].question}", flush=True)
     if left_out := [label for label in labels if _too_many(args.config, variants[label])]:
         print(f"left out, the witness generator draws at most {MAX_CONSTRAINTS} constraints: {', '.join(left_out)}")

@@ -375,7 +375,10 @@ def of_run(workdir: Path) -> ml_collections.ConfigDict:
 
 
 def changed_keys(old: dict[str, object], new: dict[str, object]) -> list[str]:
-    """Keys of the trajectory in which two flattened configs differ. total_steps counts where a schedule depends on it."""
+    """Keys of the trajectory in which two flattened configs differ. total_steps counts where a schedule depends on it. A key that
+    one of them lacks, which is of another version, is taken at its default, which is how things were before it came."""
+    default = flatten(defaults())
+    old, new = ({**{k: default[k] for k in default.keys() - c.keys()}, **c} for c in (old, new))
 
     def free(key):
         if key == "total_steps":

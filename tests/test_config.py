@@ -86,6 +86,12 @@ def test_keys_that_came_or_went_count_as_changed():
     assert configs.changed_keys(FLAT | {"replay.old": 1}, FLAT) == ["replay.old"]
 
 
+def test_a_key_newer_than_the_run_was_at_its_default():
+    older = {key: value for key, value in FLAT.items() if not key.startswith("lora.")}
+    assert configs.changed_keys(older, FLAT) == configs.changed_keys(FLAT, older) == []
+    assert configs.changed_keys(older, FLAT | {"lora.rank": 4}) == ["lora.rank"]
+
+
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
