@@ -200,7 +200,7 @@ def test_advice_names_by_how_much_and_the_settings():
 
 
 def test_the_table_of_files(tmp_path):
-    with pytest.raises(InputError, match="no .json files there"):
+    with pytest.raises(InputError, match=r"no \.json files there"):
         collected(tmp_path)
     function = {"hbm": {"used": 9.96e9}, "bound": {"seconds": 2.5}}
     one = {

@@ -2,14 +2,16 @@
 
     python -m experiments.benchmarks.gpu --output=FILE [--cases=NAME,...] [--wheels=DIR] [--rounds=5] [--tiny]
 
-Uses `rollout.sample`, `rollout.continuous` and `learner.update` directly: of this project's requirements it needs jax, flax
-and optax. Where one lacks, --wheels=DIR installs it from the wheels there into a temporary directory.
+Uses `rollout`, `replay`, `learner` and `functions` without any tokenizer or data: of this project's requirements it needs
+jax, flax, optax and ml_collections. Where one lacks, --wheels=DIR installs it from the wheels there into a temporary directory.
 
 A decode case is `sequences` rows, 8 samples a prompt, no stops; the seconds of a decode step are those of new_tokens tokens
 less those of one, divided by the steps between. Its floor is the larger of FLOPs / matmul rate and (weights + filled cache)
 / memory rate, both rates measured in the same run; a learner case's MFU is 6ND + attention FLOPs, remat not counted, over
-its seconds and the bfloat16 matmul rate. The JSON file is written anew after each case, so that a run that is cut off keeps
-what it has; a case that does not fit the memory is reported as such. --tiny: small shapes, to try the script on a CPU.
+its seconds and the bfloat16 matmul rate. A step case is a whole HiR step through the functions that training compiles
+(sampling, reference log-probs, selection and relabelling by made-up verdicts, update; float32 parameters and optimiser
+state). The JSON file is written anew after each case, so that a run that is cut off keeps what it has; a case that does not
+fit the memory is reported as such. --tiny: small shapes, to try the script on a CPU.
 """
 
 from __future__ import annotations
@@ -20,13 +22,14 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-NEEDED = ("jax", "flax", "optax")
+NEEDED = ("jax", "flax", "optax", "ml_collections")
 PROMPT_SAMPLES = 8
 
 
@@ -49,6 +52,15 @@ class Learn:
     remat: str
 
 
+@dataclass(frozen=True)
+class Step:
+    model: str
+    prompts: int
+    prompt: int  # tokens
+    response: int
+    micro_batch_tokens: int
+
+
 # hidden, MLP, layers, heads, key heads, head size, words; all with tied embeddings and normalised queries and keys
 SHAPES = {
     "qwen3-4b": (2560, 9728, 36, 32, 8, 128, 151_936),
@@ -57,6 +69,7 @@ SHAPES = {
     "tiny": (64, 128, 2, 4, 2, 16, 512),
 }
 CASES = {
+    "step-4b": Step("qwen3-4b", 16, 512, 1024, 16_384),
     "decode-4b-256": Decode("qwen3-4b", 256, 256, 256),
     "decode-4b-64": Decode("qwen3-4b", 64, 256, 256),
     "decode-4b-256-long": Decode("qwen3-4b", 256, 1024, 256),
@@ -69,6 +82,7 @@ CASES = {
     "learn-0.6b-full": Learn("qwen3-0.6b", 64, 256, 768, 16_384, "full"),
 }
 TINY = {
+    "step": Step("tiny", 2, 32, 8, 64),
     "decode": Decode("tiny", 16, 8, 8),
     "decode-slots": Decode("tiny", 16, 8, 8, slots=8),
     "learn": Learn("tiny", 8, 8, 8, 64, "full"),
@@ -89,22 +103,24 @@ def install(wheels: str | None) -> None:
 
 
 def make_model(name: str, remat: str = "full"):
+    import jax
+
+    from hir_jax.functions import ATTENTION
     from hir_jax.models.config import ModelConfig
 
     hidden, mlp, layers, heads, kv_heads, head, words = SHAPES[name]
     return ModelConfig(
         "qwen3", words, hidden, mlp, layers, heads, kv_heads, head, rope_theta=1e6, rms_norm_eps=1e-6, qk_norm=True,
-        compute_dtype="bfloat16", remat=remat,
+        compute_dtype="bfloat16", remat=remat, attention=ATTENTION.get(jax.default_backend(), "plain"),
     )  # fmt: skip
 
 
-def make_params(model):
+def make_params(model, dtype: str = "bfloat16"):
     import jax
-    import jax.numpy as jnp
 
     from hir_jax.models import decoder
 
-    return jax.jit(partial(decoder.init, model, param_dtype=jnp.bfloat16))(jax.random.key(0))
+    return jax.jit(partial(decoder.init, model, param_dtype=dtype))(jax.random.key(0))
 
 
 def measure_seconds(run: Callable[[], object], rounds: int) -> tuple[float, dict[str, float]]:
@@ -192,12 +208,123 @@ def learn(case: Learn, rounds: int, ceilings) -> dict:
     }  # fmt: skip
 
 
+CONSTRAINTS = 4  # of an instruction of a step case; its text, half of the prompt, is divided among them
+
+
+def _made_up(case: Step, samples: int, words: int):
+    """(prompts, their lengths, PromptParts, Verdicts of all slots, each constraint met in six of ten)."""
+    import numpy as np
+
+    from hir_jax.bench.sizes import random_prompts
+    from hir_jax.types import PromptParts, Verdicts
+
+    n, c, size = case.prompts, CONSTRAINTS, case.prompt // 2 // CONSTRAINTS
+    rng = np.random.default_rng(0)
+    lengths = np.full(n, case.prompt, np.int32)
+    prompts = random_prompts(words, lengths, case.prompt)
+    tokens = rng.integers(0, words, (n, c, 2 * c, size)).astype(np.int32)
+    head = case.prompt - c * size - 1
+    parts = PromptParts(
+        prompts, np.full(n, head, np.int32), tokens, np.full(tokens.shape[:-1], size, np.int32), prompts[:, -1:],
+        np.ones(n, np.int32), np.full(n, 2, np.int32), np.ones((n, c), bool),
+    )  # fmt: skip
+    present = np.ones((n * samples, c), bool)
+    return prompts, lengths, parts, Verdicts(rng.random(present.shape) < 0.6, present, present)
+
+
+def hir_step(case: Step, rounds: int, ceilings) -> dict:
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from hir_jax import config as configs
+    from hir_jax.bench.machine import spread
+    from hir_jax.bench.sizes import NO_STOP
+    from hir_jax.functions import Functions
+    from hir_jax.learner.update import init_state
+    from hir_jax.models import counting
+    from hir_jax.replay import select
+
+    config = configs.defaults()
+    config.method, config.model.compute_dtype, config.model.remat = "hir", "bfloat16", "full"
+    config.data.batch_prompts, config.data.max_prompt = case.prompts, case.prompt
+    config.rollout.max_response, config.learner.micro_batch_tokens = case.response, case.micro_batch_tokens
+    functions = Functions(config, make_model(case.model), NO_STOP, 0)
+    jitted, n, m = functions.jitted, case.prompts, functions.first_samples
+    reference = make_params(functions.model, "float32")
+    state = jax.jit(lambda params: init_state(jax.tree.map(jnp.copy, params), functions.settings))(reference)
+    prompts, lengths, parts, verdicts = jax.device_put(_made_up(case, functions.samples, functions.model.vocab_size))
+    rows = np.arange(n * m, dtype=np.int32).reshape(n, m)
+
+    @jax.jit
+    def all_slots(rollout):
+        def one(x):
+            by_prompt = x.reshape(n, m, *x.shape[1:])
+            empty = ((0, 0), (0, functions.samples - m)) + ((0, 0),) * (x.ndim - 1)
+            return jnp.pad(by_prompt, empty).reshape(-1, *x.shape[1:])
+
+        return jax.tree.map(one, rollout)
+
+    def run(step: int):
+        nonlocal state
+        seconds, key = {}, functions.key(0, step)
+
+        def timed(name, call, *arguments, **options):
+            start = time.perf_counter()
+            found = jax.block_until_ready(call(*arguments, **options))
+            seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start
+            return found
+
+        with jax.set_mesh(functions.mesh):
+            sampled = timed(
+                "sample",
+                jitted["sample"],
+                state.params,
+                prompts,
+                lengths,
+                rows,
+                key,
+                settings=functions.rollout_sampling,
+            )
+            rollout = all_slots(sampled)
+            tokens = jnp.concatenate([jnp.repeat(prompts, functions.samples, 0), rollout.tokens], axis=1)
+            given = tokens, jnp.repeat(lengths, functions.samples), rollout.mask
+            ref_logp = timed("score", jitted["score"], reference, *given)
+            replays = timed("replay", jitted["select"], rollout, verdicts, np.int32(step), key, rounds=np.int32(0))
+            how = {"fractional": False, "successes_only": False, "mask_truncated": False}
+            rewards = select.rewards(rollout, verdicts, **how)
+            given = prompts, lengths, parts, rollout, ref_logp, jnp.ones_like(ref_logp), *rewards, verdicts, replays
+            batch = timed("replay", jitted["relabel"], *given)
+            used = np.asarray(batch.weight) > 0
+            trained = np.asarray(batch.prompt_length)[used], np.asarray(batch.response_mask).sum(-1)[used]
+            state, metrics = timed("update", jitted["update"], state, batch)
+        return seconds, (int(sampled.mask.sum()), trained, int(replays.valid.sum())), metrics
+
+    first = sum(run(0)[0].values())
+    seconds, seen, metrics = zip(*(run(step) for step in range(1, rounds + 1)), strict=True)
+    phases = {name: spread([each[name] for each in seconds]) for name in seconds[0]}
+    sampled, (prompt_lengths, responses), replays = seen[-1]
+    flops = counting.learner_flops(functions.model, prompt_lengths, responses)
+    update = phases["update"]["median"]
+    return {
+        "first_call_seconds": first, "seconds": spread([sum(each.values()) for each in seconds]), "phases": phases,
+        "rollout_tokens_per_s": sampled / phases["sample"]["median"],
+        "learner_tokens_per_s": float((prompt_lengths + responses).sum()) / update, "replays": replays,
+        "trained_rows": len(responses), "flops": flops, "mfu": flops / update / ceilings.flops_per_s["bfloat16"],
+        "peak_bytes": (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use"),
+        "metrics": {name: float(value) for name, value in metrics[-1].items()},
+    }  # fmt: skip
+
+
+RUNS = {Decode: decode, Learn: learn, Step: hir_step}
+
+
 def attempt(case, rounds: int, ceilings) -> dict:
     """A case's figures; "out of memory" where it does not fit, which is a finding too."""
     import jax
 
     try:
-        return (decode if isinstance(case, Decode) else learn)(case, rounds, ceilings)
+        return RUNS[type(case)](case, rounds, ceilings)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
