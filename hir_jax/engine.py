@@ -47,7 +47,7 @@ def _random_model(config, words: int) -> ModelConfig:
 class Engine(Functions):
     """Model, tokenizer and compiled functions."""
 
-    def __init__(self, config):
+    def __init__(self, config, devices=None):
         self._checkpoint = open_checkpoint(config.model.checkpoint) if config.model.checkpoint else None
         if self._checkpoint:
             self.tokenizer = self._checkpoint.tokenizer
@@ -60,7 +60,7 @@ class Engine(Functions):
             model = _random_model(config, len(self.tokenizer))
         self.frame = chat_frame(self.tokenizer)
         pad = self.tokenizer.pad_token_id
-        super().__init__(config, model, stop_ids, stop_ids[0] if pad is None else pad)
+        super().__init__(config, model, stop_ids, stop_ids[0] if pad is None else pad, devices)
         meshes.connect(self.mesh)
         self.reward_settings = {
             "fractional": config.method in ("clr", "hir_clr"),
