@@ -202,7 +202,7 @@ def test_advice_names_by_how_much_and_the_settings():
 def test_the_table_of_files(tmp_path):
     with pytest.raises(InputError, match=r"no \.json files there"):
         collected(tmp_path)
-    function = {"hbm": {"used": 9.96e9}, "bound": {"seconds": 2.5}}
+    function = {"flops": 1e9, "hbm": {"used": 9.96e9}, "bound": {"seconds": 2.5}}
     one = {
         "checkpoint": "meta/Llama", "devices": 16, "chip": {"name": "TPU v5e", "hbm_bytes": 16e9}, "topology": "v5e:4x4",
         "fits": True, "functions": {"sample": function, "select": {"hbm": {"used": 3e9}}}, "date": "2026-11-23T01:02:03Z",

@@ -152,7 +152,7 @@ def collected(directory: Path) -> str:
 
 def _row(found: dict) -> tuple[str, ...]:
     functions = found["functions"].values()
-    bounds = [one["bound"]["seconds"] for one in functions if "bound" in one]
+    bounds = [one["bound"]["seconds"] for one in functions if one.get("flops")]
     return (
         found["checkpoint"].split("/")[-1], f"{found['devices']} {found['chip']['name']} ({found['topology']})",
         "yes" if found["fits"] else "no", f"{max(one['hbm']['used'] for one in functions) / 1e9:.1f}",
