@@ -10,11 +10,11 @@ The checkpoint is a hub id; `--config.model.checkpoint=DIR` takes a downloaded d
 sastpg/HIR-16K) is a hub id or a directory too. Its type-4 rows want a judge (`constraints.judge`) and `code_checkers`; without
 them they are left out and counted.
 
-Memory and time, at the longest rows (512 x (2,048 + 4,096) tokens): parameters, optimiser state and reference take 3.2 GB of a
-v5e's 16 (4x4), 6.4 GB of an H100's 80 (8). Least seconds a step, sampling + reference + update: 157 on v5e:4x4
-(121 + 7 + 29), 67 on h100:8 (52 + 3 + 12; sampling is held up by reading caches: give more rollout.cache_bytes there). These
-are bounds: work over published peak rates, without communication (`hir_jax/aot/programs.py`); the compiler's account at full
-depth is still to be made.
+Memory and time, at the longest rows (512 x (2,048 + 4,096) tokens), by the compiler's account (`hir_jax.aot`;
+experiments/results/aot): the fullest moment of a step takes 10.0 of 16 GB on v5e:4x4, 16.2 of 80 GB on h100:8. Least seconds a
+step, sampling + reference + update: 157 on v5e:4x4 (121 + 7 + 29), 66.6 on h100:8 (52 + 3 + 11). These are bounds, of work over
+published peak rates with everything overlapped; nothing was measured on these chips. Sampling is held up by reading weights and
+caches: where memory is left, a larger rollout.cache_bytes makes it shorter.
 
 Reported by the paper (third-party summary): IFEval +12.4. The untrained model, measured with the reference scorers, prompt and
 instruction strict: IFEval 70.06 / 78.54, IFBench 23.81 / 25.37.

@@ -10,10 +10,12 @@ The checkpoint is a hub id; `--config.model.checkpoint=DIR` takes a downloaded d
 sastpg/HIR-16K) is a hub id or a directory too. Its type-4 rows want a judge (`constraints.judge`) and `code_checkers`; without
 them they are left out and counted.
 
-Memory and time, at the longest rows (512 x (2,048 + 4,096) tokens): parameters, optimiser state and reference take 15.2 GB of a
-v5p's 95 (2x2x2) or an H100's 80 (8), 7.6 GB of a v6e's 32 (4x4). Least seconds a step, sampling + reference + update: 111 on
-v5p:2x2x2 (47 + 13 + 51), 46 on v6e:4x4 (30 + 3 + 13), 69 on h100:8 (39 + 6 + 24). These are bounds: work over published
-peak rates, without communication (`hir_jax/aot/programs.py`); the compiler's account at full depth is still to be made.
+Memory and time, at the longest rows (512 x (2,048 + 4,096) tokens), by the compiler's account (`hir_jax.aot`;
+experiments/results/aot): the fullest moment of a step takes 33.6 of 95 GB on v5p:2x2x2, 19.6 of 32 GB on v6e:4x4, 55.0 of 80 GB
+on h100:8. Least seconds a step, sampling + reference + update: 111 on v5p:2x2x2 (47 + 13 + 51), 46.0 on v6e:4x4 (30 + 3 + 13),
+68.6 on h100:8 (39 + 6 + 24). These are bounds, of work over published peak rates with everything overlapped; nothing was
+measured on these chips. Sampling is held up by reading weights and caches: where memory is left, a larger rollout.cache_bytes
+makes it shorter.
 
 The untrained model, measured with the reference scorers, prompt and instruction strict: IFEval 72.83 / 79.74, IFBench
 26.19 / 28.66.

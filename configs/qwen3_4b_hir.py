@@ -10,11 +10,12 @@ The checkpoint is a hub id; `--config.model.checkpoint=DIR` takes a downloaded d
 sastpg/HIR-16K) is a hub id or a directory too. Its type-4 rows want a judge (`constraints.judge`) and `code_checkers`; without
 them they are left out and counted.
 
-Memory and time, at the longest rows (512 x (2,048 + 4,096) tokens): parameters, optimiser state and reference take 4.0 GB of a
-v6e's 32 (4x4), 1.0 GB of a v5e's 16 (8x8), 8.0 GB of an H100's 80 (8). Least seconds a step, sampling + reference + update: 81 on
-v6e:4x4 (71 + 2 + 8), 44 on v5e:8x8 (32 + 2 + 10), 96 on h100:8 (77 + 4 + 15; sampling is held up by reading caches: give more
-rollout.cache_bytes on v6e and H100). These are bounds: work over published
-peak rates, without communication (`hir_jax/aot/programs.py`); the compiler's account at full depth is still to be made.
+Memory and time, at the longest rows (512 x (2,048 + 4,096) tokens), by the compiler's account (`hir_jax.aot`;
+experiments/results/aot): the fullest moment of a step takes 12.1 of 32 GB on v6e:4x4, 7.7 of 16 GB on v5e:8x8, 17.3 of 80 GB on
+h100:8. Least seconds a step, sampling + reference + update: 81.4 on v6e:4x4 (71 + 2 + 8), 44.2 on v5e:8x8 (32 + 2 + 10), 96.0
+on h100:8 (77 + 4 + 15). These are bounds, of work over published peak rates with everything overlapped; nothing was measured on
+these chips. Sampling is held up by reading weights and caches: where memory is left, a larger rollout.cache_bytes makes it
+shorter.
 
 Reported by the paper (third-party summaries): IFBench 29.9 -> 40.5, CFBench +5.7, MulDimIF +23.3. The untrained model, measured
 with the reference scorers, prompt and instruction strict: IFBench 30.27 / 31.94.
