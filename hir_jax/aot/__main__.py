@@ -115,7 +115,7 @@ def report(config, topology_name: str, *, layers: int, only: str, text: str) -> 
     }  # fmt: skip
 
 
-_SHOWN = ("method", "model", "data", "rollout", "replay", "learner", "mesh")
+_SHOWN = ("method", "model", "lora", "data", "rollout", "replay", "learner", "mesh")
 
 
 def slots(functions: Functions) -> int:
@@ -153,8 +153,9 @@ def collected(directory: Path) -> str:
 def _row(found: dict) -> tuple[str, ...]:
     functions = found["functions"].values()
     bounds = [one["bound"]["seconds"] for one in functions if one.get("flops")]
+    rank = found["config"].get("lora.rank")
     return (
-        found["checkpoint"].split("/")[-1], f"{found['devices']} {found['chip']['name']} ({found['topology']})",
+        found["checkpoint"].split("/")[-1] + (f", LoRA {rank}" if rank else ""), f"{found['devices']} {found['chip']['name']} ({found['topology']})",
         "yes" if found["fits"] else "no", f"{max(one['hbm']['used'] for one in functions) / 1e9:.1f}",
         f"{found['chip']['hbm_bytes'] / 1e9:.0f}", number(sum(bounds)), " + ".join(map(number, bounds)),
         f"AOT, {found['date'][:10]}",
