@@ -205,7 +205,8 @@ def test_the_table_of_files(tmp_path):
     function = {"flops": 1e9, "hbm": {"used": 9.96e9}, "bound": {"seconds": 2.5}}
     one = {
         "checkpoint": "meta/Llama", "devices": 16, "chip": {"name": "TPU v5e", "hbm_bytes": 16e9}, "topology": "v5e:4x4",
-        "fits": True, "config": {"lora.rank": 8}, "functions": {"sample": function, "select": {"hbm": {"used": 3e9}}}, "date": "2026-11-23T01:02:03Z",
+        "fits": True, "config": {"lora.rank": 8}, "functions": {"sample": function, "select": {"hbm": {"used": 3e9}}},
+        "date": "2026-11-23T01:02:03Z",
     }  # fmt: skip
     (tmp_path / "a.json").write_text(json.dumps(one))
     row = collected(tmp_path).splitlines()[-1]

@@ -153,9 +153,9 @@ def collected(directory: Path) -> str:
 def _row(found: dict) -> tuple[str, ...]:
     functions = found["functions"].values()
     bounds = [one["bound"]["seconds"] for one in functions if one.get("flops")]
-    rank = found["config"].get("lora.rank")
+    model, rank = found["checkpoint"].split("/")[-1], found["config"].get("lora.rank")
     return (
-        found["checkpoint"].split("/")[-1] + (f", LoRA {rank}" if rank else ""), f"{found['devices']} {found['chip']['name']} ({found['topology']})",
+        f"{model}, LoRA {rank}" if rank else model, f"{found['devices']} {found['chip']['name']} ({found['topology']})",
         "yes" if found["fits"] else "no", f"{max(one['hbm']['used'] for one in functions) / 1e9:.1f}",
         f"{found['chip']['hbm_bytes'] / 1e9:.0f}", number(sum(bounds)), " + ".join(map(number, bounds)),
         f"AOT, {found['date'][:10]}",
