@@ -156,7 +156,7 @@ def _row(found: dict) -> tuple[str, ...]:
     model, rank = found["checkpoint"].split("/")[-1], found["config"].get("lora.rank")
     return (
         f"{model}, LoRA {rank}" if rank else model, f"{found['devices']} {found['chip']['name']} ({found['topology']})",
-        "yes" if found["fits"] else "no", f"{max(one['hbm']['used'] for one in functions) / 1e9:.1f}",
+        "yes" if found["fits"] else "no", f"{max(one['hbm'].get('used', float('nan')) for one in functions) / 1e9:.1f}",
         f"{found['chip']['hbm_bytes'] / 1e9:.0f}", number(sum(bounds)), " + ".join(map(number, bounds)),
         f"AOT, {found['date'][:10]}",
     )  # fmt: skip

@@ -13,7 +13,8 @@ from hir_jax.aot import hlo
 from hir_jax.aot.chips import Chip
 from hir_jax.aot.programs import Program, Work, device_bytes
 
-_EXCEEDED = re.compile(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", re.IGNORECASE)
+_ALL = re.compile(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm", re.IGNORECASE)
+_TEMPORARIES = re.compile(r"required for HLO temporaries \(([\d.]+)([KMGT]?)\) exceeds")
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -39,24 +40,25 @@ def bound(work: Work, sent: float, chip: Chip) -> Bound:
     return Bound(work.computed / chip.flops_per_s, work.read / chip.hbm_bytes_per_s, sent / chip.link_bytes_per_s)
 
 
-def refused_bytes(message: str) -> float | None:
-    """Bytes that the compiler says a program takes which does not fit; None if the message is of something else."""
-    match = _EXCEEDED.search(message)
-    return float(match[1]) * _UNITS[match[2].upper()] if match else None
+def refused_bytes(message: str, arguments: int) -> float | None:
+    """Bytes that the compiler says a program takes which does not fit, with its arguments; None where it does not say."""
+    for pattern, beside in ((_ALL, 0), (_TEMPORARIES, arguments)):
+        if match := pattern.search(message):
+            return float(match[1]) * _UNITS[match[2].upper()] + beside
+    return None
 
 
-def compile_program(program: Program) -> tuple[jax.stages.Compiled | None, float, float]:
-    """(compiled or None, seconds, bytes a device that it takes where the compiler refuses it for that)."""
+def compile_program(program: Program) -> tuple[jax.stages.Compiled | str, float]:
+    """(compiled, or the compiler's message where it refuses a program for its memory; seconds)."""
     start = time.perf_counter()
     try:
         with jax.set_mesh(program.mesh):
             compiled = program.function.lower(*program.arguments, **program.options).compile()
     except jax.errors.JaxRuntimeError as error:
-        taken = refused_bytes(str(error))
-        if taken is None and "RESOURCE_EXHAUSTED" not in str(error):
+        if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        return None, time.perf_counter() - start, taken or float("nan")
-    return compiled, time.perf_counter() - start, 0.0
+        compiled = str(error)
+    return compiled, time.perf_counter() - start
 
 
 def memory(compiled, program: Program, chip: Chip) -> dict[str, float]:
@@ -73,12 +75,17 @@ def memory(compiled, program: Program, chip: Chip) -> dict[str, float]:
 
 def judge(program: Program, chip: Chip, keep_text=None) -> dict:
     """Everything that is reported of a program; keep_text(name, text) is given the compiled text."""
-    compiled, seconds, refused = compile_program(program)
+    compiled, seconds = compile_program(program)
     found: dict = {"compile_seconds": round(seconds, 1)}
-    if compiled is None:
-        used = refused + program.resident
-        found["hbm"] = {"arguments": device_bytes(program.arguments), "used": used, "free": chip.hbm_bytes - used}
-        return found | {"fits": False}
+    if isinstance(compiled, str):
+        arguments = device_bytes(program.arguments)
+        refused = compiled.splitlines()[0]
+        found |= {"fits": False, "refused": refused, "hbm": {"arguments": arguments, "resident": program.resident}}
+        used = refused_bytes(compiled, arguments)
+        if used is not None:
+            used += program.resident
+            found["hbm"] |= {"used": used, "free": chip.hbm_bytes - used}
+        return found
     text = compiled.as_text()
     if keep_text is not None:
         keep_text(program.name, text)
@@ -101,8 +108,8 @@ def advice(config, found: Mapping[str, Mapping], split_heads: bool) -> list[str]
     for name, one in found.items():
         if one["fits"]:
             continue
-        lacking = -one["hbm"]["free"]
-        by = f"{lacking / 1e9:.1f} GB a device" if lacking == lacking else "an amount that the compiler does not say"
+        free = one["hbm"].get("free")
+        by = "an amount that the compiler does not say" if free is None else f"{-free / 1e9:.1f} GB a device"
         lines.append(
             f"{name} exceeds the memory by {by}; what helps: " + "; ".join(_settings(name, config, split_heads))
         )

@@ -53,7 +53,7 @@ def device_bytes(tree) -> int:
     """Bytes that a device holds of a tree of ShapeDtypeStructs with shardings."""
 
     def one(x):
-        return math.prod(x.sharding.shard_shape(x.shape)) * jnp.dtype(x.dtype).itemsize
+        return math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
 
     return sum(map(one, jax.tree.leaves(tree)))
 
