@@ -107,10 +107,8 @@ def defaults() -> ml_collections.ConfigDict:
     r.method = "gumbel"  # gumbel | inverse_cdf: how a word is drawn from the soft-max; see rollout/sample.py
     r.dtype = ""  # of the sampler's weights, float32 | bfloat16; "": model.compute_dtype. See learner.importance_cap
     r.slots = 0  # rows decoded at a time, refilled as they end (continuous batching); 0: see cache_bytes
-    # bytes of keys and values that a device may hold: where slots = 0, as many slots as fit; 0: all rows at once
-    r.cache_bytes = 0
-    # devices that share heads, MLP and words while sampling (the others share rows); 0: the layout of `mesh`
-    r.tensor = 0
+    r.cache_bytes = 0  # of keys and values that a device may hold: without `slots`, as many as fit; 0: no limit
+    r.tensor = 0  # devices that share heads, MLP and words while sampling, others share rows; 0: the layout of `mesh`
 
     c.constraints = k = ml_collections.ConfigDict()
     k.workers = 2  # verifier processes; 0: in this process
