@@ -41,6 +41,10 @@ def learner_settings(config) -> LearnerSettings:
     )
 
 
+def _laid_out(shapes, shardings):
+    return jax.tree.map(lambda s, sh: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sh), shapes, shardings)
+
+
 class Functions:
     """`samples` is the number of slots a prompt has: m, or m + k."""
 
@@ -92,9 +96,7 @@ class Functions:
         if self.lora is None:
             return None
         shapes = decoder.abstract_params(self.model, jnp.dtype(self.config.lora.base_dtype))
-        return jax.tree.map(
-            lambda s, sh: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sh), shapes, self.param_shardings
-        )
+        return _laid_out(shapes, self.param_shardings)
 
     @cached_property
     def abstract_state(self) -> TrainState:
@@ -104,7 +106,7 @@ class Functions:
         axes = lora.param_axes(self.model, shapes.params)
         trained = meshes.parameter_shardings(self.mesh, axes, shapes.params)
         shardings = meshes.state_shardings(self.mesh, shapes, trained)
-        return jax.tree.map(lambda s, sh: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sh), shapes, shardings)
+        return _laid_out(shapes, shardings)
 
     @cached_property
     def _sampler(self):

@@ -26,7 +26,7 @@ from absl import flags
 from hir_jax import config as configs
 from hir_jax.aot import chips
 from hir_jax.aot.compiling import advice, judge
-from hir_jax.aot.programs import entries, heads_split, programs
+from hir_jax.aot.programs import entries, programs
 from hir_jax.bench import machine
 from hir_jax.bench.table import number
 from hir_jax.functions import Functions
@@ -94,7 +94,8 @@ def report(config, topology_name: str, *, layers: int, only: str, text: str) -> 
     for program in wanted:
         print(f"compiling {program.name} for {topology_name} ...", file=sys.stderr, flush=True)
         found[program.name] = judge(program, topology.chip, keep)
-    lines = advice(config, found, heads_split(functions))
+    split_heads = functions.kv_ways == functions.sampler_mesh.shape["tensor"]
+    lines = advice(config, found, split_heads)
     parameters = entries(functions.abstract_frozen) + entries(functions.abstract_state.params)
     print(f"{config.model.checkpoint}, {parameters / 1e9:.2f} billion parameters, {topology_name}:")
     print(

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import NamedSharding
 
 from hir_jax.functions import Functions
@@ -210,9 +209,3 @@ def programs(functions: Functions) -> Sequence[Program]:
         ),
     ]  # fmt: skip
     return found
-
-
-def heads_split(functions: Functions) -> bool:
-    """Whether the sampler's cache is split by heads as far as its mesh wants it."""
-    tensor = functions.sampler_mesh.shape["tensor"]
-    return int(np.gcd(tensor, functions.model.num_kv_heads)) == tensor
