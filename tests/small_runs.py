@@ -1,9 +1,12 @@
 """The tiny config made smaller still, and the training program in a process of its own; for the tests of the programs."""
 
+import contextlib
 import runpy
 import subprocess
 import sys
 from pathlib import Path
+
+import jax
 
 ROOT = Path(__file__).parents[1]
 CONFIG = "configs/tiny_hir.py"
@@ -63,3 +66,15 @@ def start(workdir, **changes) -> subprocess.Popen:
     """`python -m hir_jax.train` on the small config."""
     command = [sys.executable, "-m", "hir_jax.train", *arguments(workdir, **changes)]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@contextlib.contextmanager
+def compilation_cache(directory: str):
+    """jax keeps in `directory` what takes half a second to compile."""
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in names}
+    for name, value in zip(names, (directory, 0.5), strict=True):
+        jax.config.update(name, value)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from small_runs import CONFIG, ROOT, arguments, small_config, start
+from small_runs import CONFIG, ROOT, arguments, compilation_cache, small_config, start
 
 from hir_jax import config as configs
 from hir_jax.engine import Engine, bucket
@@ -50,13 +50,8 @@ def state(workdir):
 def cache(tmp_path_factory):
     """What one test of this module compiled serves the next ones, in this process and in others."""
     directory = str(tmp_path_factory.mktemp("compiled"))
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = {name: getattr(jax.config, name) for name in names}
-    for name, value in zip(names, (directory, 0.5), strict=True):
-        jax.config.update(name, value)
-    yield directory
-    for name, value in before.items():
-        jax.config.update(name, value)
+    with compilation_cache(directory):
+        yield directory
 
 
 EASY = ("punctuation:no_comma", "keywords:forbidden_words")

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from small_runs import small_config
+from small_runs import compilation_cache, small_config
 
 from hir_jax.engine import Engine
 from hir_jax.runs.checkpoints import Checkpoints
@@ -27,13 +27,8 @@ LORA = {
 def cache(tmp_path_factory):
     """What one test of this module compiled serves the next ones."""
     directory = str(tmp_path_factory.mktemp("compiled"))
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = {name: getattr(jax.config, name) for name in names}
-    for name, value in zip(names, (directory, 0.5), strict=True):
-        jax.config.update(name, value)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
+    with compilation_cache(directory):
+        yield
 
 
 def rows(workdir):
