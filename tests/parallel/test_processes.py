@@ -64,14 +64,15 @@ class Group:
     def all_said(self) -> str:
         return "\n".join(f"---- {output}\n{output.read_text()[-6000:]}" for output in self.outputs)
 
-    def wait(self, *statuses: int, seconds=LIMIT):
-        """Until all have ended, with these statuses."""
+    def wait(self, *statuses: int | tuple[int, ...], seconds=LIMIT):
+        """Until all have ended, with these statuses (or one of several)."""
         try:
             found = [process.wait(seconds) for process in self.members]
         except subprocess.TimeoutExpired:
             self.kill()
             pytest.fail("still running\n" + self.all_said())
-        assert found == list(statuses), self.all_said()
+        for status, expected in zip(found, statuses, strict=True):
+            assert status in (expected if isinstance(expected, tuple) else (expected,)), self.all_said()
 
     def wait_for(self, condition):
         end = time.monotonic() + LIMIT
@@ -161,11 +162,13 @@ def test_stopped_and_killed_it_resumes_exactly(place, two):
     group.wait_for(lambda: reached(int(stopped[1]) + 1))
     assert f"from step {stopped[1]}" in group.said(0)
     group.members[1].kill()
-    group.wait(-signal.SIGABRT, -signal.SIGKILL, seconds=60)
-    time.sleep(1)  # the last words are another process's
-    assert re.search(
-        r"error: process 0 of 2 has ended.*\. Start all processes again with the same command", group.said(0)
-    )
+    # A broken connection is an error in the program, status 1, where the collective hears of it; else jax aborts it after the
+    # heartbeats, and the last words are then another process's, which may take a moment.
+    group.wait((1, -signal.SIGABRT), -signal.SIGKILL, seconds=120)
+    advice, end = "error: .*Start all processes again with the same command", time.monotonic() + 30
+    while not re.search(advice, group.said(0)) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert re.search(advice, group.said(0)), group.all_said()
 
     group = Group(workdir, place / "cache")
     group.wait(0, 0)
