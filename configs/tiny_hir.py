@@ -13,8 +13,8 @@ the samples of the fitted model meet all of them (experiments/PROTOCOL.md).
 Time on 2 cores: 97 s for the first, 55 s for the second.
 Expect: little of HiR: ILA on held-out instructions, greedy, from 4% to 8% (mean of five seeds, 3% to 13%); of
 `--config.method=clr` at the rate and KL of experiments/tuned.json 23%.
-Differs from the released run in learning rate, batch, one update a step, and kl (0.03 for 0.001: with less, replay drifts to
-answers of two words or of the greatest length; experiments/results/tiny/tuning.json).
+Differs from the released run in learning rate, batch, one update a step, and kl (0.03 for 0.001: with less, replay lost what it
+had gained on half of the seeds and rates; experiments/results/tiny/tuning.json).
 
 `:demo_sft` and `:demo` are what `make demo` runs: 0.36 M parameters, fitted without exchanged constraints to one or two of
 DEMO_IDS and trained on three or four, which the device decides, so that a step is one compiled function. About 150 s and

@@ -46,9 +46,13 @@ FIGURES = {
 }
 
 
-def _summaries(directory: Path) -> list[Path]:
-    """Of the evaluation at the end of a run; none where it is not finished."""
-    return sorted(directory.glob("evaluations/heldout-step-*-t1-n8/summary.json"))
+def _evaluation(directory: Path) -> Path | None:
+    """The summary of the evaluation after the last step; None where the run is not finished."""
+    if not (directory / "config.json").exists():
+        return None
+    steps = files.read_config(directory)["total_steps"]
+    path = directory / "evaluations" / f"heldout-step-{steps}-t1-n8" / "summary.json"
+    return path if path.exists() else None
 
 
 def figures(directory: Path, level: float, budget: float) -> dict[str, float]:
@@ -56,7 +60,9 @@ def figures(directory: Path, level: float, budget: float) -> dict[str, float]:
     rows = read_metrics(directory)
     curve = curves(rows)
     within = np.append([n for n in curve["samples"] if n < budget], budget)
-    passes = json.loads(_summaries(directory)[-1].read_text(encoding="utf-8"))["pass_at_k"]
+    if not curve["ila"]:
+        raise InputError(f"{directory}: no held-out accuracy was measured; run it with config.eval_every above 0")
+    passes = json.loads(_evaluation(directory).read_text(encoding="utf-8"))["pass_at_k"]
     last = next(row for row in reversed(rows) if row.get("heldout_ila") is not None)
     return {
         "start": next((row["ila"] for row in rows if "ila" in row), math.nan),
@@ -70,18 +76,20 @@ def figures(directory: Path, level: float, budget: float) -> dict[str, float]:
     }
 
 
+def finished(suite: Path, label: str) -> dict[int, Path]:
+    """Directories of a variant's finished runs by seed, in order."""
+    runs = {int(path.name.removeprefix("seed-")): path for path in suite.glob(f"{slug(label)}/seed-*")}
+    return {seed: runs[seed] for seed in sorted(runs) if _evaluation(runs[seed])}
+
+
 def collect(suite: Path, level: float) -> dict[str, dict[int, dict[str, float]]]:
     """Label -> seed -> figures of the finished runs of a suite, in the suite's order. Their means over generated samples end
     with the run that has generated the fewest."""
-    finished = {}
-    for label in SUITES[suite.name].variants:
-        runs = sorted(suite.glob(f"{slug(label)}/seed-*"), key=lambda path: int(path.name.removeprefix("seed-")))
-        if seeds := {int(path.name.removeprefix("seed-")): path for path in runs if _summaries(path)}:
-            finished[label] = seeds
-    ends = (curves(read_metrics(path))["samples"][-1] for seeds in finished.values() for path in seeds.values())
-    budget = min(ends, default=0)
+    runs = {label: seeds for label in SUITES[suite.name].variants if (seeds := finished(suite, label))}
+    ends = (curves(read_metrics(path))["samples"] for seeds in runs.values() for path in seeds.values())
+    budget = min((samples[-1] for samples in ends if samples), default=0)
     return {
-        label: {seed: figures(path, level, budget) for seed, path in seeds.items()} for label, seeds in finished.items()
+        label: {seed: figures(path, level, budget) for seed, path in seeds.items()} for label, seeds in runs.items()
     }
 
 
@@ -177,11 +185,10 @@ th:first-child, td:first-child { text-align: left } img { max-width: 100% }
 
 
 def plot(suite: Path, labels: list[str], path: Path) -> None:
-    """Mean held-out ILA over seeds, shaded by its standard error, over steps and over generated samples."""
+    """Mean held-out ILA over seeds of the finished runs, shaded by its standard error, over steps and over generated samples."""
     figure, axes = plt.subplots(1, 2, figsize=(11, 4), sharey=True, layout="constrained")
     for label in labels:
-        runs = [curves(read_metrics(run)) for run in sorted(suite.glob(f"{slug(label)}/seed-*"))]
-        runs = [run for run in runs if len(run["ila"]) > 1]
+        runs = [run for path in finished(suite, label).values() if len((run := curves(read_metrics(path)))["ila"]) > 1]
         if not runs:
             continue
         for axis, name in zip(axes, ("step", "samples"), strict=True):

@@ -42,7 +42,7 @@ from hir_jax.types import InputError
 
 FACTORS = (1 / 3, 1.0, 3.0)
 KLS = (0.001, 0.03)
-RATE, KL = "learner.learning_rate", "learner.kl"
+RATE, KL, UNSEEN = "learner.learning_rate", "learner.kl", "data.unseen_ids"
 TUNING_SEEDS = (1001, 1002)  # reported ones are 0, 1, 2, ...
 TUNED = Path(__file__).parent / "tuned.json"
 EVALUATION = ("--benchmark=heldout", "--samples=8", "--temperature=1")
@@ -60,7 +60,9 @@ class Job:
     evaluates: bool = True
 
     def trained(self) -> bool:
-        return any(row["step"] == self.total_steps for row in read_metrics(self.directory))
+        """Whether the last step was made and what is kept of it was written: metrics come first, so a kill can lie between."""
+        kept = self.directory / ("model" if self.overrides.get("save_model") else f"checkpoints/{self.total_steps}")
+        return kept.is_dir() and any(row["step"] == self.total_steps for row in read_metrics(self.directory))
 
     def summary(self) -> Path:
         """Where the evaluation's figures are."""
@@ -109,9 +111,12 @@ def slug(label: str) -> str:
     return re.sub(r"[^A-Za-z0-9+._-]+", "_", label)
 
 
-def _base(file: str, root: Path, seed: int, overrides: Overrides) -> Job:
+def _base(file: str, root: Path, seed: int, overrides: Overrides, extra: Overrides) -> Job:
     """The fit that variants of a seed start from, where the config names no checkpoint; `overrides` of its own config."""
     config = configs.load_file(f"{file}:sft")
+    overrides = overrides | {
+        key: extra[key] for key in (UNSEEN,) if key in extra
+    }  # else they were trained on after all
     name = slug(",".join(f"{key}={value}" for key, value in overrides.items())) or "default"
     own = {"seed": seed, "save_model": True, "checkpoint_every": config.total_steps} | overrides
     return Job(root / "base" / name / f"seed-{seed}", own, f"{file}:sft", config.total_steps, evaluates=False)
@@ -139,15 +144,16 @@ def jobs(
     fits = fits_base_models(file, extra)
     for seed in seeds:
         for label in labels:
-            overrides = {"seed": seed, "save_model": False, "checkpoint_every": steps} | tuned.get(label, {}) | extra
-            own = {}
+            overrides = {"seed": seed, "save_model": False} | tuned.get(label, {}) | extra
+            if fits:  # small models, begun again sooner than saved
+                overrides = {"checkpoint_every": steps} | overrides
+            own, base = {}, None
             for key, value in SUITES[suite].variants[label].items():
                 (own if key.startswith("base.") else overrides)[key.removeprefix("base.")] = value
-            base = None
             if own and not fits:
                 raise InputError(f"{suite}, {label}: asks for a base model of its own; give no config.model.checkpoint")
             if fits:
-                base = _base(file.split(":")[0], root, seed, own)
+                base = _base(file.split(":")[0], root, seed, (SUITES[suite].base or {}) | own, extra)
                 overrides["model.checkpoint"] = str(base.directory / "model")
             directory = root / below / suite / slug(label) / f"seed-{seed}"
             found.append(Job(directory, overrides, file, steps, base, evaluates))
@@ -281,7 +287,8 @@ def chosen(suite: str, file: str, root: Path) -> dict[str, Overrides]:
     own = root / suite / "tuned.json"
     if own.exists():
         return json.loads(own.read_text(encoding="utf-8"))["chosen"]
-    committed = json.loads(TUNED.read_text(encoding="utf-8")).get(file.split(":")[0], {}) if TUNED.exists() else {}
+    path = os.path.relpath(file.split(":")[0], Path(__file__).parents[1])  # as it stands there, wherever this is run
+    committed = json.loads(TUNED.read_text(encoding="utf-8")).get(path, {}) if TUNED.exists() else {}
     methods, usual = committed.get("reward_signal", {}), configs.load_file(file).method
     found = {label: methods.get(v.get("method", usual)) for label, v in SUITES[suite].variants.items()}
     return {label: setting for label, setting in (found | committed.get(suite, {})).items() if setting}

@@ -12,10 +12,12 @@ Overrides = dict[str, Any]
 
 
 class Suite(NamedTuple):
-    """`question`: what it answers; `variants`: label -> overrides of config keys."""
+    """`question`: what it answers; `variants`: label -> overrides of config keys; `base`: of the base models' own fit, where the
+    runner fits them."""
 
     question: str
     variants: dict[str, Overrides]
+    base: Overrides | None = None
 
 
 def _of(key: str, values: dict[str, Any] | list) -> dict[str, Overrides]:
@@ -24,6 +26,14 @@ def _of(key: str, values: dict[str, Any] | list) -> dict[str, Overrides]:
     return {label: {key: value} for label, value in named.items()}
 
 
+ESTIMATORS = {  # each with its own average over tokens; DAPO without its further samples
+    "reinforce_plus_plus": {},
+    "grpo": {"learner.estimator": "grpo", "learner.average": "sequence"},
+    "dapo": {"learner.estimator": "grpo", "learner.clip_high": 0.28},
+    "rloo": {"learner.estimator": "rloo"},
+    "dr_grpo": {"learner.estimator": "dr_grpo", "learner.average": "constant"},
+}
+TEMPLATES = tuple(f"type{i}" for i in range(1, 7))
 ORIGINALS = {"learner.baseline": "originals", "learner.std_floor": 0.3}
 REWRITTEN = {"replay.behaviour": "rewritten"}
 ENDED = {"replay.truncated": False}
@@ -56,8 +66,8 @@ SUITES = {
     "estimator": Suite(
         "Does the order of the methods hang on the estimator?",
         {
-            f"{method}-{estimator}": {"method": method, "learner.estimator": estimator}
-            for estimator in ("reinforce_plus_plus", "grpo", "rloo", "dr_grpo")
+            f"{method}-{name}": {"method": method} | estimator
+            for name, estimator in ESTIMATORS.items()
             for method in ("hir", "ilr")
         },
     ),
@@ -86,7 +96,9 @@ SUITES = {
         },
     ),
     "template": Suite(
-        "Does the wording of a rewriting matter?", _of("data.templates", {f"type{i}": (f"type{i}",) for i in range(1, 7)})
+        "Does the wording of a rewriting matter?",
+        _of("data.templates", {name: (name,) for name in TEMPLATES}),
+        base={"data.templates": TEMPLATES},
     ),
     "constraints": Suite(
         "With how many constraints does replay pay?",

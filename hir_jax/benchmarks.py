@@ -123,13 +123,13 @@ def _share(verdicts: Iterable[float]) -> float:
 
 def per_prompt(instructions: Sequence[Instruction], strict: Sequence[list[bool]]) -> dict[str, list[float]]:
     """Per prompt, in the order in which they first come: "ila" and "cla", the shares of its responses that meet everything and
-    of constraints met, and with several responses "pass@k" for k = 1, 2, 4, ... up to the smallest number that a prompt has."""
+    of constraints met, and with several responses "pass@k" for k = 1, 2, 4, ... and n, the smallest number that a prompt has."""
     met = collections.defaultdict(list)
     for instruction, verdicts in zip(instructions, strict, strict=True):
         met[str(instruction.key)].append(verdicts)
     passed = [[all(verdicts) for verdicts in lists] for lists in met.values()]
     most = min(map(len, passed))
-    counts = [2**power for power in range(most.bit_length()) if most > 1]
+    counts = sorted({2**power for power in range(most.bit_length())} | {most}) if most > 1 else []
     return {
         "ila": [_share(one) for one in passed],
         "cla": [_share(map(_share, lists)) for lists in met.values()],
@@ -137,7 +137,7 @@ def per_prompt(instructions: Sequence[Instruction], strict: Sequence[list[bool]]
 
 
 def _passes(instructions: Sequence[Instruction], strict: Sequence[list[bool]]) -> dict[str, float]:
-    """pass@k of all constraints at once for k = 1, 2, 4, ... up to the smallest number of responses a prompt has."""
+    """The means of `per_prompt`'s pass@k by k."""
     found = per_prompt(instructions, strict)
     return {name.removeprefix("pass@"): _share(values) for name, values in found.items() if name.startswith("pass@")}
 
@@ -147,7 +147,7 @@ def summarise(benchmark: Benchmark, instructions: Sequence[Instruction], scores:
 
     With a loose mode the four of IFEval: per prompt the share of responses that meet all constraints, per instruction
     the share of constraints that are met. Without, `overall` (all constraints met), `constraints` (share met), and
-    `overall` by the benchmark's labels and the share met by family of constraint. ValueError without any scores.
+    `overall` by the benchmark's labels. `family`: the share met (strictly) by constraint type. ValueError without any scores.
     """
     if not scores:
         raise ValueError("there are no responses to score")
@@ -162,7 +162,7 @@ def summarise(benchmark: Benchmark, instructions: Sequence[Instruction], scores:
         summary["constraints"] = _share(verdict for verdicts in strict for verdict in verdicts)
         for label in benchmark.labels:
             summary[label] = _by_label(label, instructions, strict)
-        summary["family"] = _by_family(instructions, strict)
+    summary["family"] = _by_family(instructions, strict)
     summary["rows"] = len(scores)
     summary["unknown"] = sum(score.known.count(False) for score in scores)
     passes = _passes(instructions, strict)

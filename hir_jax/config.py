@@ -132,7 +132,7 @@ def defaults() -> ml_collections.ConfigDict:
     p.min_kept = 1  # how many it must meet
     p.truncated = True  # responses cut at max_response may be replayed (released code)
     p.fill = "resample"  # resample (released code) | mask: what to do when failures to replay lack
-    p.behaviour = "original"  # pi_old(y|q) (released code) | rewritten: pi_old(y|q')
+    p.behaviour = "original"  # pi_old and pi_ref(y|q) (released code) | rewritten: both of y|q'
 
     c.learner = o = ml_collections.ConfigDict()
     o.estimator = "reinforce_plus_plus"  # reinforce_plus_plus | grpo | rloo | dr_grpo

@@ -270,18 +270,22 @@ class Engine(Functions):
     def respond(
         self, params, rows: Sequence[Encoded], temperature: float, samples: int = 1, progress=lambda done: None
     ) -> Rollout:
-        """`samples` responses to each row, in order, greedy at temperature 0; about `config.data.eval_batch` responses at a time.
+        """`samples` responses to each row, in order, greedy at temperature 0; at most `config.data.eval_batch` at a time.
         `progress` is called with the number of rows done."""
         self._check_lengths(rows)  # all of them before the first is answered
-        size = max(1, self.config.data.eval_batch // samples)
+        together = min(samples, self.config.data.eval_batch)  # of one prompt
+        size = max(1, self.config.data.eval_batch // together)
         settings, found = self.sampling(temperature), []
         for start in range(0, len(rows), size):
             part = list(rows[start : start + size])
             padded = part + [part[0]] * (size - len(part))  # one shape for all
             ids = np.arange(start * samples, (start + size) * samples).reshape(size, samples)
-            prompts = self.prompts(padded, PartShapes.of(padded, max(len(r.segments) for r in padded)))
-            rollout = self.sample(params, prompts, ids, self.key(EVALUATE), settings)
-            count = len(part) * samples
-            found.append(jax.tree.map(lambda x, n=count: x[:n], rollout))
+            prompts, several = self.prompts(padded, PartShapes.of(padded, max(len(r.segments) for r in padded))), []
+            for first in range(0, samples, together):  # the last may repeat some: one shape for all
+                some = ids[:, np.minimum(np.arange(first, first + together), samples - 1)]
+                rollout = self.sample(params, prompts, some, self.key(EVALUATE), settings)
+                several.append(jax.tree.map(lambda x: x.reshape(size, together, *x.shape[1:]), rollout))
+            whole = jax.tree.map(lambda *x: np.concatenate(x, axis=1)[:, :samples], *several)
+            found.append(jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), whole))
             progress(start + len(part))
-        return jax.tree.map(lambda *x: np.concatenate(x), *found)
+        return jax.tree.map(lambda *x: np.concatenate(x)[: len(rows) * samples], *found)

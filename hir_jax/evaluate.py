@@ -65,18 +65,22 @@ class Request(NamedTuple):
     samples: int = 1
 
     def directory(self, step: int) -> str:
+        """One name for each way to ask, so that none replaces the files of another."""
         decoding = f"-t{self.temperature:g}-n{self.samples}" if self.temperature or self.samples > 1 else ""
-        return f"{self.benchmark}-step-{step}{decoding}"
+        limited = "" if self.limit is None else f"-first-{self.limit}"
+        text = f"-{Path(self.prompts).stem}" if self.benchmark == TEXT else ""
+        return f"{self.benchmark}{text}-step-{step}{decoding}{limited}"
 
 
 def accuracies(verifier: Verifier, instructions: Sequence[Instruction], texts: Sequence[str]) -> dict[str, float]:
-    """Mean ILA (over decided responses) and CLA of one response to each instruction."""
+    """Mean ILA (over decided responses) and CLA (over those with any verdict) of one response to each instruction."""
     rows = [Row(q.constraints, y, render(q), q.source) for q, y in zip(instructions, texts, strict=True)]
     verdicts = verifier.verify(rows, max(len(q.constraints) for q in instructions))
     ila, decided = (np.asarray(x) for x in select.ila(verdicts))
+    some = (verdicts.present & verdicts.known).any(-1)
     return {
         "ila": float(ila[decided].mean()) if decided.any() else 0.0,
-        "cla": float(np.asarray(select.cla(verdicts)).mean()),
+        "cla": float(np.asarray(select.cla(verdicts))[some].mean()) if some.any() else 0.0,
     }
 
 
@@ -159,15 +163,16 @@ def _answered(config, engine: Engine, params, request: Request, console: Console
         scores, summary = score_rows(benchmark, answers, SharedVerifier(verifier))
     found = per_prompt(asked, [score.strict for score in scores])
     summary |= _of_responses(rollout) | {"intervals": {name: bootstrap(values) for name, values in found.items()}}
-    keys = list(dict.fromkeys(str(q.key) for q in asked))
-    prompts = [{"key": key} | {name: found[name][i] for name in found} for i, key in enumerate(keys)]
+    keys = list({str(q.key): render(q) for q in asked}.items())
+    prompts = [{"key": k, "prompt": p} | {name: found[name][i] for name in found} for i, (k, p) in enumerate(keys)]
     responses = [{benchmark.id: q.key, "prompt": render(q), "response": y} for q, y in zip(asked, texts, strict=True)]
     verdicts = [benchmark.output_row(q, s) for q, s in zip(asked, scores, strict=True)]
     return summary, {"responses": responses, "verdicts": verdicts, "prompts": prompts}
 
 
 def _perplexity(config, engine: Engine, params, request: Request):
-    """The same of plain text: nats a token of each window of max_response tokens, given the one before it."""
+    """The same of plain text: nats a token of each window of max_response tokens, given the one before it, at temperature 1
+    whatever the run samples at. The interval is that of the mean over windows, in which a short last one counts as much."""
     if request.prompts is None:
         raise InputError("--benchmark=text needs --prompts=FILE, a file of plain text")
     width, size = config.rollout.max_response, config.data.eval_batch
@@ -191,7 +196,8 @@ def _perplexity(config, engine: Engine, params, request: Request):
     nats = -logp.sum(-1) / length
     nll = float(-logp.sum() / length.sum())
     summary = {"perplexity": math.exp(nll), "nll": nll, "tokens": int(length.sum()), "windows": len(windows)}
-    prompts = [{"key": str(i), "nll": float(x)} for i, x in enumerate(nats)]
+    texts = engine.tokenizer.batch_decode(windows, clean_up_tokenization_spaces=False)
+    prompts = [{"key": str(i), "prompt": y, "nll": float(x)} for i, (y, x) in enumerate(zip(texts, nats, strict=True))]
     return summary | {"intervals": {"nll": bootstrap(nats)}}, {"prompts": prompts}
 
 
@@ -202,6 +208,9 @@ def evaluate_run(config, workdir: Path, request: Request, step: int | None = Non
     if request.samples > 1 and not request.temperature:
         raise InputError(f"--samples={request.samples} at temperature 0 are all the same: give --temperature")
     console = Console(stderr=True, quiet=not processes.first())
+    if request.benchmark == TEXT:
+        config = config.copy_and_resolve_references()
+        config.rollout.temperature = 1.0  # that of the log-probs
     engine = Engine(config)
     params, step = restored_params(engine, workdir, step)
     if request.benchmark == TEXT:
@@ -226,7 +235,9 @@ def differences(evaluations: dict[str, Path]) -> dict[str, dict[str, list[float]
     found = {}
     for name, directory in evaluations.items():
         rows = [json.loads(line) for line in (directory / "prompts.jsonl").read_text(encoding="utf-8").splitlines()]
-        found[name] = {row.pop("key"): row for row in rows}
+        found[name] = {
+            (row.pop("key"), row.pop("prompt")): row for row in rows
+        }  # keys say little of another config's prompts
     (_, first), *others = found.items()
     compared = {}
     for name, rows in others:

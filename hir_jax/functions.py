@@ -187,8 +187,9 @@ class Functions:
     @cached_property
     def _pairs(self):
         def run(prompts, rollout, verdicts, replays):
-            how = {"samples": self.samples, "mask_truncated": self.config.learner.mask_truncated}
-            found = choose_pairs(rollout, verdicts, replays, self.config.learner.dpo_pairs, **how)
+            learner = self.config.learner
+            how = {"mask_truncated": learner.mask_truncated, "mini_batches": learner.mini_batches}
+            found = choose_pairs(rollout, verdicts, replays, learner.dpo_pairs, samples=self.samples, **how)
             return pair_batch(prompts, rollout, verdicts, found, samples=self.samples, pad_id=self.pad_id)
 
         return jax.jit(run, out_shardings=meshes.rows(self.mesh))

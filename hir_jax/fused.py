@@ -94,7 +94,10 @@ def train_step(
         samples=plan.slots, pad_id=pad_id,
     )  # fmt: skip
     if plan.selection["config"].behaviour == "rewritten":
-        fresh = score_responses(params, batch.tokens, batch.prompt_length, batch.response_mask, **fixed)
-        batch = batch._replace(behaviour_logp=jnp.where(batch.is_replay[:, None], fresh, batch.behaviour_logp))
+        given = batch.tokens, batch.prompt_length, batch.response_mask
+        for name, weights in {"behaviour_logp": params, "ref_logp": ref_params}.items():
+            if weights is not None:
+                fresh = score_responses(weights, *given, **fixed)
+                batch = batch._replace(**{name: jnp.where(batch.is_replay[:, None], fresh, getattr(batch, name))})
     state, metrics = update(state, batch, frozen, **fixed)
     return state, metrics | corrected, rollout, verdicts, replays

@@ -166,7 +166,8 @@ def build_pairs(engine, ref_params, prompts, rollout, verdicts, replays) -> Trai
 def build_batch(engine, ref_params, params, prompts, rollout, verdicts, replays) -> tuple[TrainBatch, dict[str, float]]:
     """Reference log-probs, rewards, and the relabelling: the TrainBatch of a step. Where the sampler's weights have another
     dtype, the trainer's log-probs take the place of the sampler's, and their ratio corrects the loss: metrics say how far
-    the two are apart."""
+    the two are apart. With `replay.behaviour` "rewritten" a replay's pi_old and pi_ref are given q', so that the ratio starts
+    at 1 and the KL is that of one conditional; as released, both are given q, under which y was sampled."""
     reward, weight = select.rewards(rollout, verdicts, **engine.reward_settings)
     ref_logp, importance = np.zeros_like(rollout.sampler_logp), np.ones_like(rollout.sampler_logp)
     whole = np.concatenate([np.repeat(prompts.tokens, engine.samples, 0), rollout.tokens], axis=1)
@@ -181,9 +182,11 @@ def build_batch(engine, ref_params, params, prompts, rollout, verdicts, replays)
         rollout = rollout._replace(sampler_logp=trainer)
     batch = engine.relabel(prompts, rollout, ref_logp, importance, reward, weight, verdicts, replays)
     if engine.config.replay.behaviour == "rewritten" and replays.valid.any():
-        fresh = engine.score(params, batch.tokens, batch.prompt_length, batch.response_mask)
-        old, is_replay = engine.fetch((batch.behaviour_logp, batch.is_replay))
-        batch = batch._replace(behaviour_logp=np.where(is_replay[:, None], fresh, old))
+        given, is_replay = (batch.tokens, batch.prompt_length, batch.response_mask), engine.fetch(batch.is_replay)
+        for name, weights in {"behaviour_logp": params, "ref_logp": ref_params}.items():
+            if weights is not None:
+                fresh, old = engine.score(weights, *given), engine.fetch(getattr(batch, name))
+                batch = batch._replace(**{name: np.where(is_replay[:, None], fresh, old)})
     return batch, {name: float(value) for name, value in metrics.items()}
 
 
@@ -196,9 +199,10 @@ def rollout_metrics(engine, rollout: Rollout, verdicts: Verdicts, replays: Repla
     lengths, valid = rollout.mask.sum(-1), replays.valid
     integrity = np.asarray(select.cla(verdicts))
     tokens = max(1, int(rollout.mask.sum()))
+    some = filled & (verdicts.present & verdicts.known).any(-1)
     metrics = {
         "ila": float(ila[filled & decided].mean()) if (filled & decided).any() else 0.0,
-        "cla": float(integrity[filled].mean()),
+        "cla": float(integrity[some].mean()) if some.any() else 0.0,
         "samples": int(filled.sum()),
         "undecided": int((filled & ~decided).sum()),
         "unknown_constraints": int((verdicts.present & ~verdicts.known).sum()),

@@ -41,7 +41,7 @@ def rows(path):
 
 
 def config(**changes):
-    return small_config(method="ilr", total_steps=1, data__eval_batch=2, save_model=False, **changes)
+    return small_config(**{"method": "ilr", "total_steps": 1, "data__eval_batch": 2, "save_model": False} | changes)
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def test_greedy_is_repeatable_and_a_limit_takes_the_first(greedy, run, tmp_path)
     shutil.copytree(run / "checkpoints", copy / "checkpoints")
     summary, _ = evaluate_run(config(), copy, Request("ifeval", str(prompts), 1))
     assert summary["rows"] == 1
-    found = rows(copy / "evaluations" / "ifeval-step-1" / "responses.jsonl")
+    found = rows(copy / "evaluations" / "ifeval-step-1-first-1" / "responses.jsonl")
     assert found == rows(out / "responses.jsonl")[:1]
 
 
@@ -94,6 +94,9 @@ def test_temperature_samples(greedy, run, tmp_path):
     shutil.copytree(run / "checkpoints", copy / "checkpoints")
     summary, several = evaluate_run(config(), copy, Request("ifeval", str(prompts), None, 2.0, samples=4))
     assert summary["rows"] == 12 and set(summary["pass_at_k"]) == {"1", "2", "4"} and several.name.endswith("-t2-n4")
+    _, same = evaluate_run(config(data__eval_batch=3), copy, Request("ifeval", str(prompts), 2, 2.0, samples=4))
+    assert same.name == "ifeval-step-1-t2-n4-first-2"  # three and one of a prompt at a time
+    assert rows(same / "responses.jsonl") == rows(several / "responses.jsonl")[:8]
     found = rows(several / "responses.jsonl")
     assert [r["key"] for r in found] == [100] * 4 + [101] * 4 + [102] * 4
     assert len({r["response"] for r in found[:4]}) > 1
@@ -140,7 +143,7 @@ def test_held_out_and_unseen_instructions(run):
 def test_perplexity_is_that_of_the_models_own_log_probs(run, tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("the river and the small house . a forest is old . " * 3)
-    summary, out = evaluate_run(config(), run, Request("text", str(text)))
+    summary, out = evaluate_run(config(rollout__temperature=0.7), run, Request("text", str(text)))
     engine = Engine(config())
     params, _ = restored_params(engine, run)
     ids = np.array(engine.tokenizer(text.read_text())["input_ids"])
@@ -153,16 +156,20 @@ def test_perplexity_is_that_of_the_models_own_log_probs(run, tmp_path):
         nats += [-float(logp[i, window[0, i + 1]]) for i in range(window.shape[1] - 1)]
     assert summary["tokens"] == len(ids) - 1 == len(nats)
     assert summary["perplexity"] == pytest.approx(np.exp(np.mean(nats)), rel=1e-4)
-    assert len(rows(out / "prompts.jsonl")) == summary["windows"]
+    assert len(rows(out / "prompts.jsonl")) == summary["windows"] and out.name == "text-text-step-1"
 
 
 def test_differences_are_paired_over_common_prompts(tmp_path):
     for name, keys, values in (("a", "1234", (0, 1, 0, 1)), ("b", "2345", (1, 1, 1, 0))):
         (tmp_path / name).mkdir()
-        lines = [json.dumps({"key": k, "ila": v}) + "\n" for k, v in zip(keys, values, strict=True)]
-        (tmp_path / name / "prompts.jsonl").write_text("".join(lines))
+        lines = [{"key": k, "prompt": f"prompt {k}", "ila": v} for k, v in zip(keys, values, strict=True)]
+        lines.append({"key": "6", "prompt": f"of {name}'s config", "ila": 0})
+        (tmp_path / name / "prompts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     mean, low, high = differences({name: tmp_path / name for name in "ab"})["b"]["ila"]
     assert mean == pytest.approx(1 / 3) and 0 <= low < mean < high <= 1  # on 2, 3 and 4: 0, 1, 0
+    (tmp_path / "b" / "prompts.jsonl").write_text(json.dumps({"key": "1", "prompt": "other", "ila": 1}) + "\n")
+    with pytest.raises(InputError, match="b: it answered none of the prompts that a did"):
+        differences({name: tmp_path / name for name in "ab"})
 
 
 def test_a_run_is_evaluated_with_its_own_config(run):

@@ -6,7 +6,7 @@ import re
 import threading
 
 import pytest
-from small_runs import CONFIG, SMALL
+from small_runs import CONFIG, ROOT, SMALL
 
 from experiments import report, run
 from experiments.suites import SUITES
@@ -69,6 +69,16 @@ def test_what_is_done_is_skipped_and_what_was_lost_is_done_again(started, capsys
     assert asked == ["hir_jax.evaluate"] and "1 of 2 runs are done" in capsys.readouterr().out
 
 
+def test_a_run_killed_between_its_last_metrics_and_what_it_keeps_is_not_done(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 3}\n')
+    job, base = (run.Job(tmp_path, {"save_model": saved}, CONFIG, 3) for saved in (False, True))
+    assert not job.trained() and job.commands()[0][0] == "hir_jax.train"
+    (tmp_path / "checkpoints" / "3").mkdir(parents=True)
+    assert job.trained() and not base.trained()
+    (tmp_path / "model").mkdir()
+    assert base.trained()
+
+
 def test_a_run_that_fails_is_named_and_the_others_go_on(started, tmp_path, monkeypatch):
     _, command = started
 
@@ -95,6 +105,7 @@ def test_tuning_takes_the_rate_with_the_largest_area(tmp_path, monkeypatch):
             steps = configs.load_file(f"{CONFIG}:sft").total_steps
             with open(f"{workdir}/metrics.jsonl", "w") as file:
                 file.write(json.dumps({"step": steps}) + "\n")
+            os.mkdir(f"{workdir}/model")
             return type("Done", (), {"returncode": 0})()
         rate, kl = (float(next(a.split("=")[1] for a in c if key in a)) for key in (run.RATE, run.KL))
         label = workdir.split("/")[-2]
@@ -104,6 +115,7 @@ def test_tuning_takes_the_rate_with_the_largest_area(tmp_path, monkeypatch):
         rows = [{"step": 0, "heldout_ila": 0.0}, {"step": 60, "heldout_ila": height}]
         with open(f"{workdir}/metrics.jsonl", "w") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
+        os.makedirs(f"{workdir}/checkpoints/60")
         return type("Done", (), {"returncode": 0})()
 
     monkeypatch.setattr(run.subprocess, "run", pretend)
@@ -135,6 +147,12 @@ def test_variants_share_base_models_or_have_their_own(tmp_path):
         assert job.after.overrides["data.label_noise"] == noise and job.after.overrides["seed"] == job.overrides["seed"]
         assert job.overrides["model.checkpoint"] == str(job.after.directory / "model")
         assert not any("label_noise" in key for key in job.overrides)
+    unseen = run.jobs("difficulty", CONFIG, tmp_path, labels, [0], {}, {run.UNSEEN: "punctuation:no_comma"})
+    assert all(job.after.overrides[run.UNSEEN] == job.overrides[run.UNSEEN] for job in unseen)
+    assert not {job.after.directory for job in unseen} & set(bases)
+    assert planned[0].overrides["checkpoint_every"] == planned[0].total_steps  # a large model keeps the config's
+    (large,) = run.jobs("scope", CONFIG, tmp_path, ["batch"], [0], {}, {"model.checkpoint": "somewhere"})
+    assert "checkpoint_every" not in large.overrides
     with pytest.raises(InputError, match=r"difficulty, hir-0\.5: asks for a base model of its own"):
         run.jobs("difficulty", CONFIG, tmp_path, labels, [0], {}, {"model.checkpoint": "somewhere"})
 
@@ -198,9 +216,11 @@ def test_a_run_that_another_suite_has_made_is_linked(started, capsys):
 def test_what_was_tuned_for_a_method_serves_other_suites(tmp_path, monkeypatch):
     path = tmp_path / "tuned.json"
     hir, ilr, group = {run.RATE: 1e-4, run.KL: 0.03}, {run.RATE: 9e-4}, {run.RATE: 5e-5}
-    path.write_text(json.dumps({CONFIG: {"reward_signal": {"hir": hir, "ilr": ilr}, "scope": {"group": group}}}))
+    name = "configs/tiny_hir.py"
+    path.write_text(json.dumps({name: {"reward_signal": {"hir": hir, "ilr": ilr}, "scope": {"group": group}}}))
     monkeypatch.setattr(run, "TUNED", path)
-    assert run.chosen("scope", f"{CONFIG}:hard", tmp_path) == {"batch": hir, "group": group, "even": hir}
+    for file in (f"{ROOT / name}:hard", os.path.relpath(ROOT / name), f"./{os.path.relpath(ROOT / name)}"):
+        assert run.chosen("scope", file, tmp_path) == {"batch": hir, "group": group, "even": hir}
     assert run.chosen("selection", CONFIG, tmp_path)["none"] == ilr
     assert run.chosen("selection", "configs/smollm2_135m_hir.py", tmp_path) == {}
 

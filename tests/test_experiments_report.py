@@ -27,9 +27,11 @@ def write_run(directory, curve, passes, samples=8):
         rows.append(row)
     text = "".join(json.dumps(row) + "\n" for row in rows)
     (directory / "metrics.jsonl").write_text(text + '{"step": 21, "sam')  # as a kill leaves it
-    evaluation = directory / "evaluations" / "heldout-step-20-t1-n8"
-    evaluation.mkdir(parents=True)
-    (evaluation / "summary.json").write_text(json.dumps({"pass_at_k": passes}))
+    (directory / "config.json").write_text('{"total_steps": 20}')
+    for step, found in ((9, {"1": 0.9, "8": 0.9}), (20, passes)):  # an earlier one, which comes later in the alphabet
+        evaluation = directory / "evaluations" / f"heldout-step-{step}-t1-n8"
+        evaluation.mkdir(parents=True)
+        (evaluation / "summary.json").write_text(json.dumps({"pass_at_k": found}))
 
 
 @pytest.fixture
@@ -37,7 +39,8 @@ def runs(tmp_path):
     for label, curves in CURVES.items():
         for seed, curve in enumerate(curves):
             write_run(tmp_path / "scope" / label / f"seed-{seed}", curve, {"1": curve[-1] / 2, "8": 0.5 + seed / 10})
-    (tmp_path / "scope" / "even" / "seed-0").mkdir(parents=True)  # not finished
+    write_run(tmp_path / "scope" / "even" / "seed-0", [0.0, 0.9, 0.9], {})
+    (tmp_path / "scope" / "even" / "seed-0" / "config.json").write_text('{"total_steps": 30}')  # not finished
     return tmp_path
 
 
@@ -81,6 +84,10 @@ def test_tables_hold_means_and_paired_differences(runs):
 def test_nothing_to_report_and_broken_rows_are_named(tmp_path, runs):
     with pytest.raises(InputError, match="no finished run"):
         report.write(tmp_path / "empty", tmp_path / "out", 0.2)
+    path = runs / "scope" / "group" / "seed-0" / "metrics.jsonl"
+    path.write_text("".join(json.dumps({"step": step, "samples": 8}) + "\n" for step in range(21)))
+    with pytest.raises(InputError, match=r"group/seed-0: no held-out accuracy was measured.*eval_every"):
+        report.write(runs, tmp_path / "out", 0.2)
     path = runs / "scope" / "batch" / "seed-0" / "metrics.jsonl"
     path.write_text("{broken\n" + path.read_text())
     with pytest.raises(InputError, match=r"metrics\.jsonl:1"):

@@ -52,9 +52,13 @@ SUMMARY = {
     "instruction_strict": 3 / 7,
     "prompt_loose": 2 / 4,
     "instruction_loose": 4 / 7,
+    "family": {
+        "detectable_format:title": 1.0, "keywords:letter_frequency": 0.0, "punctuation:no_comma": 1 / 3,
+        "startend:quotation": 1 / 2,
+    },
     "rows": 4,
     "unknown": 1,
-}
+}  # fmt: skip
 
 
 def _write(path, rows):
@@ -201,7 +205,7 @@ def test_scoring_instructions_of_our_own(verifier):
     scores, summary = score_rows(BENCHMARKS["ifeval"], responses, verifier)
     assert scores == [RowScore([True], [True], [True]), RowScore([False], [False], [True])]
     assert summary["prompt_strict"] == summary["instruction_loose"] == 0.5
-    assert summary["pass_at_k"] == {"1": 0.5, "2": 1.0}
+    assert summary["pass_at_k"] == {"1": 0.5, "2": 1.0} and summary["family"] == {"punctuation:no_comma": 0.5}
     with pytest.raises(ValueError, match="no responses"):
         score_rows(BENCHMARKS["ifeval"], [], verifier)
 
@@ -216,6 +220,8 @@ def test_pass_at_k_of_several_responses_goes_up_to_what_every_prompt_has(run):
         "2": pytest.approx((1 - 3 / 10 + 1 - 1 / 6) / 2),
         "4": pytest.approx(1.0),
     }
+    summary, _ = run(PROMPTS, [{"key": 1, "response": text} for text in ("a,", "b,", "c")])
+    assert summary["pass_at_k"] == {"1": pytest.approx(1 / 3), "2": pytest.approx(2 / 3), "3": 1.0}
 
 
 MULDIMIF_ROWS = [

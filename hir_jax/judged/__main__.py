@@ -12,8 +12,8 @@ a judge, `--output` gets such rows as they come, and a file that is there is con
 server of OpenAI's chat completions, with the options of `constraints.judge.JudgeSettings`.
 
 The last line on stdout is the summary: the figures of the benchmark's `aggregate`, "unknown" verdicts, which count as not
-met, and "missing", prompts without a response, which do not count. With `--published_quirks` the figures are those of the
-published aggregation.
+met, and "missing", prompts without a response, which do not count (but for FollowBench: a level without a response counts as
+failed where another of its group has one). With `--published_quirks` the figures are those of the published aggregation.
 
 A bad row is reported by file and line, the others are scored all the same, and the exit status is 1.
 """

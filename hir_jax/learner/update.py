@@ -183,7 +183,9 @@ def _loss(head, hidden, real, fields: _Tokens, frozen_head, model: ModelConfig, 
     weight, share = (jnp.where(real, x, 0.0) for x in (fields.weight, fields.share))
     fixed = jax.lax.stop_gradient(logp)
     seen = {"entropy": entropy, "nll": -fixed}
-    if settings.loss == "sft":
+    if (
+        settings.loss == "sft"
+    ):  # -log pi(y_t | x, y_<t): of given pairs, or of the run's own successes (rejection sampling)
         loss = -logp
     elif settings.loss == "dpo":
         loss = -fields.advantage * logp
@@ -197,9 +199,9 @@ def _loss(head, hidden, real, fields: _Tokens, frozen_head, model: ModelConfig, 
             distance = losses.kl_loss(logp, fields.ref_logp, settings.kl_estimator)
             loss += settings.kl * distance
             found["kl_ref"] = distance
-        gap = jnp.abs(fixed - fields.behaviour_logp)
-        outside = (gap > jnp.log1p(settings.clip_high)) & fields.is_replay
-        seen |= found | {"gap": gap, "replay_outside": outside}
+        change = fixed - fields.behaviour_logp
+        outside = (change > jnp.log1p(settings.clip_high)) | (change < jnp.log1p(-settings.clip_low))
+        seen |= found | {"gap": jnp.abs(change), "replay_outside": outside & fields.is_replay}
     total = (loss * share).sum()
     sums = {name: jax.lax.stop_gradient((value * weight).sum()) for name, value in seen.items()}
     return total, sums | {"loss": jax.lax.stop_gradient(total)}

@@ -18,7 +18,7 @@ PAIRS = ("response", "instruction", "both")
 
 
 class Pairs(NamedTuple):
-    """Valid pairs first. At the instruction level both rows are the same, and the chosen one's prompt is rewritten."""
+    """At the instruction level both rows are the same, and the chosen one's prompt is rewritten."""
 
     chosen: Array  # i32[K]: row of the rollout
     rejected: Array  # i32[K]
@@ -27,10 +27,18 @@ class Pairs(NamedTuple):
 
 
 def choose_pairs(
-    rollout: Rollout, verdicts: Verdicts, replays: Replays, level: str, *, samples: int, mask_truncated: bool
+    rollout: Rollout,
+    verdicts: Verdicts,
+    replays: Replays,
+    level: str,
+    *,
+    samples: int,
+    mask_truncated: bool,
+    mini_batches: int = 1,
 ) -> Pairs:
     """B / 2 pairs of `level`. "instruction": each replay (q', y) before (q, y); "response": of each prompt's samples the i-th
-    that meets all constraints before the i-th that is known not to; "both": the former, and with the places left the latter."""
+    that meets all constraints before the i-th that is known not to; "both": the former, and with the places left the latter.
+    They are dealt out to `mini_batches` equal parts in turns, the valid ones first."""
     rows = rollout.filled.shape[0]
     reward, decided = ila(verdicts)
     usable = rollout.filled & decided & (rollout.ended if mask_truncated else True)
@@ -53,7 +61,7 @@ def choose_pairs(
     order = jnp.argsort(~found.valid, stable=True)[: rows // 2]
     found = jax.tree.map(lambda x: x[order], found)
     lacking = rows // 2 - found.valid.shape[0]
-    return jax.tree.map(lambda x: jnp.pad(x, (0, lacking)), found)
+    return jax.tree.map(lambda x: jnp.pad(x, (0, lacking)).reshape(-1, mini_batches).T.ravel(), found)
 
 
 def pair_batch(

@@ -27,7 +27,7 @@ const SECTIONS = [
   ["replay-charts", "", {
     replay_integrity: ["Integrity of replays", "share of the original's constraints that a replay meets"],
     replay_kept_constraints: ["Constraints kept", "of a rewritten instruction, mean"],
-    replay_outside_clip: ["Replayed tokens outside the clip", "share whose ratio is outside it from the start"],
+    replay_outside_clip: ["Replayed tokens outside the clip", "share whose ratio the clip cuts, mean over the step's updates"],
     replays: ["Replays a step", ""],
     replays_lacking: ["Replays lacking", "failures too few to replay"],
   }],

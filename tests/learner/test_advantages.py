@@ -41,7 +41,7 @@ def counted_rows(batch, baseline):
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("kl", [0.0, 0.1])
-@pytest.mark.parametrize(("baseline", "floor"), [("all", 0.0), ("originals", 0.0), ("originals", 0.6)])
+@pytest.mark.parametrize(("baseline", "floor"), [("all", 0.0), ("all", 0.6), ("originals", 0.0), ("originals", 0.6)])
 def test_reinforce_plus_plus_equals_numpy(seed, kl, baseline, floor):
     batch = batch_of(seed)
     rewards = reference_rewards(batch, kl)
@@ -58,7 +58,7 @@ def test_reinforce_plus_plus_equals_numpy(seed, kl, baseline, floor):
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("kl", [0.0, 0.1])
-@pytest.mark.parametrize(("baseline", "floor"), [("all", 0.0), ("originals", 0.0), ("originals", 0.6)])
+@pytest.mark.parametrize(("baseline", "floor"), [("all", 0.0), ("all", 0.6), ("originals", 0.0), ("originals", 0.6)])
 @pytest.mark.parametrize("estimator", ["grpo", "rloo", "dr_grpo"])
 def test_group_estimators_equal_numpy(estimator, seed, kl, baseline, floor):
     batch = batch_of(seed)

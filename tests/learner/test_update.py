@@ -216,6 +216,20 @@ def test_averages_and_kl_as_loss_equal_a_plain_gradient(params, batch, average, 
     assert ("kl_ref" in metrics) == bool(kl_estimator)
 
 
+def test_replayed_tokens_outside_the_clip_are_counted(params, batch):
+    """Of a clip from 0.8 to 1.28, whose ends lie at different distances from 1."""
+    settings = dataclasses.replace(SETTINGS, clip_high=0.28)
+    ratio = np.random.default_rng(0).choice([0.7, 0.79, 0.81, 1.0, 1.27, 1.29], batch.response_mask.shape)
+    behaviour = np.asarray(plain_logp(params, batch)) - np.log(ratio)
+    behaviour = np.where(batch.response_mask, behaviour, 0).astype(np.float32)
+    batch = batch._replace(behaviour_logp=behaviour, is_replay=np.arange(6) > 1)
+    _, metrics = jax.jit(partial(gradients, model=MODEL, settings=settings))(params, batch, np.zeros_like(behaviour))
+    ratio = ratio[batch.response_mask & (batch.is_replay & (batch.weight > 0))[:, None]]
+    outside = (ratio < 0.8) | (ratio > 1.28)
+    assert 0 < outside.mean() < 1
+    assert float(metrics["replay_outside_clip"]) == pytest.approx(outside.mean(), rel=1e-5)
+
+
 def test_dpo_equals_a_plain_gradient(params, batch):
     """Rows 0 and 1, 2 and 3, 4 and 5 are pairs; row 4 has weight 0, and so has its pair."""
     settings = dataclasses.replace(SETTINGS, loss="dpo", dpo_beta=0.5)

@@ -65,6 +65,19 @@ def test_pairs_equal_plain_loops(situation, level, mask_truncated):
     assert np.asarray(found.valid).tolist() == [i < len(expected) for i in range(rows // 2)]
 
 
+@given(situations(), st.sampled_from(PAIRS), st.sampled_from([2, 3]))
+@settings(max_examples=60, deadline=None)
+def test_mini_batches_share_the_pairs_evenly(situation, level, parts):
+    samples, rollout, verdicts, replays = situation
+    rollout, verdicts = jax.tree.map(lambda x: np.concatenate([x] * 2 * parts), (rollout, verdicts))
+    how = {"samples": samples, "mask_truncated": False}
+    alone = choose_pairs(rollout, verdicts, replays, level, **how)
+    found = choose_pairs(rollout, verdicts, replays, level, mini_batches=parts, **how)
+    for name, x in found._asdict().items():  # dealt out in turns
+        for part, dealt in enumerate(np.asarray(x).reshape(parts, -1)):
+            np.testing.assert_array_equal(dealt, np.asarray(getattr(alone, name))[part::parts])
+
+
 @pytest.mark.parametrize("level", PAIRS)
 def test_a_batch_of_pairs_worked_by_hand(level):
     """One prompt of three constraints with four samples: the second meets all, the others one or two. Replayed: row 3."""

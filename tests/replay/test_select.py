@@ -53,9 +53,9 @@ def situations(draw):
     entropy = np.array(draw(st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=rows * 3, max_size=rows * 3)))
     lengths = np.array(draw(st.lists(st.integers(1, 3), min_size=rows, max_size=rows)))
     mask = np.arange(3) < lengths[:, None]
-    filled = np.array(draw(st.lists(st.booleans(), min_size=rows, max_size=rows)))
+    filled, ended = (np.array(draw(st.lists(st.booleans(), min_size=rows, max_size=rows))) for _ in range(2))
     entropy = np.where(mask, entropy.reshape(rows, 3), 0).astype(np.float32)
-    rollout = Rollout(np.zeros((rows, 3), np.int32), mask, entropy, entropy, np.ones(rows, bool), filled)
+    rollout = Rollout(np.zeros((rows, 3), np.int32), mask, entropy, entropy, ended, filled)
     return prompts, rollout, Verdicts(satisfied & known, known, present)
 
 
@@ -104,14 +104,36 @@ def test_selection_equals_numpy(situation, strategy, scope, reduce, k, step, tru
     candidate = np.asarray(select.replayable(verdicts, rollout.filled))
     np.testing.assert_allclose(scores, expected_score, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(candidate, expected_candidate)
-    strict = select.candidates(rollout, verdicts, config, mask_truncated=False)
-    np.testing.assert_array_equal(strict, expected_strict)
+    for mask_truncated in (False, True):
+        strict = select.candidates(rollout, verdicts, config, mask_truncated=mask_truncated)
+        expected = expected_strict & (rollout.ended if mask_truncated else True)
+        np.testing.assert_array_equal(strict, expected)
 
     group = np.arange(rows) // (rows // prompts)
     found = select.choose(scores, candidate, group, k * prompts, scope=scope, places=k * prompts, prompts=prompts)
     expected = reference_selection(scores, candidate, group, k * prompts, scope, prompts)
     assert np.asarray(found.row)[np.asarray(found.valid)].tolist() == expected
     assert np.asarray(found.valid).tolist() == sorted(np.asarray(found.valid).tolist(), reverse=True)
+
+
+def test_rewards_worked_by_hand():
+    """Met, met | met, failed | unknown, failed | unknown, met | an empty slot | met, met, but cut at the greatest length."""
+    satisfied = np.array([[1, 1], [1, 0], [0, 0], [0, 1], [1, 1], [1, 1]], bool)
+    known = np.array([[1, 1], [1, 1], [0, 1], [0, 1], [1, 1], [1, 1]], bool)
+    verdicts = Verdicts(satisfied, known, np.ones_like(known))
+    zeros = np.zeros((6, 3), np.float32)
+    filled, ended = np.arange(6) != 4, np.arange(6) != 5
+    rollout = Rollout(zeros.astype(np.int32), zeros == 0, zeros, zeros, ended, filled)
+
+    def rewards(**how):
+        how = {"fractional": False, "successes_only": False, "mask_truncated": False} | how
+        reward, weight = select.rewards(rollout, verdicts, **how)
+        return [r if w else None for r, w in zip(reward.tolist(), weight.tolist(), strict=True)]
+
+    assert rewards() == [1, 0, 0, None, None, 1]  # one known failure decides
+    assert rewards(fractional=True) == [1, 0.5, None, None, None, 1]
+    assert rewards(successes_only=True) == [1, None, None, None, None, 1]
+    assert rewards(mask_truncated=True) == [1, 0, 0, None, None, None]
 
 
 @pytest.mark.parametrize("budget", [0, 3, 7])

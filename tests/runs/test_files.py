@@ -146,7 +146,6 @@ def test_tensorboard_has_histograms_and_replays_as_texts(tmp_path):
 
 
 def test_weights_and_biases_offline(tmp_path, monkeypatch):
-    pytest.importorskip("wandb", reason="wandb is optional: pip install wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     with files.RunFiles(tmp_path, 0, tensorboard=False, fresh=True, wandb="hir", config={"seed": 3}) as run:
         run.metrics(1, {"ila": 0.5, "loss": float("nan")})
