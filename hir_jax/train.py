@@ -210,6 +210,7 @@ def policy_step(run: Run, state, ref_params, step: int, clock: Clock):
     rows = [run.data.rows[i] for i in indices]
     prompts = engine.prompts(rows, run.data.shapes)
     conditions = jax.tree.map(lambda x: x[indices], run.conditions)
+    clock.lap("data")
     if run.fused:
         state, learned, rollout, verdicts, replays = engine.train_step(state, ref_params, prompts, conditions, step)
         clock.lap("step_on_device")
@@ -236,6 +237,7 @@ def policy_step(run: Run, state, ref_params, step: int, clock: Clock):
 def sft_step(run: Run, state, step: int, clock: Clock):
     """The same for supervised pairs."""
     batch = sft_batch(run.engine, run.data, run.data.indices(step))
+    clock.lap("data")
     state, metrics = run.engine.update(state, batch)
     clock.lap("update")
     return state, metrics, int(batch.response_mask.sum()), []

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from small_runs import DEVICE_TYPES
 
+from hir_jax.bench import __main__ as bench
 from hir_jax.bench import machine, scaling, table, verify
 from hir_jax.instructions import synthesis
 from hir_jax.types import InputError
@@ -164,6 +165,10 @@ def test_trl_runs_beside_ours():
 def test_unknown_phase_and_missing_packages_give_one_message(monkeypatch):
     found = run("--phase=rolout")
     assert found.returncode != 0 and "rolout" in found.stderr and "Traceback" not in found.stderr
+    with pytest.raises(InputError, match="--peer=trl is measured in grpo alone, not in rollout, verify"):
+        bench._phases(["rollout", "verify"], "trl", False)
+    assert bench._phases([], "hf", True) == ["rollout", "learner", "scaling"]
+    assert bench._phases([], None, True) == ["scaling"]
     monkeypatch.setattr(machine.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"torch and trl.*make peers"):
         machine.require(("torch", "trl"), "--peer=trl")

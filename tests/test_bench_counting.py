@@ -34,11 +34,12 @@ def test_flops_worked_by_hand():
 def test_floor_of_the_rollout_worked_by_hand():
     # float32: (960 + 80) * 4 bytes of weights; a token's cache: k and v, 2 layers, 1 head of 2, 4 bytes
     assert counting.weight_bytes(MODEL) == 4160 and counting.cache_bytes(MODEL) == 2 * 2 * 2 * 4 == 32
-    computing, reading = counting.decode_floor_seconds(MODEL, [4, 6], flops_per_s=100.0, bytes_per_s=10.0)
-    assert computing == pytest.approx((2 * 1040 * 2 + 32 * 10) / 100)
-    assert reading == pytest.approx((4160 + 32 * 10) / 10)
-    # prompt of 3, two rows, two steps with contexts of 4 and of 5 each: reading is what holds them up
-    steps = [4160 + 32 * 2 * 4, 4160 + 32 * 2 * 5]
+    # the first token of three rows each of two prompts: 3 x (3 + 1) and 3 x (5 + 1) pairs; 3 + 5 + 6 cached tokens
+    computing, reading = counting.decode_floor_seconds(MODEL, [3, 5], 3, 1, flops_per_s=100.0, bytes_per_s=10.0)
+    assert computing == pytest.approx((2 * 1040 * 6 + 32 * 30) / 100)
+    assert reading == pytest.approx((4160 + 32 * 14) / 10)
+    # prompt of 3, two rows, two steps with one and two tokens of their own each: reading is what holds them up
+    steps = [4160 + 32 * (3 + 2 * 1), 4160 + 32 * (3 + 2 * 2)]
     floor = counting.rollout_floor_seconds(MODEL, [3], 2, 3, flops_per_s=100.0, bytes_per_s=10.0)
     assert floor == pytest.approx(6112 / 100 + sum(steps) / 10)
     # with endless bandwidth all that is left is computing

@@ -6,12 +6,12 @@ Uses `rollout`, `replay`, `learner` and `functions` without any tokenizer or dat
 jax, flax, optax and ml_collections. Where one lacks, --wheels=DIR installs it from the wheels there into a temporary directory.
 
 A decode case is `sequences` rows, 8 samples a prompt, no stops; the seconds of a decode step are those of new_tokens tokens
-less those of one, divided by the steps between. Its floor is the larger of FLOPs / matmul rate and (weights + filled cache)
-/ memory rate, both rates measured in the same run; a learner case's MFU is 6ND + attention FLOPs, remat not counted, over
-its seconds and the bfloat16 matmul rate. A step case is a whole HiR step through the functions that training compiles
-(sampling, reference log-probs, selection and relabelling by made-up verdicts, update; float32 parameters and optimiser
-state). The JSON file is written anew after each case, so that a run that is cut off keeps what it has; a case that does not
-fit the memory is reported as such. --tiny: small shapes, to try the script on a CPU.
+less those of one, divided by the steps between. Its floor is the larger of FLOPs / matmul rate and (weights + filled cache,
+that of a prompt once for all its samples) / memory rate, both rates measured in the same run; a learner case's MFU is 6ND +
+attention FLOPs, remat not counted, over its seconds and the bfloat16 matmul rate. A step case is a whole HiR step through the
+functions that training compiles (sampling, reference log-probs, selection and relabelling by made-up verdicts, update; float32
+parameters and optimiser state). The JSON file is written anew after each case, so that a run that is cut off keeps what
+it has; a case that does not fit the memory is reported as such. --tiny: small shapes, to try the script on a CPU.
 """
 
 from __future__ import annotations
@@ -160,8 +160,9 @@ def decode(case: Decode, rounds: int, ceilings) -> dict:
     steps = case.new_tokens - 1
     step = (whole["median"] - one["median"]) / steps
     rates = ceilings.flops_per_s["bfloat16"], ceilings.bytes_per_s
-    context = np.repeat(lengths, PROMPT_SAMPLES)
-    parts = [counting.decode_floor_seconds(model, context + t, *rates) for t in range(1, case.new_tokens)]
+    parts = [
+        counting.decode_floor_seconds(model, lengths, PROMPT_SAMPLES, t, *rates) for t in range(1, case.new_tokens)
+    ]
     floor = sum(map(max, parts)) / steps
     return {
         "first_call_seconds": first + compiling, "seconds": whole, "seconds_of_one_token": one, "step_seconds": step,

@@ -93,8 +93,13 @@ def _phases(named: Sequence[str], peer: str | None, with_scaling: bool) -> list[
             raise InputError(
                 f"--phase={name}: unknown; known are {', '.join(table.PHASES)}, several separated by commas"
             )
+    if peer and named and not set(named) & set(NAMED_ALONE[peer]):
+        raise InputError(
+            f"--peer={peer} is measured in {' and '.join(NAMED_ALONE[peer])} alone, not in {', '.join(named)}: add one of "
+            "them to --phase, or leave the peer out"
+        )
     if with_scaling:
-        return [*named, "scaling"]
+        return [*(named or (NAMED_ALONE[peer] if peer else [])), "scaling"]
     return list(named) or NAMED_ALONE[peer]
 
 

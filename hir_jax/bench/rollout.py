@@ -71,8 +71,8 @@ def against_ceilings(found: dict, model: ModelConfig, sizes: Sizes, ceilings: Ce
     """`floor_seconds` (see `counting.rollout_floor_seconds`) at the sampler's dtype, and floor / median."""
     lengths, limits = prompt_lengths(sizes.prompts), (ceilings.flops_per_s[model.compute_dtype], ceilings.bytes_per_s)
     floor = counting.rollout_floor_seconds(model, lengths, sizes.samples, sizes.new_tokens, *limits)
-    halfway = np.repeat(lengths, sizes.samples) + sizes.new_tokens // 2
-    computing, reading = counting.decode_floor_seconds(model, halfway, *limits)
+    halfway = sizes.new_tokens // 2
+    computing, reading = counting.decode_floor_seconds(model, lengths, sizes.samples, halfway, *limits)
     return {
         "floor_seconds": floor, "fraction_of_floor": floor / found["seconds"]["median"],
         "fraction_of_matmul": found["flops_per_s"] / limits[0],

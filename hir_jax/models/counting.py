@@ -70,22 +70,24 @@ def cache_bytes(model: ModelConfig) -> int:
 
 
 def decode_floor_seconds(
-    model: ModelConfig, contexts: Sequence[int], flops_per_s: float, bytes_per_s: float
+    model: ModelConfig, lengths: Sequence[int], samples: int, generated: int, flops_per_s: float, bytes_per_s: float
 ) -> tuple[float, float]:
-    """(seconds of the FLOPs, seconds of the bytes) of one decode step of rows with these contexts, the new token included.
+    """(seconds of the FLOPs, seconds of the bytes) of one decode step: the `generated`-th token of each of `samples` rows of
+    prompts of these lengths.
 
-    Bytes: every weight once and each row's filled cache once (also where samples share a prompt). The floor is the
-    larger of the two.
+    Bytes: every weight once, the cache of each prompt once, which its samples share, and that of each row's own tokens once.
+    The floor is the larger of the two.
     """
-    rows, pairs = len(contexts), sum(map(int, contexts))
-    flops = forward_flops(model, rows, rows, pairs)
-    return flops / flops_per_s, (weight_bytes(model) + pairs * cache_bytes(model)) / bytes_per_s
+    rows, prompts = samples * len(lengths), sum(map(int, lengths))
+    flops = forward_flops(model, rows, rows, samples * prompts + rows * generated)
+    cached = prompts + rows * generated
+    return flops / flops_per_s, (weight_bytes(model) + cached * cache_bytes(model)) / bytes_per_s
 
 
 def rollout_floor_seconds(
     model: ModelConfig, lengths: Sequence[int], samples: int, new_tokens: int, flops_per_s: float, bytes_per_s: float
 ) -> float:
     """Prefill at the peak of the matrix products, then per decode step the larger of computing and reading."""
-    prompts = np.repeat(np.asarray(lengths), samples)
-    steps = (max(decode_floor_seconds(model, prompts + t, flops_per_s, bytes_per_s)) for t in range(1, new_tokens))
+    rates = flops_per_s, bytes_per_s
+    steps = (max(decode_floor_seconds(model, lengths, samples, t, *rates)) for t in range(1, new_tokens))
     return prefill_flops(model, lengths) / flops_per_s + sum(steps)
