@@ -5,7 +5,8 @@
 
 Benchmarks: ifeval, ifbench, muldimif, hir16k (`--prompts` is the published file); heldout, the config's held-out instructions;
 unseen, instructions of constraint types that the run never trained on (`config.data.unseen_ids`); text, perplexity on the plain
-text in `--prompts`, cut into windows. Without --config each run's own config.json is used.
+text in `--prompts`, cut into windows; cfbench, followbench, complexbench and infobench (of the published file, too), whose
+responses `python -m hir_jax.judged` scores. Without --config each run's own config.json is used.
 
 Greedy by default; with --samples=N each prompt gets N responses and pass@k is estimated without bias. Writes
 DIR/evaluations/BENCHMARK-step-S/{responses,verdicts,prompts}.jsonl and summary.json (with 95% bootstrap intervals over prompts)
@@ -40,13 +41,14 @@ from hir_jax.engine import Engine
 from hir_jax.instructions import dataset
 from hir_jax.instructions.roles import encode
 from hir_jax.instructions.templates import render
+from hir_jax.judged import JUDGED, as_instructions, scored_rows
 from hir_jax.parallel import processes
 from hir_jax.replay import select
 from hir_jax.runs import files
 from hir_jax.runs.checkpoints import Checkpoints
 from hir_jax.runs.memory import keep_freed_memory
 from hir_jax.runs.progress import use_compilation_cache
-from hir_jax.statistics import bootstrap, repetition
+from hir_jax.statistics import Interval, bootstrap, paired_differences, repetition
 from hir_jax.step import SharedVerifier
 from hir_jax.types import InputError, Instruction, Rollout
 
@@ -110,6 +112,9 @@ def _instructions(config, request: Request, console: Console) -> list[Instructio
         instructions, errors = OWN[request.benchmark](config), []
     elif request.prompts is None:
         raise InputError(f"--benchmark={request.benchmark} needs --prompts=FILE")
+    elif request.benchmark in JUDGED:
+        rows = scored_rows(request.benchmark, request.prompts)
+        instructions, errors = as_instructions(rows, request.prompts), []
     else:
         instructions, errors = BENCHMARKS[request.benchmark].read(request.prompts)
     k = config.constraints
@@ -154,6 +159,8 @@ def _answered(config, engine: Engine, params, request: Request, console: Console
 
         rollout = engine.respond(params, rows, request.temperature, request.samples, advance)
     texts, asked = engine.texts(rollout), [q for q in instructions for _ in range(request.samples)]
+    if request.benchmark in JUDGED:
+        return _of_responses(rollout), {"responses": _response_rows(JUDGED[request.benchmark].id, asked, texts)}
     benchmark, k = BENCHMARKS.get(request.benchmark, _PLAIN), config.constraints
     with ExitStack() as stack:
         verifier = deciders.open_verifier(
@@ -165,9 +172,13 @@ def _answered(config, engine: Engine, params, request: Request, console: Console
     summary |= _of_responses(rollout) | {"intervals": {name: bootstrap(values) for name, values in found.items()}}
     keys = list({str(q.key): render(q) for q in asked}.items())
     prompts = [{"key": k, "prompt": p} | {name: found[name][i] for name in found} for i, (k, p) in enumerate(keys)]
-    responses = [{benchmark.id: q.key, "prompt": render(q), "response": y} for q, y in zip(asked, texts, strict=True)]
+    responses = _response_rows(benchmark.id, asked, texts)
     verdicts = [benchmark.output_row(q, s) for q, s in zip(asked, scores, strict=True)]
     return summary, {"responses": responses, "verdicts": verdicts, "prompts": prompts}
+
+
+def _response_rows(key: str, asked: Sequence[Instruction], texts: Sequence[str]) -> list[dict[str, Any]]:
+    return [{key: q.key, "prompt": render(q), "response": y} for q, y in zip(asked, texts, strict=True)]
 
 
 def _perplexity(config, engine: Engine, params, request: Request):
@@ -207,6 +218,8 @@ def evaluate_run(config, workdir: Path, request: Request, step: int | None = Non
         raise InputError(f"--temperature={request.temperature}: it must not be negative (0 is greedy)")
     if request.samples > 1 and not request.temperature:
         raise InputError(f"--samples={request.samples} at temperature 0 are all the same: give --temperature")
+    if request.samples > 1 and request.benchmark in JUDGED:
+        raise InputError(f"--samples={request.samples}: {request.benchmark} is scored by one response to each prompt")
     console = Console(stderr=True, quiet=not processes.first())
     if request.benchmark == TEXT:
         config = config.copy_and_resolve_references()
@@ -229,7 +242,7 @@ def evaluate_run(config, workdir: Path, request: Request, step: int | None = Non
     return summary, out
 
 
-def differences(evaluations: dict[str, Path]) -> dict[str, dict[str, list[float]]]:
+def differences(evaluations: dict[str, Path]) -> dict[str, dict[str, Interval]]:
     """Of each evaluation but the first: figure -> [mean difference from the first, low, high], 95%, paired over the prompts that
     both answered."""
     found = {}
@@ -239,15 +252,10 @@ def differences(evaluations: dict[str, Path]) -> dict[str, dict[str, list[float]
             (row.pop("key"), row.pop("prompt")): row for row in rows
         }  # keys say little of another config's prompts
     (_, first), *others = found.items()
-    compared = {}
-    for name, rows in others:
-        common = [key for key in rows if key in first]
-        if not common:
+    compared = {name: paired_differences(first, rows) for name, rows in others}
+    for name, figures in compared.items():
+        if not figures:
             raise InputError(f"{name}: it answered none of the prompts that {next(iter(found))} did")
-        figures = [figure for figure in first[common[0]] if figure in rows[common[0]]]
-        compared[name] = {
-            figure: list(bootstrap([rows[key][figure] - first[key][figure] for key in common])) for figure in figures
-        }
     return compared
 
 
@@ -257,7 +265,7 @@ def _show(runs: dict[str, dict], compared: dict[str, dict], console: Console) ->
     for name, summary in runs.items():
         for figure, interval in summary["intervals"].items():
             gap = compared.get(name, {}).get(figure)
-            shown = "{:+.3f} ({:+.3f} to {:+.3f})".format(*gap) if gap else ""
+            shown = f"{gap.mean:+.3f} ({gap.low:+.3f} to {gap.high:+.3f})" if gap else ""
             table.add_row(name, figure, str(interval), shown)
     console.print(table)
 
@@ -288,8 +296,12 @@ def evaluate(args) -> None:
         runs[name], directories[name] = evaluate_run(config, workdir, request, step)
     if not processes.first():
         return
-    if len(runs) == 1:
-        print(json.dumps(runs[name]))
+    if args.benchmark in JUDGED:
+        found = ",".join(str(directory / "responses.jsonl") for directory in directories.values())
+        command = f"python -m hir_jax.judged --benchmark={args.benchmark} --prompts={args.prompts} --responses={found}"
+        Console(stderr=True).print(f"to be scored by: {command} ...", soft_wrap=True, markup=False)
+    if len(runs) == 1 or args.benchmark in JUDGED:
+        print(json.dumps(runs[name] if len(runs) == 1 else {"runs": runs}))
         return
     compared = differences(directories)
     _show(runs, compared, Console(stderr=True))
@@ -299,7 +311,9 @@ def evaluate(args) -> None:
 if __name__ == "__main__":
     configs.define_flags("prompts")
     flags.DEFINE_list("workdir", None, "Runs: DIR or DIR@STEP, several separated by commas.")
-    flags.DEFINE_enum("benchmark", "ifeval", [*sorted(BENCHMARKS), *OWN, TEXT], "Whose prompts and rules.")
+    flags.DEFINE_enum(
+        "benchmark", "ifeval", [*sorted(BENCHMARKS), *sorted(JUDGED), *OWN, TEXT], "Whose prompts and rules."
+    )
     flags.DEFINE_integer("limit", None, "The first N prompts alone.", lower_bound=1)
     flags.DEFINE_float("temperature", 0.0, "0: greedy. The paper's benchmark decoding: 0.6.")
     flags.DEFINE_integer("samples", 1, "Responses to each prompt.", lower_bound=1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -41,6 +41,16 @@ def bootstrap(values: Sequence[float], seed: int = 0) -> Interval:
     ]
     low, high = np.quantile(np.concatenate(parts), (0.025, 0.975))
     return Interval(float(values.mean()), float(low), float(high))
+
+
+def paired_differences(
+    first: Mapping[Hashable, Mapping[str, float]], other: Mapping[Hashable, Mapping[str, float]]
+) -> dict[str, Interval]:
+    """Of each figure that both have, other - first with its 95% interval, paired over the units (prompts) in both: unit ->
+    figure -> value. Empty where no unit is in both."""
+    common = [unit for unit in other if unit in first]
+    figures = [figure for figure in first[common[0]] if figure in other[common[0]]] if common else []
+    return {figure: bootstrap([other[unit][figure] - first[unit][figure] for unit in common]) for figure in figures}
 
 
 def standard_error(values: Sequence[float]) -> float:

@@ -1,6 +1,7 @@
 """Evaluation of a run on IFEval's format: its verdicts are those of hir_jax.score on its own responses."""
 
 import json
+import os
 import shutil
 
 import jax
@@ -13,6 +14,7 @@ from hir_jax import score
 from hir_jax.constraints.verifier import Verifier
 from hir_jax.engine import Engine
 from hir_jax.evaluate import Request, differences, evaluate_run, restored_params
+from hir_jax.judged import __main__ as judged
 from hir_jax.models import decoder
 from hir_jax.runs.checkpoints import Checkpoints
 from hir_jax.train import train
@@ -138,6 +140,26 @@ def test_held_out_and_unseen_instructions(run):
     assert set(other["family"]) <= set(changed.data.unseen_ids) and other["rows"] == 4 and out.name == "unseen-step-1"
     with pytest.raises(InputError, match=r"config\.data\.unseen_ids"):
         evaluate_run(config(), run, Request("unseen"))
+
+
+def test_responses_for_a_judge(run, tmp_path):
+    """Every level that is scored is answered, under the key by which the scorer finds it, and nothing is judged here."""
+    levels = [{"example_id": 1, "category": "content", "source": "s", "level": n, "target": "",
+               "constraint_type": "content", "instruction": f"write {n} lines about the river ." if n else ""}
+              for n in range(6)]  # fmt: skip
+    prompts = tmp_path / "content.jsonl"
+    prompts.write_text("".join(json.dumps(level) + "\n" for level in levels), encoding="utf-8")
+    summary, out = evaluate_run(config(), run, Request("followbench", str(prompts)))
+    assert sorted(path.name for path in out.iterdir()) == ["responses.jsonl", "summary.json"]
+    assert 0 < summary["response_tokens"] <= 12 and "intervals" not in summary
+    written = rows(out / "responses.jsonl")
+    assert [(row["key"], row["prompt"]) for row in written] == [
+        (f"content/1/{n}", levels[n]["instruction"]) for n in range(1, 6)
+    ]
+    scored, _, errors = judged.score_files("followbench", str(prompts), str(out / "responses.jsonl"), os.devnull)
+    assert (scored["rows"], scored["missing"], errors) == (5, 0, [])
+    with pytest.raises(InputError, match="one response to each prompt"):
+        evaluate_run(config(), run, Request("followbench", str(prompts), None, 1.0, samples=2))
 
 
 def test_perplexity_is_that_of_the_models_own_log_probs(run, tmp_path):

@@ -34,6 +34,14 @@ def test_bootstrap_covers_the_truth():
     assert 0.91 <= inside / 300 <= 0.98 and 0.91 <= paired / 300 <= 0.98
 
 
+def test_differences_are_paired_over_units_in_both():
+    first = {"a": {"x": 0.0, "y": 1.0}, "b": {"x": 1.0, "y": 1.0}, "c": {"x": 9.0, "y": 9.0}}
+    other = {"b": {"x": 3.0}, "a": {"x": 1.0}, "d": {"x": -9.0}}
+    found = statistics.paired_differences(first, other)
+    assert set(found) == {"x"} and found["x"].mean == 1.5 and (found["x"].low, found["x"].high) == (1, 2)
+    assert statistics.paired_differences(first, {"d": {"x": 1.0}}) == {}
+
+
 def test_intervals_over_seeds_cover_the_truth():
     rng = np.random.default_rng(1)
     found = [statistics.over_seeds(rng.normal(2.0, 3.0, 5)) for _ in range(2000)]

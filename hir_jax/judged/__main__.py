@@ -14,6 +14,12 @@ server of OpenAI's chat completions, with the options of `constraints.judge.Judg
 The last line on stdout is the summary: the figures of the benchmark's `aggregate`, "unknown" verdicts, which count as not
 met, and "missing", prompts without a response, which do not count (but for FollowBench: a level without a response counts as
 failed where another of its group has one). With `--published_quirks` the figures are those of the published aggregation.
+"intervals" are 95% bootstrap intervals over prompts of ILA (all questions about a response are met) and CLA (the share that
+is, the mean over prompts), always without those quirks.
+
+Several models or checkpoints are compared by as many files, separated by commas, in --responses and in --judgements or
+--output: the object then holds `runs` (by file of responses) and `differences` of ILA and CLA from the first, with paired
+intervals, over the prompts that both answered. `python -m hir_jax.evaluate` writes such files.
 
 A bad row is reported by file and line, the others are scored all the same, and the exit status is 1.
 """
@@ -31,10 +37,10 @@ from absl import app, flags
 from hir_jax.constraints.judge import JudgeSettings
 from hir_jax.deciders import judge_settings
 from hir_jax.instructions.readers import RowError
-from hir_jax.judged import JUDGED, records
-from hir_jax.judged.base import JudgedBenchmark, Row
+from hir_jax.judged import JUDGED, as_instructions, records, scored_rows
+from hir_jax.judged.base import JudgedBenchmark, Row, row_accuracies
 from hir_jax.score import RefusedError, check_output, guarded, read_responses
-from hir_jax.types import Instruction
+from hir_jax.statistics import bootstrap, paired_differences
 
 
 def score_files(
@@ -45,17 +51,16 @@ def score_files(
     output: str = "",
     settings: JudgeSettings | None = None,
     published_quirks: bool = False,
-) -> tuple[dict[str, Any], list[RowError]]:
-    """The summary, and one error for each bad row. Judged by the file `judgements`, or with `settings` into `output`.
+) -> tuple[dict[str, Any], dict[Any, dict[str, float]], list[RowError]]:
+    """The summary, ILA and CLA by key of the prompt, and one error for each bad row. Judged by the file `judgements`, or with
+    `settings` into `output`.
 
     RowError if the prompts cannot be read, RefusedError if no row can be scored or the output cannot be written.
     """
     benchmark = JUDGED[name]
     if settings:
         check_output(Path(output), (prompts, responses))
-    rows = [row for row in benchmark.read(prompts) if benchmark.questions(row)]
-    if not rows:
-        raise RefusedError(f"{prompts}: no row has questions to score by")
+    rows = scored_rows(name, prompts)
     texts, errors = _responses(benchmark, rows, responses)
     answered = [row for row in rows if row.key in texts]
     if settings:
@@ -69,14 +74,16 @@ def score_files(
         raise RefusedError(f"{responses}: no row can be scored")
     judged = records.judgements(benchmark, answered, texts, found, published_quirks)
     summary = benchmark.aggregate(answered, judged, published_quirks)
-    return summary | {"missing": len(rows) - len(answered)}, errors
+    plain = records.judgements(benchmark, answered, texts, found, False) if published_quirks else judged
+    figures = {row.key: row_accuracies(benchmark, row, plain[row.key]) for row in answered}
+    intervals = {figure: bootstrap([one[figure] for one in figures.values()]) for figure in ("ila", "cla")}
+    return summary | {"missing": len(rows) - len(answered), "intervals": intervals}, figures, errors
 
 
 def _responses(benchmark: JudgedBenchmark, rows: Sequence[Row], path: str) -> tuple[dict[Any, str], list[RowError]]:
     """Responses by key of the prompt; a second one for a prompt is an error."""
-    instructions = [Instruction(row.prompt, (), "verbatim", row.key) for row in rows]
     texts: dict[Any, str] = {}
-    readable, errors = read_responses(path, instructions, benchmark.id)
+    readable, errors = read_responses(path, as_instructions(rows, path), benchmark.id)
     for response in readable:
         if response.instruction.key in texts:
             errors.append(RowError(f"{response.label}: a second response for {response.instruction.key!r}"))
@@ -106,9 +113,9 @@ def _define_flags() -> None:
     # Not at import: tests import this module beside programs that have flags of the same names.
     flags.DEFINE_enum("benchmark", None, sorted(JUDGED), "Whose prompts and metrics.", required=True)
     flags.DEFINE_string("prompts", None, "The benchmark's prompts.", required=True)
-    flags.DEFINE_string("responses", None, "Responses to score, JSON Lines.", required=True)
-    flags.DEFINE_string("judgements", "", "Recorded judgements, JSON Lines.")
-    flags.DEFINE_string("output", "", "Where the judge's replies go, JSON Lines; continued if it is there.")
+    flags.DEFINE_list("responses", None, "Responses to score, JSON Lines; several files are compared.", required=True)
+    flags.DEFINE_list("judgements", [], "Recorded judgements, JSON Lines, of each file of responses.")
+    flags.DEFINE_list("output", [], "Where the judge's replies go, JSON Lines; continued if it is there.")
     flags.DEFINE_string("judge", "", "endpoint:MODEL.")
     flags.DEFINE_multi_string("judge_option", [], "NAME=VALUE, a field of constraints.judge.JudgeSettings.")
     flags.DEFINE_bool("published_quirks", False, "Aggregate as the published scorer does, oddities included.")
@@ -124,12 +131,23 @@ def _run(args: flags.FlagValues) -> int:
         )
     if bool(settings.kind) != bool(args.output):
         raise RefusedError("--judge needs --output, a file for its replies, and --judgements has none")
-    summary, errors = score_files(
-        args.benchmark, args.prompts, args.responses, args.judgements, args.output,
-        settings if settings.kind else None, args.published_quirks,
-    )  # fmt: skip
-    print(json.dumps(summary, ensure_ascii=False))
-    return 1 if errors else 0
+    name, beside = ("output", args.output) if settings.kind else ("judgements", args.judgements)
+    if len(beside) != len(args.responses):
+        raise RefusedError(f"--{name}: {len(beside)} files for {len(args.responses)} of --responses; give one for each")
+    if len(set(args.responses)) < len(args.responses) or len(set(args.output)) < len(args.output):
+        raise RefusedError("--responses, --output: the same file is given twice")
+    summaries, figures, wrong = {}, {}, 0
+    for responses, path in zip(args.responses, beside, strict=True):
+        summaries[responses], figures[responses], errors = score_files(
+            args.benchmark, args.prompts, responses, **{name: path}, settings=settings if settings.kind else None,
+            published_quirks=args.published_quirks,
+        )  # fmt: skip
+        wrong += len(errors)
+    first, *others = args.responses
+    compared = {other: paired_differences(figures[first], figures[other]) for other in others}
+    found = {"runs": summaries, "differences": compared} if others else summaries[first]
+    print(json.dumps(found, ensure_ascii=False))
+    return 1 if wrong else 0
 
 
 def main(argv: Sequence[str]) -> int:

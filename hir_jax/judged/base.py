@@ -33,6 +33,7 @@ class JudgedBenchmark(NamedTuple):
     verdicts: (row, response, replies, published_quirks) -> the row's judgement, mostly one verdict per question.
     aggregate: (rows, judgements by key, published_quirks) -> figures that JSON can hold. A row without judgement is
     unknown as a whole.
+    final: (row, one verdict per question) -> the verdicts that count, where questions depend on one another.
     """
 
     id: str
@@ -42,6 +43,7 @@ class JudgedBenchmark(NamedTuple):
     judge: Callable[[Row, str, Ask, Sequence[str | None]], list[str | None]]
     verdicts: Callable[[Row, str, Sequence[str | None], bool], Any]
     aggregate: Callable[..., dict[str, Any]]
+    final: Callable[[Row, Sequence[Verdict]], Sequence[Verdict]] = lambda row, verdicts: verdicts
 
 
 # ---- questions to a judge
@@ -68,6 +70,14 @@ def asked(ask: Ask, messages: Messages, readable: Callable[[str], bool], reminde
 
 
 # ---- figures
+
+
+def row_accuracies(benchmark: JudgedBenchmark, row: Row, judgement: Sequence[Verdict] | None) -> dict[str, float]:
+    """ILA (1 if all questions about the response are met, else 0) and CLA (the share that is met) of one row, after
+    dependencies; unknown is not met. `judgement`: without `published_quirks`."""
+    found = benchmark.final(row, padded(judgement or (), len(benchmark.questions(row))))
+    met = [verdict is True for verdict in found]
+    return {"ila": float(all(met)), "cla": sum(met) / len(met)}
 
 
 def share(verdicts: Iterable[Verdict]) -> float | None:

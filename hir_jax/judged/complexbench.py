@@ -257,6 +257,7 @@ BENCHMARKS = {
     language: JudgedBenchmark(
         "main_id", partial(read, english=language == "en"), lambda row: [one.text for one in row.questions],
         lambda row: len(row.questions), judge, verdicts, aggregate,
+        lambda row, judged: after_dependencies(row, _judged(row, judged, published_quirks=False)),
     )
     for language in ("zh", "en")
 }  # fmt: skip

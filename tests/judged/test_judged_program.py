@@ -32,7 +32,7 @@ JUDGEMENTS = [
 ]
 SUMMARY = {
     "overall": 0.5, "Easy_set": 0.5, "Hard_set": 0.5, "labels": {"Style": 1.0, "Number": 0.0}, "rows": 3, "questions": 6,
-    "met": 3, "unknown": 3, "unknown_rows": 3, "missing": 1,
+    "met": 3, "unknown": 3, "unknown_rows": 3, "missing": 1, "intervals": {"ila": (0, 0, 0), "cla": (0.5, 0.5, 0.5)},
 }  # fmt: skip
 
 
@@ -59,10 +59,28 @@ def test_the_program(files):
     summary = json.loads(done.stdout.splitlines()[-1])
     assert (summary["overall"], summary["not_counted"], summary["missing"]) == (0.5, 0, 1)
     done = _program("infobench", files(judgements=[*JUDGEMENTS, "{"]))
-    assert done.returncode == 1 and json.loads(done.stdout.splitlines()[-1]) == SUMMARY
+    assert done.returncode == 1 and json.loads(done.stdout.splitlines()[-1]) == json.loads(json.dumps(SUMMARY))
     assert done.stderr.startswith(f"{files()[2]}:5: not JSON")
     done = _program("infobench", files(), "--judge=endpoint:m")
     assert (done.returncode, done.stdout) == (1, "") and done.stderr.startswith("give either --judgements")
+
+
+def test_several_models_are_compared_on_the_prompts_that_both_answered(tmp_path, files):
+    prompts, *first = files()
+    responses = [{"id": name, "response": "B."} for name in "bcd"]
+    judged = [{"id": "b", "verdicts": [1, 1]}, {"id": "c", "verdicts": [0, 1]}, {"id": "d", "verdicts": [1, 1]}]
+    second = [write(tmp_path / "other", responses), write(tmp_path / "theirs", judged)]
+    paths = [f"{a},{b}" for a, b in zip(first, second)]
+    done = _program("infobench", [prompts, *paths])
+    assert (done.returncode, done.stderr) == (0, "")
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["runs"][str(first[0])] == json.loads(json.dumps(SUMMARY))
+    other = found["runs"][str(second[0])]
+    assert other["missing"] == 1 and other["intervals"]["ila"][0] == pytest.approx(2 / 3)
+    # b: 0 to 1 and 1/2 to 1; c: 0 to 0 and 1/2 to 1/2; of a and d one answer is missing
+    assert {name: gap[0] for name, gap in found["differences"][str(second[0])].items()} == {"ila": 0.5, "cla": 0.25}
+    done = _program("infobench", [prompts, paths[0], first[1]])
+    assert done.returncode == 1 and done.stderr.startswith("--judgements: 1 files for 2 of --responses")
 
 
 BAD_JUDGEMENTS = [
@@ -83,7 +101,7 @@ def test_bad_rows_are_named_and_the_rest_is_scored(files, capsys):
     bad = [row for row, _ in BAD_JUDGEMENTS]
     responses = [*RESPONSES, {"id": "a", "response": "again"}, {"id": "z", "response": ""}]
     paths = files(responses, [*JUDGEMENTS, *bad])
-    summary, errors = score_files("infobench", *paths)
+    summary, _, errors = score_files("infobench", *paths)
     assert summary == SUMMARY
     assert capsys.readouterr().err.splitlines() == [str(error) for error in errors]
     assert [str(error) for error in errors[:2]] == [
@@ -98,7 +116,7 @@ def test_what_cannot_be_scored_at_all(files):
         score_files("infobench", *files([]))
     with pytest.raises(RowError, match="prompts:1: 'decomposed_questions' must be"):
         score_files("infobench", *files(prompts=[{}]))
-    with pytest.raises(RefusedError, match="no row has questions"):
+    with pytest.raises(RowError, match="no row has questions"):
         score_files("complexbench", *files(prompts=[{"main_id": 0, "instruction": "i"}]))
 
 
@@ -122,7 +140,7 @@ def test_the_published_prompts_without_any_judgement(tmp_path, name, prompts, id
         write(tmp_path / "responses", [row | {"response": "一。"} for row in responses]),
         write(tmp_path / "j", []),
     ]
-    summary, errors = score_files(name, str(SHARED / prompts), *paths)
+    summary, _, errors = score_files(name, str(SHARED / prompts), *paths)
     assert not errors and summary["rows"] == len(rows) and summary["missing"] == 0
     assert summary["unknown"] > 0 and json.dumps(summary)
     if name == "infobench":
@@ -144,13 +162,15 @@ def test_complexbench_by_replies_and_rules(tmp_path, files):
     }]  # fmt: skip
     replies = ["答案：是", "评分对象：all", "评分对象：all"]
     paths = files([{"main_id": 7, "response": "ab"}], [{"main_id": 7, "replies": replies}], prompts)
-    summary, _ = score_files("complexbench", *paths)
+    summary, *_ = score_files("complexbench", *paths)
     assert (summary["overall_drfr"], summary["unknown"]) == (pytest.approx(2 / 3), 1)
     assert summary["each"] == near({"Length": 2 / 3})
-    summary, _ = score_files("complexbench", *paths, published_quirks=True)
+    summary, *_ = score_files("complexbench", *paths, published_quirks=True)
     assert (summary["overall_drfr"], summary["each"], summary["unknown"]) == (pytest.approx(2 / 3), {"Length": 1.0}, 0)
+    assert summary["intervals"]["cla"] == near((2 / 3, 2 / 3, 2 / 3))  # without the quirks
     paths = files([{"main_id": 7, "response": "ab"}], [{"main_id": 7, "verdicts": [False, True, 2]}], prompts)
-    assert score_files("complexbench", *paths)[0]["overall_drfr"] == 0
+    summary, accuracies, _ = score_files("complexbench", *paths)
+    assert summary["overall_drfr"] == 0 and accuracies == {7: {"ila": 0, "cla": 0}}  # the second depends on the first
 
 
 # ---- a judge behind HTTP
@@ -182,7 +202,7 @@ def test_a_judge_behind_http_and_a_run_that_is_taken_up(tmp_path, files, capsys)
         return completion("YES" if _said(ask)[0] == "one?" else "Hm.")
 
     with JudgeServer(script) as server:
-        summary, errors = _judged(files, server, output, concurrency=3)
+        summary, _, errors = _judged(files, server, output, concurrency=3)
         assert not errors and summary["unknown"] == 4 and summary["Easy_set"] == 0.5 and summary["Hard_set"] == 0
         said = capsys.readouterr().err
         assert "2 questions were not answered: the endpoint answers 500; tried 3 times" in said
@@ -196,14 +216,15 @@ def test_a_judge_behind_http_and_a_run_that_is_taken_up(tmp_path, files, capsys)
         with output.open("a") as file:
             file.write('{"id": "c", "repl')  # cut off by a kill
         broken.clear()
-        summary, errors = _judged(files, server, output)
+        summary, _, errors = _judged(files, server, output)
         assert not errors and summary["unknown"] == 3 and summary["Hard_set"] == 0.5
         assert len(server.bodies) == before + 3  # b's second, c's two; nothing again
-        again, _ = _judged(files, server, output)
+        again, *_ = _judged(files, server, output)
         assert again == summary and len(server.bodies) == before + 3
         # the file is one of judgements
         prompts, responses, _ = files()
-        assert score_files("infobench", prompts, responses, str(output)) == (summary, [])
+        found, _, errors = score_files("infobench", prompts, responses, str(output))
+        assert (found, errors) == (summary, [])
         # another judge, or another response, is asked anew
         _judged(files, server, output, model="other")
         assert len(server.bodies) == before + 3 + 6
@@ -212,14 +233,14 @@ def test_a_judge_behind_http_and_a_run_that_is_taken_up(tmp_path, files, capsys)
 
 def test_no_request_is_sent_after_a_refusal_of_everything(tmp_path, files, capsys):
     with JudgeServer(lambda ask: (401, {}, b"{}")) as server:
-        summary, _ = _judged(files, server, tmp_path / "out", concurrency=1)
+        summary, *_ = _judged(files, server, tmp_path / "out", concurrency=1)
     assert summary["unknown"] == 6 and len(server.bodies) == 1 and (tmp_path / "out").read_text() == ""
     assert "3 questions were not answered: the endpoint answers 401: it refuses the key" in capsys.readouterr().err
 
 
 def test_a_wait_beyond_the_deadline_is_not_waited(tmp_path, files):
     with JudgeServer(lambda ask: (429, {"Retry-After": "86400"}, b"{}")) as server:
-        summary, _ = _judged(files, server, tmp_path / "out", concurrency=1)
+        summary, *_ = _judged(files, server, tmp_path / "out", concurrency=1)
     assert summary["unknown"] == 6 and len(server.bodies) == 1
 
 
