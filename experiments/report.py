@@ -6,7 +6,7 @@ For each suite in D: Markdown and CSV with the mean over seeds +- its standard e
 the base model does), of held-out ILA and CLA (greedy, after the last step), pass@1 and pass@8 (sampled at temperature 1), the
 mean of held-out ILA over steps and over equally many generated samples, the generated samples to reach --level, and the paired
 differences from the suite's first variant, 95% intervals by Student's t over seeds. Curves over both axes as PNG. report.md and
-the one page report.html, which needs no other file, hold them all.
+the one page report.html, which needs no other file, hold them all, with the commands that made the runs.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import numpy as np
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from experiments.run import curves, read_metrics, slug
+from experiments.run import COMMANDS, curves, read_metrics, slug
 from experiments.suites import SUITES
 from hir_jax.runs import files
 from hir_jax.statistics import area_under_curve, first_reaching, over_seeds, standard_error
@@ -179,7 +179,7 @@ th:first-child, td:first-child { text-align: left } img { max-width: 100% }
 <tr>{% for cell in lines[0] %}<th scope="col">{{ cell }}</th>{% endfor %}</tr>
 {% for cells in lines[1:] %}<tr>{% for cell in cells %}<td>{{ cell }}</td>{% endfor %}</tr>
 {% endfor %}</table></div>
-{% endfor %}{% endfor %}
+{% endfor %}{% if part.commands %}<pre class="wide" tabindex="0">{{ part.commands }}</pre>{% endif %}{% endfor %}
 </html>
 """
 
@@ -225,9 +225,13 @@ def write(root: Path, output: Path, level: float) -> str:
         table.writerows(rows)
         files.write_atomically(output / f"{suite.name}.csv", text.getvalue())
         plot(suite, list(found), picture)
-        texts.append(markdown(suite.name, rows) + f"\n![{suite.name}]({suite.name}.png)\n")
+        commands = (suite / COMMANDS).read_text(encoding="utf-8") if (suite / COMMANDS).exists() else ""
+        made = "".join(f"\n    {line}" for line in commands.splitlines())
+        made = f"\nMade by\n{made}\n" if made else ""
+        texts.append(markdown(suite.name, rows) + f"\n![{suite.name}]({suite.name}.png)\n" + made)
         coded = base64.b64encode(picture.read_bytes()).decode()
         part = {"name": suite.name, "question": SUITES[suite.name].question, "picture": coded, "tables": tables(rows)}
+        part["commands"] = commands
         parts.append(part)
     if not parts:
         raise InputError(

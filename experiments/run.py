@@ -7,7 +7,8 @@ Where the config names no checkpoint, base models are fitted first, one for each
 shared by suites). All variants start from it, but for those that ask for another one by overrides `base.KEY`. Each run is a
 process of `python -m hir_jax.train` in D/SUITE/LABEL/seed-S (its output: log.txt there), followed by an evaluation on the
 held-out instructions, 8 samples each at temperature 1. A run that another suite of D has made already, to the letter of its
-config, is not made again: its directory becomes a link to that one. --jobs=N does N at a time, each with its share of the cores
+config, is not made again: its directory becomes a link to that one. D/SUITE/commands.txt says which commands of which commit
+have worked on the suite. --jobs=N does N at a time, each with its share of the cores
 and a GPU of its own. Without it: one a GPU; on a CPU one a core where the base model is fitted here (it is small then), else one.
 
 Protocol (PROTOCOL.md beside this file). Each variant has the same grid: with each weight of the KL in KLS, the learning rates
@@ -21,15 +22,18 @@ Overrides given here come before them, the variant's own before both.
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import os
 import queue
 import re
+import shlex
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +49,7 @@ KLS = (0.001, 0.03)
 RATE, KL, UNSEEN = "learner.learning_rate", "learner.kl", "data.unseen_ids"
 TUNING_SEEDS = (1001, 1002)  # reported ones are 0, 1, 2, ...
 TUNED = Path(__file__).parent / "tuned.json"
+COMMANDS = "commands.txt"
 EVALUATION = ("--benchmark=heldout", "--samples=8", "--temperature=1")
 
 
@@ -300,6 +305,20 @@ def _too_many(file: str, variant: Overrides) -> bool:
     return witness and variant.get("data.max_constraints", 0) > MAX_CONSTRAINTS
 
 
+def note_command(suite: Path, arguments: list[str]) -> None:
+    """A line of D/SUITE/commands.txt: date, commit of this checkout, version of jax, and the command."""
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        commit = "unknown"
+    made = f"{datetime.date.today()}, commit {commit}, jax {version('jax')}: "
+    line, path = made + shlex.join(["python", "-m", "experiments.run", *arguments]) + "\n", suite / COMMANDS
+    before = path.read_text(encoding="utf-8") if path.exists() else ""
+    if line not in before:
+        files.write_atomically(path, before + line)
+
+
 def seeds(text: str) -> list[int]:
     """ "5": 0 to 4; "7,8": 7 and 8; "7,": 7 alone."""
     return [int(part) for part in text.split(",") if part] if "," in text else list(range(int(text)))
@@ -329,6 +348,7 @@ def main(arguments: list[str]) -> None:
         print(f"left out, the witness generator draws at most {MAX_CONSTRAINTS} constraints: {', '.join(left_out)}")
         labels = [label for label in labels if label not in left_out]
     parallel = args.jobs or usual_jobs(fits_base_models(args.config, extra))
+    note_command(args.workdir / args.suite, arguments)
     if args.tune:
         errors = tune(args.suite, args.config, args.workdir, labels, extra, parallel)
     else:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import threading
 
 import pytest
@@ -59,14 +60,25 @@ def test_runs_are_finished_and_reported(started):
     assert re.search(r"\| batch \| 1 \|.*\n\| group \| 1 \|", shown)
 
 
+def test_the_commands_are_noted_and_reported(started):
+    root, command = started
+    run.note_command(root / "scope", command)  # the same day: no second line
+    (line,) = (root / "scope" / run.COMMANDS).read_text().splitlines()
+    assert re.match(r"\d{4}-\d\d-\d\d, commit [0-9a-z-]+, jax [\d.]+: python -m experiments\.run scope --config=", line)
+    assert line.endswith(shlex.join(command)) and f"\n    {line}\n" in report.write(root, root / "report", 0.2)
+    run.note_command(root / "scope", ["scope", "--config=a b"])
+    assert (root / "scope" / run.COMMANDS).read_text().endswith("scope '--config=a b'\n")
+
+
 def test_what_is_done_is_skipped_and_what_was_lost_is_done_again(started, capsys, monkeypatch):
     root, command = started
     (root / "scope" / "group" / "seed-0" / "evaluations" / "heldout-step-1-t1-n8" / "summary.json").unlink()
     asked = []
     real = run.subprocess.run
-    monkeypatch.setattr(run.subprocess, "run", lambda c, **k: asked.append(c[2]) or real(c, **k))
+    monkeypatch.setattr(run.subprocess, "run", lambda c, **k: asked.append(c) or real(c, **k))
     run.main(command)
-    assert asked == ["hir_jax.evaluate"] and "1 of 2 runs are done" in capsys.readouterr().out
+    assert [c[2] for c in asked if c[1] == "-m"] == ["hir_jax.evaluate"]
+    assert "1 of 2 runs are done" in capsys.readouterr().out
 
 
 def test_a_run_killed_between_its_last_metrics_and_what_it_keeps_is_not_done(tmp_path):
