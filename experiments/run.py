@@ -307,12 +307,7 @@ def _too_many(file: str, variant: Overrides) -> bool:
 
 def note_command(suite: Path, arguments: list[str]) -> None:
     """A line of D/SUITE/commands.txt: date, commit of this checkout, version of jax, and the command."""
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*"]
-    try:
-        commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        commit = "unknown"
-    made = f"{datetime.date.today()}, commit {commit}, jax {version('jax')}: "
+    made = f"{datetime.date.today()}, commit {files.commit()}, jax {version('jax')}: "
     line, path = made + shlex.join(["python", "-m", "experiments.run", *arguments]) + "\n", suite / COMMANDS
     before = path.read_text(encoding="utf-8") if path.exists() else ""
     if line not in before:

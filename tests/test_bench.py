@@ -46,6 +46,7 @@ def test_head_of_the_report(report):
     assert report["versions"]["jax"] and report["date"].endswith("Z") and len(report["load_average"]) == 2
     assert report["peak_memory_gb"] > 0.05 and report["matmul_flops_per_s"]["float32"] > 1e8
     assert report["read_bytes_per_s"] > 1e7 and report["config"]["model.num_layers"] == 1
+    assert report["command"].startswith("python -m hir_jax.bench --config=") and report["commit"]
     assert report["sizes"]["samples"] == 3 and report["config_file"] == "configs/tiny_hir.py"
 
 

@@ -11,6 +11,7 @@ import importlib.util
 import os
 import platform
 import resource
+import shlex
 import statistics
 import sys
 import time
@@ -20,6 +21,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from hir_jax.runs import files
 from hir_jax.types import InputError
 
 # (edge of the matrices, bytes of the array that is read): well over the caches, and long against a dispatch
@@ -107,11 +109,11 @@ def versions() -> dict[str, str]:
 
 
 def description() -> dict[str, object]:
-    """Date (UTC), device and versions, for the head of a report."""
+    """Date (UTC), device, versions, commit and command, for the head of a report."""
     return {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "device": jax.devices()[0].device_kind, "devices": jax.device_count(), "cpus": os.cpu_count(),
-        "versions": versions(),
+        "versions": versions(), "commit": files.commit(), "command": shlex.join(["python", *sys.orig_argv[1:]]),
     }  # fmt: skip
 
 
