@@ -5,6 +5,7 @@ import os
 import re
 import shlex
 import threading
+from types import SimpleNamespace
 
 import pytest
 from small_runs import CONFIG, ROOT, SMALL
@@ -19,6 +20,11 @@ CHANGES = SMALL | {"total_steps": 1, "eval_every": 1, "save_model": False, "data
 for key in ("method", "model.checkpoint", "checkpoint_every", "save_model"):
     CHANGES.pop(key)
 OVERRIDES = [f"--config.{key}={value}" for key, value in CHANGES.items()]
+
+
+def programs(monkeypatch, start):
+    """The runner starts its programs by `start(command, ...)`; git, which it asks for the commit, is asked as ever."""
+    monkeypatch.setattr(run, "subprocess", SimpleNamespace(run=start))
 
 
 @pytest.mark.parametrize("name", SUITES)
@@ -75,9 +81,9 @@ def test_what_is_done_is_skipped_and_what_was_lost_is_done_again(started, capsys
     (root / "scope" / "group" / "seed-0" / "evaluations" / "heldout-step-1-t1-n8" / "summary.json").unlink()
     asked = []
     real = run.subprocess.run
-    monkeypatch.setattr(run.subprocess, "run", lambda c, **k: asked.append(c) or real(c, **k))
+    programs(monkeypatch, lambda c, **k: asked.append(c) or real(c, **k))
     run.main(command)
-    assert [c[2] for c in asked if c[1] == "-m"] == ["hir_jax.evaluate"]
+    assert [c[2] for c in asked] == ["hir_jax.evaluate"]
     assert "1 of 2 runs are done" in capsys.readouterr().out
 
 
@@ -98,7 +104,7 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(started, tmp_path, monke
         code = int(any("/group/" in a for a in c))
         return type("Done", (), {"returncode": code})()
 
-    monkeypatch.setattr(run.subprocess, "run", fails_for_group)
+    programs(monkeypatch, fails_for_group)
     command = [a if not a.startswith("--workdir") else f"--workdir={tmp_path}" for a in command]
     with pytest.raises(SystemExit, match=r"group/seed-0: hir_jax\.train ended with status 1; see .*log\.txt"):
         run.main(command)
@@ -130,7 +136,7 @@ def test_tuning_takes_the_rate_with_the_largest_area(tmp_path, monkeypatch):
         os.makedirs(f"{workdir}/checkpoints/60")
         return type("Done", (), {"returncode": 0})()
 
-    monkeypatch.setattr(run.subprocess, "run", pretend)
+    programs(monkeypatch, pretend)
     command = ["scope", f"--config={CONFIG}", f"--workdir={tmp_path}", "--only=batch,group", "--tune"]
     run.main([*command, "--config.learner.learning_rate=3e-4", "--config.total_steps=60"])
     chosen = run.chosen("scope", CONFIG, tmp_path)
@@ -171,7 +177,7 @@ def test_variants_share_base_models_or_have_their_own(tmp_path):
 
 def test_a_failed_base_model_starts_none_of_its_variants(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(run.subprocess, "run", lambda c, **k: asked.append(c) or type("Done", (), {"returncode": 1})())
+    programs(monkeypatch, lambda c, **k: asked.append(c) or type("Done", (), {"returncode": 1})())
     errors = run.run_all(run.jobs("scope", CONFIG, tmp_path, ["batch", "group"], [0], {}, {}), 2)
     assert len(asked) == 1 and len(errors) == 3
     assert "ended with status 1" in errors[0] and "its base model" in errors[1] and "scope/batch" in "".join(errors)
@@ -187,7 +193,7 @@ def test_parallel_jobs_share_the_cores(tmp_path, monkeypatch):
         both.wait()
         return type("Done", (), {"returncode": 1})()
 
-    monkeypatch.setattr(run.subprocess, "run", pretend)
+    programs(monkeypatch, pretend)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, 5")
     labels, start = ["batch", "group", "even"], {"model.checkpoint": "somewhere"}
     run.run_all(run.jobs("scope", CONFIG, tmp_path, [*labels, "batch"], [0], {}, start), 2)

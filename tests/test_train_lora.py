@@ -18,7 +18,7 @@ from hir_jax.step import Clock
 from hir_jax.train import Run, policy_step, train
 
 LORA = {
-    "method": "ilr", "lora__rank": 2, "lora__targets": ("q", "v", "down"), "learner__learning_rate": 0.02,
+    "method": "clr", "lora__rank": 2, "lora__targets": ("q", "v", "down"), "learner__learning_rate": 0.02,
     "learner__kl": 0.05, "learner__kl_in": "loss",
 }  # fmt: skip
 
