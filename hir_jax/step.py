@@ -17,6 +17,7 @@ from hir_jax.instructions.templates import render
 from hir_jax.learner.losses import truncated_importance
 from hir_jax.parallel import processes
 from hir_jax.replay import select
+from hir_jax.rollout.continuous import decode_steps
 from hir_jax.types import PromptBatch, Replays, Rollout, TrainBatch, Verdicts
 
 
@@ -136,6 +137,8 @@ def roll_out(
     width = prompts.parts.present.shape[1]
     verdicts = Verdicts(*(np.zeros((n * slots, width), bool) for _ in Verdicts._fields))
     begin, end, rounds = 0, first, 0
+    params = jax.block_until_ready(engine.for_sampling(params))
+    clock.lap("reshard")
     while begin < end:
         count = first if begin == 0 else 1
         now = ids[:, begin : begin + count]
@@ -220,6 +223,21 @@ def rollout_metrics(engine, rollout: Rollout, verdicts: Verdicts, replays: Repla
             "replay_kept_constraints": float(kept.mean()),
         }
     return metrics
+
+
+def decode_busy(engine: Engine, prompts: PromptBatch, rollout: Rollout) -> float:
+    """The share of the rows that the decoding loops had room for, over all their steps, that were still running: 1 less the idle
+    share. What keeps it low is a long tail of lengths; `rollout.slots` is against that."""
+    n, columns = prompts.tokens.shape
+    lengths, first = rollout.mask.sum(-1).reshape(n, -1), engine.first_samples
+    calls = [lengths[:, :first]] + [one[:, None] for one in lengths[:, first:].T if one.any()]
+    busy = places = 0
+    for part in calls:
+        slots = engine.slots(n, columns, part.shape[1], engine.config.rollout.max_response) or part.size
+        slots = min(slots, part.size)
+        busy += int(np.maximum(part - 1, 0).sum())  # the first token is the prefill's
+        places += slots * decode_steps(part.reshape(engine.queues, -1), slots)
+    return busy / places if places else 1.0
 
 
 def distributions(rollout: Rollout, verdicts: Verdicts, replays: Replays) -> dict[str, np.ndarray]:

@@ -41,6 +41,7 @@ from hir_jax.step import (
     SharedVerifier,
     build_batch,
     build_pairs,
+    decode_busy,
     distributions,
     replay_rows,
     roll_out,
@@ -227,6 +228,7 @@ def policy_step(run: Run, state, ref_params, step: int, clock: Clock):
         learned |= corrected
         clock.lap("update")
     metrics = rollout_metrics(engine, rollout, verdicts, replays, rounds) | run.judge_usage()
+    metrics["decode_busy"] = decode_busy(engine, prompts, rollout)
     shown = list(replay_rows(engine, rows, rollout, verdicts, replays, run.config.logging.replays_per_step))
     if processes.first() and run.due(run.config.logging.distributions_every, step + 1):
         run.files.distributions(step + 1, distributions(rollout, verdicts, replays), shown)
