@@ -37,7 +37,11 @@ def test_every_variant_is_a_config_that_can_run(name, tmp_path):
                 configs.check(config)
             except configs.ConfigError as error:
                 pytest.fail(f"{one.directory}: {error}")
-    assert len({run.slug(label) for label in SUITES[name].variants}) == len(SUITES[name].variants)
+    variants, against = SUITES[name].variants, SUITES[name].against or {}
+    assert len({run.slug(label) for label in variants}) == len(variants)
+    assert all("method" in overrides for overrides in variants.values())
+    for label, other in against.items():  # two methods at one setting
+        assert variants[label] | {"method": "ilr"} == variants[other] != variants[label]
 
 
 @pytest.fixture(scope="module")
