@@ -93,6 +93,22 @@ def test_kl_estimators_are_unbiased_for_small_distances():
     np.testing.assert_allclose(jax.grad(partial(mean, "k1"))(logits), 0, atol=1e-6)
 
 
+# Of torch 2.13.0: -logsigmoid(0.1 * (chosen - rejected)), and the gradient of its sum by `rejected` (by `chosen`: its negative).
+TORCH_DPO = {
+    "chosen": [0.0, 3.0, -12.5, 40.0, 1.25],
+    "rejected": [0.0, -1.5, 8.0, -260.0, 2.0],
+    "loss": [0.693147182, 0.49324894, 2.17109752, 9.35762291e-14, 0.731350124],
+    "gradient": [0.0500000007, 0.0389360785, 0.088594757, 9.35762274e-15, 0.0518741198],
+}
+
+
+def test_preference_coefficients_equal_recorded_values_of_torch():
+    chosen, rejected = (np.array(TORCH_DPO[name], np.float32) for name in ("chosen", "rejected"))
+    loss, coefficient = losses.preference_coefficients(chosen, rejected, 0.1)
+    np.testing.assert_allclose(loss, TORCH_DPO["loss"], rtol=1e-5)
+    np.testing.assert_allclose(coefficient, TORCH_DPO["gradient"], rtol=1e-5)
+
+
 def test_preference_coefficients_equal_torch():
     torch = pytest.importorskip("torch", reason="torch is optional: make test TORCH=1")
     chosen, rejected = np.random.default_rng(0).normal(size=(2, 5)).astype(np.float32) * 20
