@@ -128,6 +128,12 @@ def test_checks_on_the_device_change_nothing(tmp_path):
         },
         "one function": {"constraints__on_device": True, "replay__fill": "mask"},
         "one function, slots": {"constraints__on_device": True, "replay__fill": "mask", "rollout__slots": 5},
+        "host, rewritten": {"replay__behaviour": "rewritten", "replay__fill": "mask"},
+        "one function, rewritten": {
+            "constraints__on_device": True,
+            "replay__behaviour": "rewritten",
+            "replay__fill": "mask",
+        },
         "host, resampling": {"constraints__on_device": False},
         "device, resampling": {"constraints__on_device": True},
     }.items():
@@ -144,6 +150,7 @@ def test_checks_on_the_device_change_nothing(tmp_path):
     assert seen["host, resampling"][:2] == seen["device, resampling"][:2]
     # Two compilations of the same sums may round differently; nothing that is counted or chosen does.
     pairs = [(seen["host"], seen[name]) for name in ("host, verified in parts", "one function", "one function, slots")]
+    pairs.append((seen["host, rewritten"], seen["one function, rewritten"]))
     for (steps, replays, _), (others, other_replays, _) in pairs:
         for step, other in zip(steps, others, strict=True):
             assert other == pytest.approx(step, rel=1e-4, abs=1e-6)
@@ -155,6 +162,7 @@ def test_checks_on_the_device_change_nothing(tmp_path):
         ("host", "host, verified in parts", 1e-6),
         ("host", "one function", 1e-6),
         ("host", "one function, slots", 1e-5),
+        ("host, rewritten", "one function, rewritten", 1e-6),
         ("host, resampling", "device, resampling", 0),
     ):
         for tensor, values in seen[one][2].items():

@@ -6,9 +6,11 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from hir_jax.learner import logprobs, losses
+from hir_jax.learner.advantages import advantages
 from hir_jax.learner.update import (
     LearnerSettings,
     gradients,
@@ -199,6 +201,23 @@ def plain_logp(params, batch, temperature=1.0):
     return jnp.take_along_axis(logp, batch.tokens[:, 5:, None], axis=-1)[..., 0]
 
 
+@pytest.mark.parametrize("kl_in", ["reward", "loss"])
+def test_kl_enters_once(params, batch, kl_in):
+    """In the reward it moves advantages and not the loss of a token, in the loss the other way round."""
+    settings = dataclasses.replace(SETTINGS, kl=5.0, kl_in=kl_in)
+    _, metrics = jax.jit(partial(update, model=MODEL, settings=settings))(init_state(params, settings), batch)
+    norms = {}
+    for in_reward, in_loss in ((True, False), (False, True), (True, True), (False, False)):
+        values = advantages(batch, settings.estimator, 5.0 if in_reward else 0.0)
+        one = dataclasses.replace(settings, kl=5.0 if in_loss else 0.0, kl_in="loss")
+        grads, _ = jax.jit(partial(gradients, model=MODEL, settings=one))(params, batch, values)
+        norms[in_reward, in_loss] = float(optax.tree.norm(grads))
+    expected = norms.pop((kl_in == "reward", kl_in == "loss"))
+    assert float(metrics["grad_norm"]) == pytest.approx(expected, rel=1e-5)
+    assert all(abs(norm - expected) > 1e-3 * expected for norm in norms.values())
+    assert ("kl_ref" in metrics) == (kl_in == "loss")
+
+
 @pytest.mark.parametrize("average", ["token", "sequence", "constant"])
 @pytest.mark.parametrize("kl_estimator", ["", "k1", "k2", "k3"])
 def test_averages_and_kl_as_loss_equal_a_plain_gradient(params, batch, average, kl_estimator):
@@ -292,8 +311,6 @@ def test_mini_batches_are_updates_in_row_order(params, batch):
     """Two mini-batches equal two updates of half the rows each, with the advantages of the whole batch."""
     settings = dataclasses.replace(SETTINGS, mini_batches=2)
     two, _ = jax.jit(partial(update, model=MODEL, settings=settings))(init_state(params, settings), batch)
-    from hir_jax.learner.advantages import advantages
-
     values, transform = advantages(batch, settings.estimator, settings.kl), optimizer(settings)
     p, moments = params, transform.init(params)
     run = jax.jit(partial(gradients, model=MODEL, settings=settings))
