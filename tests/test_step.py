@@ -1,4 +1,6 @@
-"""The stages of a step by hand: rewards of each method, and under which instruction a replay's log-probs stand."""
+"""The stages of a step by hand: rewards of each method, under which instruction a replay's log-probs stand, what is counted."""
+
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -10,8 +12,8 @@ from hir_jax.engine import Engine
 from hir_jax.instructions import dataset
 from hir_jax.instructions.roles import tokenise_rendering
 from hir_jax.replay import select
-from hir_jax.step import Clock, build_batch, roll_out, select_replays
-from hir_jax.types import Replays, Rollout, Verdicts
+from hir_jax.step import Clock, build_batch, kept_by_type, roll_out, select_replays
+from hir_jax.types import Constraint, Instruction, Replays, Rollout, Verdicts
 
 REWARDS = {  # one prompt, three constraints; samples that meet all, the outer two, none and, without replay, the middle one
     "ilr": [1, 0, 0, 0],
@@ -45,6 +47,18 @@ def test_rewards_of_each_method_worked_by_hand(method):
     assert engine.replays == replaying and batch.weight.tolist() == [1, 1, 1, 1]
     assert batch.is_replay.tolist() == [False, False, replaying, False]
     assert batch.tokens[:, -2].tolist() == ([0, 2, 2, 4] if replaying else [0, 2, 4, 6])
+
+
+def test_kept_types_are_counted_over_all_replays():
+    """Two prompts of two samples; the second prompt asks for commas twice."""
+    asked = (("a:comma", "b:title"), ("a:comma", "a:comma", "c:words"))
+    rows = [SimpleNamespace(instruction=Instruction("x", tuple(map(Constraint, ids)))) for ids in asked]
+    satisfied = np.array([[1, 0, 0], [1, 1, 1], [1, 0, 1], [0, 1, 0]], bool)
+    verdicts = Verdicts(satisfied, np.ones_like(satisfied), np.ones_like(satisfied))
+    replays = Replays(np.array([2, 0, 3, 1]), np.zeros(4), np.array([True, True, True, False]))
+    found = kept_by_type(SimpleNamespace(samples=2), rows, verdicts, replays)
+    assert found == {"a:comma": (3, 5), "b:title": (0, 1), "c:words": (1, 2)}
+    assert kept_by_type(SimpleNamespace(samples=2), rows, verdicts, Replays(*(x[:0] for x in replays))) == {}
 
 
 def on_the_host(engine, row, keep, response):

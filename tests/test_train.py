@@ -235,7 +235,8 @@ def resume(workdir, undisturbed, **changes) -> int:
     cached = re.search(r"(\d+) compilations, [\d.]+ s; (\d+) of them\s+read from the cache", output)
     assert cached and 4 <= int(cached[2]) <= int(cached[1]), output  # all of the step's functions at least
     assert trajectory(workdir) == trajectory(undisturbed)
-    assert rows(workdir / "replays.jsonl") == rows(undisturbed / "replays.jsonl")
+    for name in ("replays.jsonl", "kept.jsonl"):
+        assert rows(workdir / name) == rows(undisturbed / name)
     expected, found = state(undisturbed), state(workdir)
     assert int(found.step) == STEPS
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
@@ -250,6 +251,10 @@ def test_undisturbed_run_records_every_step(undisturbed):
     assert [row["step"] for row in found] == list(range(STEPS + 1))
     assert [row["step"] for row in found if "heldout_ila" in row] == [0, 4, 8, 12]
     assert sum(row.get("replays", 0) for row in found) > 0
+    for row in rows(undisturbed / "kept.jsonl"):
+        total, metrics = sum(kept for kept, _ in row["kept"].values()), found[row["step"]]
+        assert total == pytest.approx(metrics["replays"] * metrics["replay_kept_constraints"])
+    assert {row["step"] for row in rows(undisturbed / "kept.jsonl")} == {r["step"] for r in found if r.get("replays")}
     pairs = rows(undisturbed / "replays.jsonl")
     assert pairs and all(0 < pair["integrity"] < 1 and pair["rewritten"] != pair["original"] for pair in pairs)
     assert json.loads((undisturbed / "config.json").read_text())["model.hidden_size"] == 32
