@@ -204,12 +204,12 @@ def plain_logp(params, batch, temperature=1.0):
 @pytest.mark.parametrize("kl_in", ["reward", "loss"])
 def test_kl_enters_once(params, batch, kl_in):
     """In the reward it moves advantages and not the loss of a token, in the loss the other way round."""
-    settings = dataclasses.replace(SETTINGS, kl=5.0, kl_in=kl_in)
+    settings = dataclasses.replace(SETTINGS, kl=0.5, kl_in=kl_in)
     _, metrics = jax.jit(partial(update, model=MODEL, settings=settings))(init_state(params, settings), batch)
     norms = {}
     for in_reward, in_loss in ((True, False), (False, True), (True, True), (False, False)):
-        values = advantages(batch, settings.estimator, 5.0 if in_reward else 0.0)
-        one = dataclasses.replace(settings, kl=5.0 if in_loss else 0.0, kl_in="loss")
+        values = advantages(batch, settings.estimator, 0.5 if in_reward else 0.0)
+        one = dataclasses.replace(settings, kl=0.5 if in_loss else 0.0, kl_in="loss")
         grads, _ = jax.jit(partial(gradients, model=MODEL, settings=one))(params, batch, values)
         norms[in_reward, in_loss] = float(optax.tree.norm(grads))
     expected = norms.pop((kl_in == "reward", kl_in == "loss"))
