@@ -206,7 +206,8 @@ ODD_CONSTRAINT = st.lists(st.dictionaries(st.sampled_from(("id", "text", "satisf
 def test_odd_data_makes_a_page(tmp_path_factory, metrics, replays, constraints, config):
     rows = [row | ({"constraints": constraints} if i % 2 else {}) for i, row in enumerate(replays)]
     path = tmp_path_factory.mktemp("odd")
-    write_run(path / "run", metrics, rows, config)
+    kept = [{"step": step, "kept": row} for step, row in enumerate(metrics)]
+    write_run(path / "run", metrics, rows, config, kept)
     report.write_report(path / "r.html", {"a": [path / "run"], "b": [path / "run", path / "run"]})
     assert len(Page(path / "r.html").data["replays"]) == 3 * len(rows)
 
