@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 
 import jax
@@ -275,6 +276,18 @@ def replay_rows(
             "score": float(score),
             "integrity": float(met.mean()),
         }
+
+
+def kept_by_type(
+    engine: Engine, rows: list[Encoded], verdicts: Verdicts, replays: Replays
+) -> dict[str, tuple[int, int]]:
+    """Over all replays of a step: constraint type -> (how often it was kept, how often the originals asked for it)."""
+    kept, asked = Counter(), Counter()
+    for row in replays.row[replays.valid]:
+        constraints = rows[row // engine.samples].instruction.constraints
+        asked.update(c.id for c in constraints)
+        kept.update(c.id for c, met in zip(constraints, verdicts.satisfied[row], strict=False) if met)
+    return {name: (kept[name], asked[name]) for name in sorted(asked)}
 
 
 def sft_batch(engine: Engine, data: Dataset, indices: np.ndarray) -> TrainBatch:
