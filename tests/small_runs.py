@@ -1,6 +1,8 @@
 """The tiny config made smaller still, and the training program in a process of its own; for the tests of the programs."""
 
 import contextlib
+import json
+import re
 import runpy
 import subprocess
 import sys
@@ -66,6 +68,16 @@ def start(workdir, **changes) -> subprocess.Popen:
     """`python -m hir_jax.train` on the small config."""
     command = [sys.executable, "-m", "hir_jax.train", *arguments(workdir, **changes)]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def rows(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def trajectory(workdir):
+    """metrics.jsonl without what a clock says."""
+    clocks = re.compile("seconds|per_s")
+    return [{k: v for k, v in row.items() if not clocks.search(k)} for row in rows(workdir / "metrics.jsonl")]
 
 
 @contextlib.contextmanager

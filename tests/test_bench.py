@@ -7,10 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from small_runs import DEVICE_TYPES
+from small_runs import DEVICE_TYPES, small_config
 
 from hir_jax.bench import __main__ as bench
-from hir_jax.bench import machine, scaling, table, verify
+from hir_jax.bench import machine, peer_hf, scaling, start, steps, table, verify
+from hir_jax.bench.learner import Learner
+from hir_jax.bench.rollout import Rollout, bench_engine
+from hir_jax.bench.sizes import PROMPT_LONGEST, Sizes, learner_lengths
 from hir_jax.instructions import synthesis
 from hir_jax.types import InputError
 
@@ -34,11 +37,16 @@ def run(*arguments):
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
     """The phases that compile little, in one process."""
-    output = tmp_path_factory.mktemp("bench") / "bench.json"
-    found = run("--phase=rollout,learner,step,verify", f"--output={output}")
+    directory = tmp_path_factory.mktemp("bench")
+    output, traces = directory / "bench.json", directory / "traces"
+    found = run("--phase=rollout,learner,step,verify", f"--output={output}", f"--trace={traces}")
     assert found.returncode == 0, found.stderr
     figures = json.loads(found.stdout.splitlines()[-1])
     assert json.loads(output.read_text()) == figures
+    for name in ("rollout", "learner_even", "learner_packed"):
+        assert (
+            len(list((traces / name).rglob("*.xplane.pb"))) == len(list((traces / name).rglob("*.trace.json.gz"))) == 1
+        )
     return figures
 
 
@@ -68,7 +76,8 @@ def test_rollout_and_learner(report):
 
 @pytest.fixture(scope="module")
 def longer_report():
-    found = run("--phase=long_tail,grpo")
+    resampling = "--config.constraints.on_device=False", "--config.replay.fill=resample"
+    found = run("--phase=long_tail,grpo", *resampling, "--rounds=3")
     assert found.returncode == 0, found.stderr
     return json.loads(found.stdout.splitlines()[-1])
 
@@ -87,15 +96,57 @@ def test_long_tail(longer_report):
 
 def test_steps(report):
     part = report["step"]
-    assert part["steps"] == 2 and part["sequences"] == 16 and 0 <= part["overhead_share"] < 1
-    assert part["steps_per_s"] > 0 and part["phases"]["step_on_device"] > 0 and part["checkpoints"] == 1
+    assert part["steps"] + part["steps_compiling"] == 3 and part["steps"] > 0 and part["steps_compiling"] > 0
+    assert part["sequences"] == 16 and 0 <= part["overhead_share"] < 1 and 0 < part["padding"] < 1
+    assert part["steps_per_s"] > 0 and part["phases"]["step_on_device"] > 0 and part["checkpoints"] >= 1
+    assert part["compile_seconds"] > 0
+
+
+def test_steps_that_compile_are_left_out_and_counted():
+    """Six steps worked by hand: the first, one in a new prompt bucket and one after the first save compile."""
+
+    def line(step, compiling):
+        return {
+            "step": step, "seconds/data": 1.0, "seconds/update": 7.0, "seconds/step": 9.0, "tokens_per_s": 10.0,
+            "seconds/compiling": compiling, "padding": step / 100,
+        }  # fmt: skip
+
+    lines = [line(i + 1, compiling) for i, compiling in enumerate((30.0, 0.0, 0.1, 4.0, 0.0, 0.0))]
+    found = steps.steady(lines, [50.0, 9.0, 9.5, 14.0, 10.0, 11.0], checkpoint_every=2)
+    assert found["steps"] == 3 and found["steps_compiling"] == 3
+    assert found["seconds"] == {"median": 10.0, "min": 9.0, "max": 11.0} and found["steps_per_s"] == 0.1
+    assert found["checkpoints"] == 1 and found["padding"] == 0.05  # saved after the second, the fourth and the sixth
+    assert found["overhead_share"] == pytest.approx(0.3) and found["sampled_tokens_per_s"] == 9.0
+    with pytest.raises(InputError, match="each of the 2 steps: give more of them, as --steps"):
+        steps.steady([line(1, 9.0), line(2, 1.0)], [9.0, 9.0], checkpoint_every=1)
+
+
+def test_both_starts_are_told_from_what_the_program_prints():
+    first = start.figures(80.0, "metrics\n240 compilations, 52.0 s; 0 of them read from the cache\nreport: x\n")
+    second = start.figures(20.0, "240 compilations, 6.5 s; 31 of them read from the cache\n")
+    assert second == {"seconds": 20.0, "compilations": 240, "compile_seconds": 6.5, "from_cache": 31}
+    found = start.compared(first, second)
+    assert found["seconds_ratio"] == 0.25 and found["compile_seconds_ratio"] == 0.125
+    with pytest.raises(RuntimeError, match="did not say what it compiled"):
+        start.figures(1.0, "Killed\n")
+
+
+@pytest.mark.slow
+def test_a_config_is_started_twice():
+    found = run("--phase=start", "--config.constraints.on_device=False")
+    assert found.returncode == 0, found.stderr
+    part = json.loads(found.stdout.splitlines()[-1])["start"]
+    for one in (part["first"], part["second"]):
+        assert 0 < one["compile_seconds"] < one["seconds"] and one["from_cache"] <= one["compilations"]
+    assert part["second"]["from_cache"] > part["first"]["from_cache"]
 
 
 @pytest.mark.slow
 def test_whole_steps_of_both_methods(longer_report):
+    assert longer_report["grpo"]["compile_seconds_after_warm_up"] == 0
     for method, sampled in (("ilr", 6), ("hir", 2)):
         part = longer_report["grpo"][method]
-        assert part["trained_sequences"] == 6 and sampled <= part["sampled_sequences"] <= 6
+        assert part["trained_sequences"] == 6 and sampled <= part["sampled_sequences"] <= 6 and 0 <= part["padding"] < 1
         assert part["tokens_per_s"] == pytest.approx(6 * 8 / part["seconds"]["median"])
 
 
@@ -144,6 +195,18 @@ def test_torch_runs_beside_ours():
     figures = json.loads(found.stdout.splitlines()[-1])
     for part in (figures["rollout"], figures["learner"]["even"], figures["learner"]["packed"]):
         assert 0 < part["times_peer"]["min"] <= part["times_peer"]["max"]
+
+
+def test_each_torch_model_has_the_dtype_of_our_side():
+    torch = pytest.importorskip("torch", reason="torch is optional: make test TORCH=1")
+    sizes = Sizes(prompts=2, samples=2, new_tokens=4)
+    engine = bench_engine(small_config(rollout__dtype="bfloat16"), sizes.new_tokens)
+    params = engine.load_params()
+    sampler = peer_hf.Rollout(engine, params, Rollout(engine, params, sizes))
+    lengths = learner_lengths(sizes.rows, sizes.new_tokens)
+    learner = peer_hf.Learner(engine, params, Learner(engine, params, *lengths, PROMPT_LONGEST))
+    assert (sampler.model.dtype, learner.model.dtype) == (torch.bfloat16, torch.float32)
+    sampler.run()
 
 
 @pytest.mark.slow

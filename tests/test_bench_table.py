@@ -45,6 +45,26 @@ def test_columns_in_which_nothing_stands_are_left_out():
     )
 
 
+def test_a_step_says_what_was_left_out():
+    step = {
+        "sequences": 32, "steps_per_s": 0.05, "steps": 4, "steps_compiling": 2, "seconds": SECONDS, "padding": 0.083,
+        "sampled_tokens_per_s": 20.0, "overhead_share": 0.004,
+    }  # fmt: skip
+    row = table.markdown(HEAD | {"step": step}).splitlines()[-1]
+    what = "a step of 32 sequences, 0.05 steps/s, padding 8%; 4 steps, 2 that compiled left out"
+    assert row == f"| {what} | 20.0 (19.0 to 1,234) | 20.0 | overhead 0.4% |"
+
+
+def test_both_starts_have_a_row():
+    first = {"seconds": 80.0, "compilations": 240, "compile_seconds": 52.0, "from_cache": 0}
+    second = first | {"seconds": 20.0, "compile_seconds": 6.5, "from_cache": 31}
+    rows = table.markdown(HEAD | {"start": {"first": first, "second": second, "seconds_ratio": 0.25}}).splitlines()
+    assert rows[4:] == [
+        "| first start, to the end of a step: 240 compilations of 52.0 s, 0 read from the cache | 80.0 |  |  |  |",
+        "| second start: 240 compilations of 6.50 s, 31 read from the cache | 20.0 | the first | 80.0 | 4.00 |",
+    ]
+
+
 def test_growth_is_the_power():
     assert scaling.growth([8, 16, 32], [1.0, 5.0, 16.0]) == pytest.approx(2.0)
     case = {"batch": 8, "rollout": {"seconds": SECONDS, "tokens_per_s": 1.0}}
@@ -60,12 +80,12 @@ def test_growth_is_the_power():
 def test_files_are_read_or_refused_by_name(tmp_path, capsys):
     good, old, broken = tmp_path / "good.json", tmp_path / "old.json", tmp_path / "broken.json"
     good.write_text(json.dumps(HEAD | {"rollout": ROLLOUT}))
-    old.write_text("{}")
+    old.write_text(json.dumps({k: v for k, v in HEAD.items() if k != "read_bytes_per_s"} | {"rollout": ROLLOUT}))
     broken.write_text("{")
     table.main([str(good), str(good)])
     assert capsys.readouterr().out.count("| rollout, 48") == 2
-    for path in (old, broken):
-        with pytest.raises(InputError, match=path.name):
-            table.read(path)
+    with pytest.raises(InputError, match=r"old.json: lacks 'read_bytes_per_s'.*\n.*broken.json: not valid JSON"):
+        table.main([str(old), str(broken), str(good)])
+    assert capsys.readouterr().out.count("| rollout, 48") == 1
     with pytest.raises(InputError, match="--output"):
         table.main([])

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from small_runs import CONFIG, ROOT, arguments, compilation_cache, small_config, start
+from small_runs import CONFIG, ROOT, arguments, compilation_cache, rows, small_config, start, trajectory
 
 from hir_jax import config as configs
 from hir_jax.engine import Engine, bucket
@@ -24,16 +24,6 @@ from hir_jax.train import train
 
 STEPS = 12
 LONG = {"total_steps": STEPS, "eval_every": 4, "checkpoint_keep": 3, "constraints__workers": 1}
-
-
-def rows(path):
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def trajectory(workdir):
-    """metrics.jsonl without what a clock says."""
-    clocks = re.compile("seconds|per_s")
-    return [{k: v for k, v in row.items() if not clocks.search(k)} for row in rows(workdir / "metrics.jsonl")]
 
 
 def state(workdir):
@@ -165,21 +155,6 @@ def test_checks_on_the_device_change_nothing(tmp_path):
             np.testing.assert_allclose(values, seen[other][2][tensor], rtol=0, atol=tolerance, err_msg=tensor)
 
 
-def test_rows_that_end_early_are_handed_over_early():
-    engine = Engine(small_config(rollout__response_buckets=(3, 8)))
-    engine.stop_ids = tuple(range(0, len(engine.tokenizer), 4))
-    data = dataset.load(engine.config, engine.frame, engine.stop_ids[0], frozenset())
-    prompts, ids = engine.prompts(data.rows[:4], data.shapes), np.arange(24).reshape(4, 6)
-    how = engine.load_params(), prompts, ids, jax.random.key(0), engine.sampling(1.0)
-    whole, seen = engine.sample(*how), np.zeros(24, int)
-    for i, (part, complete) in enumerate(engine.sample_in_parts(*how)):
-        assert complete.sum() > 0 and (part.mask[complete].sum(-1) <= (3, 8, 12)[i]).all()
-        seen += complete
-        for a, b in zip(part, whole, strict=True):
-            np.testing.assert_allclose(a[complete], b[complete], atol=1e-6)
-    assert i == 2 and (seen == 1).all()
-
-
 def test_keys_outside_the_trajectory_may_change_and_a_finished_run_goes_on(tmp_path, capsys):
     run = tmp_path / "run"
     train(small_config(method="ilr"), run)
@@ -204,14 +179,28 @@ def test_smallest_bucket(length, expected):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory, cache):
+def programs_cache(tmp_path_factory):
+    """The compilation cache of the runs in processes of their own; `undisturbed` finds it empty."""
+    return str(tmp_path_factory.mktemp("compiled_by_programs"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, programs_cache):
     """A run that nobody stopped; it compiles everything itself, the others take it from the cache."""
     workdir = tmp_path_factory.mktemp("undisturbed") / "run"
-    process = start(workdir, **LONG, checkpoint_every=1, compilation_cache=cache)
+    process = start(workdir, **LONG, checkpoint_every=1, compilation_cache=programs_cache)
     output, errors = process.communicate(timeout=400)
     assert process.returncode == 0, errors
     assert "Traceback" not in output + errors
+    (workdir.parent / "output").write_text(output)
     return workdir
+
+
+def compiled(output) -> tuple[int, float, int]:
+    """What a program says at its end: functions compiled, seconds, how many of them came from the cache."""
+    found = re.search(r"(\d+) compilations, ([\d.]+) s; (\d+) of them read from the cache", output)
+    assert found, output
+    return int(found[1]), float(found[2]), int(found[3])
 
 
 def wait_for(process, condition):
@@ -222,14 +211,17 @@ def wait_for(process, condition):
 
 
 def resume(workdir, undisturbed, **changes) -> int:
-    """Starts the program again, compares its end with the undisturbed run's, and returns the step it resumed from."""
+    """Starts the program again, compares its end with the undisturbed run's, and returns the step it resumed from. It
+    compiles nothing that takes long, being a second start of the same config: what is left is small, and not in the cache."""
     process = start(workdir, **LONG, **changes)
     output, errors = process.communicate(timeout=400)
     assert process.returncode == 0, errors
     said = re.search(r"resuming .*\s+from\s+step\s+(\d+)", output)
     assert said, output
-    cached = re.search(r"(\d+) compilations, [\d.]+ s; (\d+) of them\s+read from the cache", output)
-    assert cached and 4 <= int(cached[2]) <= int(cached[1]), output  # all of the step's functions at least
+    count, seconds, cached = compiled(output)
+    assert 4 <= cached <= count, output  # all of the step's functions at least
+    _, first_seconds, first_cached = compiled((undisturbed.parent / "output").read_text())
+    assert first_cached == 0 and seconds < first_seconds / 4, (seconds, first_seconds)
     assert trajectory(workdir) == trajectory(undisturbed)
     for name in ("replays.jsonl", "kept.jsonl"):
         assert rows(workdir / name) == rows(undisturbed / name)
@@ -257,7 +249,7 @@ def test_undisturbed_run_records_every_step(undisturbed):
 
 
 def test_nothing_is_compiled_after_warm_up(undisturbed):
-    """From the step after the first save on, but where a step resamples for the first time."""
+    """Exempt are the first step, the one after the first save, and the first that resamples."""
     seen_resampling = False
     for row in rows(undisturbed / "metrics.jsonl")[1:]:
         first_resampling = row["resample_rounds"] > 0 and not seen_resampling
@@ -266,9 +258,9 @@ def test_nothing_is_compiled_after_warm_up(undisturbed):
             assert row["seconds/compiling"] == 0.0, row["step"]
 
 
-def test_killed_in_the_next_save_it_resumes_exactly(tmp_path, undisturbed, cache):
+def test_killed_in_the_next_save_it_resumes_exactly(tmp_path, undisturbed, programs_cache):
     workdir = tmp_path / "run"
-    process = start(workdir, **LONG, checkpoint_every=1, compilation_cache=cache)
+    process = start(workdir, **LONG, checkpoint_every=1, compilation_cache=programs_cache)
 
     def saving_the_next():
         names = [p.name for p in (workdir / "checkpoints").glob("*")]
@@ -278,20 +270,20 @@ def test_killed_in_the_next_save_it_resumes_exactly(tmp_path, undisturbed, cache
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=400)
     assert process.returncode == -signal.SIGKILL
-    assert 1 <= resume(workdir, undisturbed, checkpoint_every=1, compilation_cache=cache) < STEPS
+    assert 1 <= resume(workdir, undisturbed, checkpoint_every=1, compilation_cache=programs_cache) < STEPS
 
 
-def test_sigterm_saves_and_the_run_resumes_exactly(tmp_path, undisturbed, cache):
+def test_sigterm_saves_and_the_run_resumes_exactly(tmp_path, undisturbed, programs_cache):
     workdir = tmp_path / "run"
     metrics = workdir / "metrics.jsonl"
-    process = start(workdir, **LONG, compilation_cache=cache)
+    process = start(workdir, **LONG, compilation_cache=programs_cache)
     wait_for(process, lambda: metrics.exists() and '"step": 2' in metrics.read_text())
     process.send_signal(signal.SIGTERM)
     output, errors = process.communicate(timeout=400)
     assert process.returncode == 0, errors
     stopped = re.search(r"stopped by SIGTERM after step\s+(\d+)", output)
     assert stopped and 2 <= int(stopped[1]) < STEPS, output
-    assert resume(workdir, undisturbed, compilation_cache=cache) == int(stopped[1])
+    assert resume(workdir, undisturbed, compilation_cache=programs_cache) == int(stopped[1])
 
 
 # ---- bad input -----------------------------------------------------------------------------------------------------

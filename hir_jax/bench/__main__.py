@@ -1,13 +1,15 @@
 """Measures sampling, learning and whole steps of a config's model, beside this machine's own limits and a peer.
 
     python -m hir_jax.bench --config=configs/smollm2_135m_hir.py [--peer=hf|trl] [--phase=rollout,learner] [--scaling]
-        [--rounds=5] [--prompts=6] [--samples=8] [--new_tokens=128] [--output=FILE]
+        [--rounds=5] [--prompts=6] [--samples=8] [--new_tokens=128] [--trace=DIR] [--output=FILE]
 
 Phases, each through the functions that train.py calls (what each does is said at the top of its module):
     rollout    prompts x samples responses of new_tokens tokens each after prompts of 80 tokens in the mean
     learner    one optimiser update on as many sequences, without padding and with
     long_tail  continuous batching in --slots slots against the plain loop, responses of up to --tail_tokens tokens
-    step       --steps steps of the config by hir_jax.train: seconds, their phases, the share of overhead, memory
+    step       --steps steps of the config by hir_jax.train, those that compile left out: seconds, their phases, the share of
+               overhead, padding, memory
+    start      the config started twice on an empty compilation cache: seconds to the end of the first step, compilations
     grpo       a whole `ilr` and `hir` step on prompts of up to --grpo_prompt_tokens tokens
     verify     checks of --verify_rows responses, by one core, by the pool of workers, on the device; needs no model
     scaling    growth of cost with batch, response length, model and virtual devices; needs no model
@@ -15,6 +17,8 @@ Phases, each through the functions that train.py calls (what each does is said a
 --peer=hf: in rollout and learner, transformers' generate and a torch update of the same weights on the same tokens, at the
 same dtype, in turn with ours: A, B, A, B. --peer=trl: in grpo, one step of TRL's GRPOTrainer. Both need `make peers`.
 The ceilings (matrix products in each dtype, reading of memory) are measured in the same run, before and after.
+--trace=DIR: after measuring, one more call of ours in rollout and learner, as jax.profiler writes it: `tensorboard
+--logdir=DIR` (with its profile plugin) shows it, or https://ui.perfetto.dev the file DIR/*/plugins/profile/*/*.trace.json.gz.
 
 A table goes to stderr; the last line on stdout is one JSON object, which --output writes too and
 `python -m hir_jax.bench.table FILES` turns into Markdown.
@@ -24,18 +28,31 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
 
 from absl import flags, logging
+from ml_collections import config_flags
 from rich.console import Console
 from rich.table import Table
 
 from hir_jax import config as configs
-from hir_jax.bench import grpo, learner, long_tail, machine, peer_hf, peer_trl, rollout, scaling, steps, table, verify
+from hir_jax.bench import (
+    grpo,
+    learner,
+    long_tail,
+    machine,
+    peer_hf,
+    peer_trl,
+    rollout,
+    scaling,
+    start,
+    steps,
+    table,
+    verify,
+)
 from hir_jax.bench.sizes import Sizes
 from hir_jax.runs import files
 from hir_jax.runs.memory import keep_freed_memory
@@ -44,10 +61,11 @@ from hir_jax.types import InputError
 
 PEERS = {"hf": peer_hf.PACKAGES, "trl": peer_trl.PACKAGES}
 NAMED_ALONE = {"trl": ["grpo"], "hf": ["rollout", "learner"], None: ["rollout", "learner"]}
+TRACED = ("rollout", "learner")
 
 
-def measure(config, phases: Sequence[str], sizes: Sizes, peer: str | None) -> dict:
-    """All figures as one JSON-able dict."""
+def measure(config, phases: Sequence[str], sizes: Sizes, peer: str | None, trace: Path | None = None) -> dict:
+    """All figures as one JSON-able dict, but those of the phase start."""
     if peer:
         machine.require(PEERS[peer], f"--peer={peer}")
     compilations = Compilations()
@@ -59,9 +77,9 @@ def measure(config, phases: Sequence[str], sizes: Sizes, peer: str | None) -> di
         found["step"] = steps.bench(config, sizes.steps, compilations)
     seen = [machine.ceilings(dtypes)]
     if "rollout" in phases:
-        found["rollout"], model = rollout.bench(config, sizes, peer_hf.Rollout if hf else None, compilations)
+        found["rollout"], model = rollout.bench(config, sizes, peer_hf.Rollout if hf else None, compilations, trace)
     if "learner" in phases:
-        found["learner"] = learner.bench(config, sizes, peer_hf.Learner if hf else None, compilations)
+        found["learner"] = learner.bench(config, sizes, peer_hf.Learner if hf else None, compilations, trace)
     others = {
         "long_tail": partial(long_tail.bench, config, sizes, compilations),
         "grpo": partial(grpo.bench, config, sizes, peer_trl.measure if peer == "trl" else None, compilations),
@@ -110,8 +128,14 @@ def main(argv) -> None:
     configs.check(args.config)
     keep_freed_memory()  # as the programs do, for both sides
     sizes = Sizes(**{field.name: getattr(args, field.name) for field in fields(Sizes)})
-    found = measure(args.config, _phases(args.phase, args.peer, args.scaling), sizes, args.peer)
-    file = next((a.removeprefix("--config=") for a in sys.argv if a.startswith("--config=")), "")
+    phases = _phases(args.phase, args.peer, args.scaling)
+    if args.trace and not set(phases) & set(TRACED):
+        raise InputError(f"--trace is of {' and '.join(TRACED)}: add one of them to --phase, or leave --trace out")
+    flag, found = args["config"], {}
+    file = config_flags.get_config_filename(flag)
+    if "start" in phases:  # before this process holds a device that the started ones need
+        found["start"] = start.bench(file, config_flags.get_override_values(flag))
+    found |= measure(args.config, phases, sizes, args.peer, Path(args.trace) if args.trace else None)
     found |= {"config_file": file, "config": configs.flatten(args.config)}
     found["sizes"] = {field.name: getattr(sizes, field.name) for field in fields(Sizes)}
     show(found, Console(stderr=True))
@@ -127,6 +151,7 @@ if __name__ == "__main__":
     flags.DEFINE_list(
         "phase", [], f"What to measure: {', '.join(table.PHASES)}. Without: rollout,learner; with --peer=trl: grpo."
     )
+    flags.DEFINE_string("trace", None, f"A directory for profiles of {' and '.join(TRACED)}.")
     flags.DEFINE_boolean("scaling", False, "Measure the phase scaling (too, where --phase names others).")
     for name, least, help in (
         ("rounds", 1, "Measurements of each; the median is reported."),
@@ -135,7 +160,7 @@ if __name__ == "__main__":
         ("new_tokens", 2, "Most tokens of each response."),
         ("tail_tokens", 16, "The same in the phase long_tail."),
         ("slots", 1, "Slots of continuous batching in the phase long_tail."),
-        ("steps", 2, "Steps of the phase step; the first is not reported."),
+        ("steps", 2, "Steps of the phase step; those that compile are not reported."),
         ("grpo_prompt_tokens", 16, "Longest prompt of the phase grpo."),
         ("verify_rows", 1, "Responses to verify."),
     ):

@@ -6,23 +6,17 @@ length, cut at new_tokens, as real samples end early: we drop the padding, the p
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
+from hir_jax.bench import machine
 from hir_jax.bench.machine import Ceilings, Work, measure
 from hir_jax.bench.rollout import bench_engine
-from hir_jax.bench.sizes import (
-    PROMPT_LONGEST,
-    PROMPT_TOKENS,
-    Sizes,
-    log_normal_lengths,
-    prompt_lengths,
-    random_prompts,
-)
+from hir_jax.bench.sizes import PROMPT_LONGEST, PROMPT_TOKENS, Sizes, learner_lengths, random_prompts
 from hir_jax.engine import Engine
 from hir_jax.models import counting
 from hir_jax.types import TrainBatch
-
-_MEDIAN, _SIGMA = 0.4, 0.7  # of the packed responses' lengths, the median as a share of new_tokens
 
 
 class Learner(Work):
@@ -66,17 +60,17 @@ def _one(ours: Learner, make_peer, params, rounds: int, compilations) -> dict:
     return found
 
 
-def bench(config, sizes: Sizes, make_peer, compilations) -> dict:
+def bench(config, sizes: Sizes, make_peer, compilations, trace: Path | None = None) -> dict:
     engine = bench_engine(config, sizes.new_tokens)
     params = engine.load_params()
     settings = engine.settings
     found = {"loss": settings.loss, "micro_batch_tokens": settings.micro_batch_tokens, "remat": engine.model.remat}
     even = np.full(sizes.rows, PROMPT_TOKENS, np.int32), np.full(sizes.rows, sizes.new_tokens, np.int32)
-    drawn = log_normal_lengths(sizes.rows, max(1, _MEDIAN * sizes.new_tokens), _SIGMA, sizes.new_tokens)
-    packed = prompt_lengths(sizes.rows), drawn
+    packed = learner_lengths(sizes.rows, sizes.new_tokens)
     for name, lengths, columns in (("even", even, PROMPT_TOKENS), ("packed", packed, PROMPT_LONGEST)):
         ours = Learner(engine, params, *lengths, columns)
         found[name] = _one(ours, make_peer, params, sizes.rounds, compilations)
+        machine.trace(ours, trace and trace / f"learner_{name}")
         found[name]["response_tokens"] = float(lengths[1].mean())
         del ours
     return found

@@ -16,6 +16,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -146,6 +147,13 @@ def measure(ours: Work, peer: Work | None, rounds: int, compilations) -> dict:
     if peer is not None:
         found |= against(laps, peer.tokens)
     return found
+
+
+def trace(work: Work, directory: Path | None) -> None:
+    """One more call, written by jax.profiler below `directory` for TensorBoard and Perfetto; None: nothing."""
+    if directory is not None:
+        with jax.profiler.trace(str(directory)):
+            work.run()
 
 
 def rates(seconds: Sequence[float], tokens: float) -> dict:

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 PACKAGES = ("torch",)
 
 
-def _load(engine: Engine, params):
-    """The same weights in transformers, in the compute dtype."""
+def _load(engine: Engine, params, dtype: str):
+    """The same weights in transformers, in the dtype that our side computes in."""
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
@@ -28,7 +28,7 @@ def _load(engine: Engine, params):
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "model"
         hf.save(path, engine.model, params, None, engine.stop_ids)
-        return AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, engine.model.compute_dtype))
+        return AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype))
 
 
 class Rollout(Work):
@@ -37,7 +37,7 @@ class Rollout(Work):
     def __init__(self, engine: Engine, params, ours: rollout.Rollout):
         import torch
 
-        self.torch, self.model = torch, _load(engine, params).eval()
+        self.torch, self.model = torch, _load(engine, params, engine.sampler_model.compute_dtype).eval()
         columns = ours.prompts.shape[1]
         self.mask = torch.tensor((np.arange(columns) >= columns - ours.lengths[:, None]).astype(np.int64))
         self.prompts = torch.tensor(ours.prompts.astype(np.int64))
@@ -62,7 +62,7 @@ class Learner(Work):
     def __init__(self, engine: Engine, params, ours: learner.Learner):
         import torch
 
-        self.torch, self.model, batch = torch, _load(engine, params).train(), ours.batch
+        self.torch, self.model, batch = torch, _load(engine, params, engine.model.compute_dtype).train(), ours.batch
         self.batch_tokens = torch.tensor(batch.tokens.astype(np.int64))
         self.prompt_columns = batch.tokens.shape[1] - batch.response_mask.shape[1]
         start = self.prompt_columns - batch.prompt_length[:, None]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import numpy as np
 
+from hir_jax.bench import machine
 from hir_jax.bench.machine import Ceilings, Work, measure, timed
 from hir_jax.bench.sizes import NO_STOP, PROMPT_LONGEST, Sizes, prompt_lengths, random_prompts
 from hir_jax.engine import Engine
@@ -48,12 +50,13 @@ class Rollout(Work):
             raise RuntimeError(f"rollout drew {int(found.mask.sum())} tokens instead of {self.tokens}")
 
 
-def bench(config, sizes: Sizes, make_peer, compilations) -> tuple[dict, ModelConfig]:
+def bench(config, sizes: Sizes, make_peer, compilations, trace: Path | None = None) -> tuple[dict, ModelConfig]:
     """Sampling, and apart from it what a single token costs: the prefill with one draw. Also the sampler's model."""
     engine = bench_engine(config, sizes.new_tokens)
     params = engine.load_params()
     ours = Rollout(engine, params, sizes)
     found = measure(ours, make_peer and make_peer(engine, params, ours), sizes.rounds, compilations)
+    machine.trace(ours, trace and trace / "rollout")
     prefill = Rollout(bench_engine(config, 1), params, sizes)
     prefill.run()
     found["prefill_seconds"] = min(timed(prefill.run) for _ in range(sizes.rounds))

@@ -11,6 +11,7 @@ import numpy as np
 PROMPT_SHORTEST, PROMPT_LONGEST = 64, 96  # tokens; 80 in the mean, padded on the left
 PROMPT_TOKENS = 80
 NO_STOP = (-1,)  # an id that no token has
+_MEDIAN, _SIGMA = 0.4, 0.7  # of a learner's responses, the median as a share of new_tokens
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Sizes:
     new_tokens: int = 128
     tail_tokens: int = 256
     slots: int = 16
-    steps: int = 3
+    steps: int = 6
     grpo_prompt_tokens: int = 96
     verify_rows: int = 512
     rounds: int = 5
@@ -49,6 +50,12 @@ def log_normal_lengths(rows: int, median: float, sigma: float, longest: int) -> 
     found = [median * math.exp(sigma * normal.inv_cdf((i + 0.5) / rows)) for i in range(rows)]
     lengths = np.clip(np.round(found), 1, longest).astype(np.int32)
     return np.random.default_rng(2).permutation(lengths)
+
+
+def learner_lengths(rows: int, new_tokens: int) -> tuple[np.ndarray, np.ndarray]:
+    """Prompts and log-normal responses of a learner's batch, i32[rows] each."""
+    drawn = log_normal_lengths(rows, max(1, _MEDIAN * new_tokens), _SIGMA, new_tokens)
+    return prompt_lengths(rows), drawn
 
 
 def long_tail(rows: int, longest: int, ratio: float = 10.0) -> np.ndarray:

@@ -46,6 +46,10 @@ def _line(what: str, part: Mapping, ceiling: str = "", against: str = "") -> Lin
     )  # fmt: skip
 
 
+def _padding(part: Mapping) -> str:
+    return f", padding {part['padding']:.0%}" if "padding" in part else ""
+
+
 def _rollout(part: Mapping, found: Mapping) -> Iterator[Line]:
     what = f"rollout, {part['rows']} x ({part['prompt_tokens']:.0f} + {part['new_tokens']})"
     ceiling = f"{part['fraction_of_floor']:.0%} (floor {number(part['floor_seconds'])} s)"
@@ -73,9 +77,21 @@ def _long_tail(part: Mapping, found: Mapping) -> Iterator[Line]:
 
 
 def _step(part: Mapping, found: Mapping) -> Iterator[Line]:
-    what = f"a step of {part['sequences']} sequences, {number(part['steps_per_s'])} steps/s"
+    what = f"a step of {part['sequences']} sequences, {number(part['steps_per_s'])} steps/s" + _padding(part)
+    what += f"; {part['steps']} steps, {part['steps_compiling']} that compiled left out"
     overhead = f"overhead {part['overhead_share']:.1%}"
     yield Line(what, span(part["seconds"]), number(part["sampled_tokens_per_s"]), overhead)
+
+
+def _start(part: Mapping, found: Mapping) -> Iterator[Line]:
+    def what(one: Mapping) -> str:
+        made = f"{one['compilations']} compilations of {number(one['compile_seconds'])} s"
+        return f"{made}, {one['from_cache']} read from the cache"
+
+    first, second = part["first"], part["second"]
+    before, now, times = map(number, (first["seconds"], second["seconds"], 1 / part["seconds_ratio"]))
+    yield Line(f"first start, to the end of a step: {what(first)}", before)
+    yield Line(f"second start: {what(second)}", now, "", "", "the first", before, times)
 
 
 def _grpo(part: Mapping, found: Mapping) -> Iterator[Line]:
@@ -83,6 +99,7 @@ def _grpo(part: Mapping, found: Mapping) -> Iterator[Line]:
     for method in ("ilr", "hir"):
         one = part[method]
         what = f"{method} step, {one['sampled_sequences']} sampled, {one['trained_sequences']} trained x ({shape})"
+        what += _padding(one)
         against = ""
         if "peer_fastest" in part:
             peer = part["peer_variants"][part["peer_fastest"]]
@@ -114,8 +131,8 @@ def _scaling(part: Mapping, found: Mapping) -> Iterator[Line]:
 
 
 PHASES: dict[str, Callable[[Mapping, Mapping], Iterator[Line]]] = {
-    "rollout": _rollout, "learner": _learner, "long_tail": _long_tail, "step": _step, "grpo": _grpo,
-    "verify": _verify, "scaling": _scaling,
+    "rollout": _rollout, "learner": _learner, "long_tail": _long_tail, "step": _step, "start": _start,
+    "grpo": _grpo, "verify": _verify, "scaling": _scaling,
 }  # fmt: skip
 
 
@@ -154,15 +171,32 @@ def read(path: Path) -> dict:
         raise InputError(
             f"{path}: not valid JSON ({error}); give files that --output of hir_jax.bench wrote"
         ) from error
-    if not isinstance(found, dict) or "read_bytes_per_s" not in found:
-        raise InputError(f"{path}: not a report of this version of the bench; measure again with --output={path}")
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: not a report of the bench; give files that --output of hir_jax.bench wrote")
     return found
+
+
+def of_file(path: Path) -> str:
+    """`markdown` of one report. InputError that names what a report of an older bench lacks."""
+    try:
+        return markdown(read(path))
+    except KeyError as error:
+        raise InputError(
+            f"{path}: lacks {error}, which this version of the bench writes; measure again with --output={path}"
+        ) from error
 
 
 def main(paths: Sequence[str]) -> None:
     if not paths:
         raise InputError("give one or more JSON files that `python -m hir_jax.bench --output=FILE` wrote")
-    print("\n".join(markdown(read(Path(path))) for path in paths))
+    refused = []
+    for path in paths:
+        try:
+            print(of_file(Path(path)))
+        except InputError as error:
+            refused.append(str(error))
+    if refused:
+        raise InputError("\n".join(refused))
 
 
 if __name__ == "__main__":

@@ -30,10 +30,10 @@ LENGTHS = np.array([7, 3, 1, 6], np.int32)
 ROWS = np.random.default_rng(1).permutation(40)[:16].reshape(4, 4).astype(np.int32)
 
 
-def prompts_of(length, seed=0):
-    """Right-aligned i32[N, 7] of random words."""
-    tokens = np.random.default_rng(seed).integers(9, 61, (len(length), 7)).astype(np.int32)
-    return np.where(np.arange(7) >= 7 - np.asarray(length)[:, None], tokens, 0).astype(np.int32)
+def prompts_of(length, seed=0, columns=7):
+    """Right-aligned i32[N, P] of random words."""
+    tokens = np.random.default_rng(seed).integers(9, 61, (len(length), columns)).astype(np.int32)
+    return np.where(np.arange(columns) >= columns - np.asarray(length)[:, None], tokens, 0).astype(np.int32)
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +109,29 @@ def test_equals_the_plain_loop(params, plain, by_slots, slots):
     found, usage = by_slots[slots](*arguments, np.full((4, 4), LONGEST, np.int32))
     assert_same(found, expected)
     assert_used(usage, expected.mask, slots)
+
+
+@pytest.mark.parametrize(
+    "columns, length, longest",
+    [
+        (1, (1, 1, 1, 1), ((9, 1, 4, 9),) * 4),
+        (
+            12,
+            (12, 12, 12, 12),
+            ((9, 9, 9, 9), (1, 1, 1, 1), (2, 9, 2, 9), (1, 2, 3, 4)),
+        ),  # full; whole prompts end at once
+        (16, (1, 16, 2, 9), ((9, 1, 1, 1), (1, 9, 1, 1), (1, 1, 9, 1), (1, 1, 1, 9))),  # one long row a prompt
+        (33, (33, 1, 17, 5), ((9, 9, 9, 9),) * 4),
+    ],
+)
+def test_equals_the_plain_loop_at_any_width_of_the_prompts(params, columns, length, longest):
+    """Prompt columns from one to more than a power of two, filled or nearly empty, and limits in several mixes."""
+    length, limits = np.array(length, np.int32), np.array(longest, np.int32)
+    arguments = (params, prompts_of(length, 4, columns), length, ROWS, jax.random.key(6))
+    expected = cut(compiled(sample, settings=SETTINGS)(*arguments), limits)
+    found, usage = compiled(sample_continuous, settings=SETTINGS, slots=3)(*arguments, limits)
+    assert_same(found, expected)
+    assert_used(usage, expected.mask, 3)
 
 
 @pytest.mark.parametrize(

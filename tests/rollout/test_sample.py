@@ -122,15 +122,18 @@ def test_draws_follow_the_softmax(method):
     np.testing.assert_allclose(entropy, -(p * np.log(p)).sum(), atol=1e-5)
 
 
-def test_inverse_cdf_over_many_words_and_masked_ones():
-    """Several blocks of words, likely ones at their edges, whole blocks masked: chi-square over all words that can come."""
+@pytest.mark.parametrize("method", ["gumbel", "inverse_cdf"])
+def test_draws_over_many_words_and_masked_ones(method):
+    """Several of inverse CDF's blocks of words, likely ones at their edges, whole blocks masked: chi-square over all words that
+    can come."""
     rng = np.random.default_rng(5)
     logits = rng.normal(size=1000).astype(np.float32)
     logits[[0, 255, 256, 511, 999]] += 5
     logits[512:768] = -1e30
     logits[rng.choice(512, 200, replace=False)] = -1e30
-    keys = row_keys(jax.random.key(1), jnp.arange(60_000))
-    tokens = draw(jnp.tile(logits, (60_000, 1)), keys, 0, dataclasses.replace(SETTINGS, method="inverse_cdf"))[0]
+    keys = row_keys(jax.random.key(1), jnp.arange(60_000)).reshape(20, 3000)
+    settings, many = dataclasses.replace(SETTINGS, method=method), jnp.tile(logits, (3000, 1))
+    tokens = jax.jit(lambda keys: jax.lax.map(lambda k: draw(many, k, 0, settings)[0], keys))(keys).ravel()
     p = np.exp(logits.astype(np.float64)) / np.exp(logits.astype(np.float64)).sum()
     counts, possible = np.bincount(np.asarray(tokens), minlength=1000), p > 0
     assert counts[~possible].sum() == 0
