@@ -31,7 +31,7 @@ class Rollout(Work):
     """Sampling by the config's model: `run()` draws once, with fresh noise each time."""
 
     def __init__(self, engine: Engine, params, sizes: Sizes):
-        self.engine, self.params = engine, params
+        self.engine, self.params = engine, engine.for_sampling(params)
         self.lengths = prompt_lengths(sizes.prompts)
         self.prompts = random_prompts(engine.model.vocab_size, self.lengths, PROMPT_LONGEST)
         self.rows = np.arange(sizes.rows).reshape(sizes.prompts, sizes.samples)
