@@ -6,17 +6,21 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 
-from hir_jax.aot import chips, compiling, hlo
+from hir_jax import config as configs
+from hir_jax.aot import chips, compiling, hlo, programs
 from hir_jax.aot.__main__ import collected
 from hir_jax.aot.programs import Work, device_bytes
-from hir_jax.models import decoder
-from hir_jax.models.config import MATRICES
+from hir_jax.models import counting, decoder
+from hir_jax.models.config import MATRICES, ModelConfig
 from hir_jax.models.published import outline
+from hir_jax.parallel import mesh as meshes
+from hir_jax.rollout.sample import Sampling
 from hir_jax.types import InputError
 
 ROOT = Path(__file__).parents[1]
@@ -140,6 +144,56 @@ def test_bounds_worked_by_hand():
     assert least.limit == "communicating" and least.seconds == 5.0
 
 
+def read_step_by_step(functions, splash: bool) -> int:
+    """Columns that a device of `functions` reads while all its rows get their longest responses, slots refilled in turn."""
+    config, ways = functions.config, functions.sampler_mesh.shape["data"]
+    prompts, longest = config.data.batch_prompts // ways, config.rollout.max_response
+    rows, slots = prompts * functions.first_samples, functions.slots() // ways
+
+    def wide(columns):
+        return -(-columns // 128) * 128 if splash else columns
+
+    def touched(columns, end, count):
+        if not splash:
+            return columns
+        block = max(b for b in (128, 256, 512) if columns % b == 0)
+        return block * len({(end - i) % columns // block for i in range(count)})
+
+    prompt, total, waiting, running = wide(config.data.max_prompt), 0, rows, []  # of a row that runs: its tokens
+    for step in range(10_000):
+        while waiting and len(running) < (slots or rows):
+            waiting, running = waiting - 1, [*running, 1]
+        if not running:
+            return total
+        for count in running:
+            width = min(w for w in (*functions.rollout_sampling.widths, longest) if count < w)
+            own = wide(longest - 1 if slots else width)
+            total += touched(own, step % own, count) + (prompt if slots else 0)
+        total += 0 if slots else prompts * prompt
+        running = [count + 1 for count in running if count + 1 < longest]
+
+
+@pytest.mark.parametrize("attention", ["splash", "plain"])
+@pytest.mark.parametrize(
+    ("longest", "slots", "widths"),
+    [(300, 0, ()), (600, 0, (100, 300, 513)), (131, 4, ()), (400, 6, ()), (258, 2, ()), (2, 64, ())],
+    ids=["all", "buckets", "two-waves", "ring-of-three", "ring-of-257", "more-slots-than-rows"],
+)
+def test_what_sampling_reads_is_what_is_read_step_by_step(attention, longest, slots, widths):
+    config = configs.defaults()
+    config.data.batch_prompts, config.data.max_prompt, config.rollout.max_response = 4, 70, longest
+    model = ModelConfig("llama", 97, 16, 32, 2, 4, 2, 4, attention=attention)
+    functions = SimpleNamespace(
+        config=config, sampler_model=model, first_samples=3, kv_ways=2, slots=lambda *_: slots,
+        sampler_mesh=jax.sharding.AbstractMesh((2, 1, 2), meshes.AXES),
+        rollout_sampling=Sampling(longest, (0,), 0, widths=widths),
+    )  # fmt: skip
+    work, steps = programs._sample_work(functions)
+    columns = read_step_by_step(functions, attention == "splash")
+    assert steps == (-(-6 // min(6, slots // 2 or 6))) * (longest - 1)
+    assert work.read == steps * counting.weight_bytes(model) / 2 + columns * counting.cache_bytes(model) / 2
+
+
 def test_what_the_compiler_says_of_too_large_a_program():
     message = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 17.25G of 15.75G hbm. Exceeded by 1.5G."
     assert compiling.refused_bytes(message, 5) == 17.25 * 2**30
@@ -180,8 +234,6 @@ def test_without_the_compilers(name, monkeypatch):
 
 
 def test_advice_names_by_how_much_and_the_settings():
-    from hir_jax import config as configs
-
     config = configs.defaults()
     found = {
         "sample": {"fits": False, "hbm": {"free": -2.5e9}},
