@@ -18,6 +18,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from jax._src.clusters import cloud_tpu_cluster
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from small_runs import ROOT, arguments, small_config
@@ -315,6 +316,38 @@ MPIRUN = {"OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://10.0.0.1:34911", "OMPI_CO
 def test_launchers(given, values, launcher):
     given(**values)
     assert processes._launched_group() == (launcher and {"cluster_detection_method": launcher})
+
+
+# What the metadata server of a Cloud TPU host says: worker-network-endpoints in its older and its newer form
+FIRST = {"worker-network-endpoints": "a:1:10.0.0.2,b:2:10.0.0.3", "agent-worker-number": "0", "tpu-env": "ZONE: 'z'"}
+GKE = {"TPU_WORKER_HOSTNAMES": "pod-0.tpu,pod-1.tpu", "TPU_WORKER_ID": "1"}
+SLICES = {"MEGASCALE_NUM_SLICES": "2", "MEGASCALE_SLICE_ID": "1", "MEGASCALE_COORDINATOR_ADDRESS": "pod-0.tpu:8080"}
+
+
+@pytest.mark.parametrize(
+    ("metadata", "values", "launcher", "count", "index"),
+    [
+        (FIRST, {}, "gcetpu", 2, 0),
+        (FIRST | {"worker-network-endpoints": "10.0.0.2,10.0.0.3", "agent-worker-number": "1"}, {}, "gcetpu", 2, 1),
+        (FIRST | {"worker-network-endpoints": "10.0.0.2"}, {}, None, 1, 0),  # v5litepod-8 and the like: one host
+        (FIRST | {"tpu-env": "MEGASCALE_NUM_SLICES: '2'\nMEGASCALE_SLICE_ID: '1'"}, {}, "gcetpu", 4, 2),
+        ({}, GKE, "gketpu", 2, 1),
+        ({}, GKE | SLICES, "gketpu", 4, 3),
+        ({}, GKE | {"TPU_WORKER_HOSTNAMES": "pod-0.tpu", "TPU_WORKER_ID": "0"}, None, 1, 0),
+    ],
+    ids=["gce-0", "gce-1", "gce-one-host", "gce-slices", "gke", "gke-slices", "gke-one-host"],
+)
+def test_cloud_tpu_hosts(given, monkeypatch, metadata, values, launcher, count, index):
+    """jax's own detection, where libtpu is and the metadata server says this."""
+    for name in ("TPU_SKIP_MDS_QUERY", "TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(cloud_tpu_cluster, "running_in_cloud_tpu_vm", True)
+    answers = {key: (text, 200) for key, text in metadata.items()}
+    monkeypatch.setattr(cloud_tpu_cluster, "get_metadata", lambda key: answers.get(key, ("", 404)))
+    given(**values)
+    assert processes._launched_group() == (launcher and {"cluster_detection_method": launcher})
+    found = cloud_tpu_cluster.GceTpuCluster if metadata else cloud_tpu_cluster.GkeTpuCluster
+    assert (found.get_process_count(), found.get_process_id()) == (count, index)
 
 
 def test_one_process_alone(given):
