@@ -225,7 +225,8 @@ def test_a_run_goes_on_with_fewer_devices_and_says_so(place, split):
     workdir, kept = place / "moved", STEPS - 5
     shutil.copytree(split, workdir)
     shutil.rmtree(workdir / "checkpoints" / str(STEPS))
-    group = Group(workdir, place / "cache", count=1, devices=4, **SPLIT)
+    room = {"rollout__cache_bytes": (4 * 96 + 2 * 107) * 128}  # each device has twice the prompts now, and two slots
+    group = Group(workdir, place / "cache", count=1, devices=4, **SPLIT | room)
     group.wait(0)
     moved = "it ran on a mesh of data 1, fsdp 8, tensor 1 and goes on with data 1, fsdp 4, tensor 1"
     assert f"from step {kept}; {moved}" in group.said(0)
