@@ -4,8 +4,9 @@
 
 For each suite in D: Markdown and CSV with the mean over seeds +- its standard error of the ILA of the first step's samples (what
 the base model does), of held-out ILA and CLA (greedy, after the last step), pass@1 and pass@8 (sampled at temperature 1), the
-mean of held-out ILA over steps and over equally many generated samples, the generated samples to reach --level, and the paired
-differences from the suite's first variant, 95% intervals by Student's t over seeds. Curves over both axes as PNG. report.md and
+mean of held-out ILA over steps and over equally many generated samples, the generated samples to reach --level (the mean of the
+seeds that reach it, and how many they are), and the paired differences from the suite's first variant, or from what the suite
+says, 95% intervals by Student's t over seeds. Curves over both axes as PNG. report.md and
 the one page report.html, which needs no other file, hold them all, with the commands that made the runs.
 """
 
@@ -19,6 +20,7 @@ import itertools
 import json
 import math
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import jinja2
@@ -105,18 +107,27 @@ def _cell(values: list[float]) -> str:
     return text + (f" ({len(reached)} of {len(values)})" if len(reached) < len(values) else "")
 
 
-def rows_of(found: dict[str, dict[int, dict[str, float]]]) -> list[dict[str, str | float]]:
-    """One row a variant and figure, as the CSV has it."""
-    first = next(iter(found))
+def references(suite: str, found: Iterable[str]) -> dict[str, str]:
+    """Variant -> the one that it is compared with, of those `found`: the first of them where the suite declares none."""
+    first, *others = found
+    declared = SUITES[suite].against
+    pairs = dict.fromkeys(others, first) if declared is None else declared
+    return {label: other for label, other in pairs.items() if {label, other} <= {first, *others}}
+
+
+def rows_of(found: dict[str, dict[int, dict[str, float]]], against: dict[str, str]) -> list[dict[str, str | float]]:
+    """One row a variant and figure, as the CSV has it. Mean and standard error are of the seeds that reach the level, `reached`
+    of them; a difference needs all of both variants."""
     rows = []
     for (label, seeds), name in itertools.product(found.items(), FIGURES):
         values = [run[name] for run in seeds.values()]
-        row = {"variant": label, "figure": name, "seeds": len(seeds), "mean": float(np.mean(values))}
-        error = standard_error(values) if all(map(math.isfinite, values)) else math.nan  # some never reach the level
-        row |= {"standard_error": error, "shown": _cell(values)}
-        common = [seed for seed in seeds if seed in found[first]]
-        gaps = [seeds[seed][name] - found[first][seed][name] for seed in common]
-        if label != first and name != "start" and len(gaps) > 1 and all(map(math.isfinite, gaps)):
+        reached = [value for value in values if math.isfinite(value)]
+        row = {"variant": label, "figure": name, "seeds": len(seeds), "reached": len(reached)}
+        row |= {"mean": float(np.mean(reached)) if reached else math.nan, "standard_error": standard_error(reached)}
+        row |= {"shown": _cell(values), "against": against.get(label, "")}
+        other = found.get(against.get(label), {})
+        gaps = [seeds[seed][name] - other[seed][name] for seed in seeds if seed in other]
+        if name != "start" and len(gaps) > 1 and all(map(math.isfinite, gaps)):
             gap = over_seeds(gaps)
             row |= {"difference": gap.mean, "low": gap.low, "high": gap.high}
         rows.append(row)
@@ -131,18 +142,21 @@ def _difference(row: dict) -> str:
 
 
 def tables(rows: list[dict]) -> list[tuple[str, list[list[str]]]]:
-    """(Caption, lines of cells with the head first): the figures, and the differences where there are several variants."""
+    """(Caption, lines of cells with the head first): the figures, and the differences where there are any."""
     labels = list(dict.fromkeys(row["variant"] for row in rows))
     by = {(row["variant"], row["figure"]): row for row in rows}
     lines = [["variant", "seeds", *FIGURES.values()]]
     for label in labels:
         lines.append([label, str(by[label, "ila"]["seeds"]), *(by[label, name]["shown"] for name in FIGURES)])
-    found = [("Mean over seeds +- its standard error:", lines)]
-    if len(labels) > 1:
+    caption = "Mean over seeds +- its standard error; samples to reach the level: mean of the seeds that reach it"
+    found = [(f"{caption} (how many, where not all do):", lines)]
+    if compared := [label for label in labels if by[label, "ila"]["against"]]:
         named = [name for name in FIGURES if any("difference" in by[label, name] for label in labels)]
-        lines = [["variant", *(FIGURES[name] for name in named)]]
-        lines += [[label, *(_difference(by[label, name]) for name in named)] for label in labels[1:]]
-        found.append((f"Paired differences from {labels[0]}, with 95% intervals over seeds:", lines))
+        lines = [["variant", "against", *(FIGURES[name] for name in named)]]
+        for label in compared:
+            lines.append([label, by[label, "ila"]["against"], *(_difference(by[label, name]) for name in named)])
+        caption = "Differences of a variant from the one in `against`, paired by seed, with 95% intervals over seeds:"
+        found.append((caption, lines))
     return found
 
 
@@ -217,9 +231,20 @@ def write(root: Path, output: Path, level: float) -> str:
         found = collect(suite, level)
         if not found:
             continue
-        rows, picture = rows_of(found), output / f"{suite.name}.png"
+        rows, picture = rows_of(found, references(suite.name, found)), output / f"{suite.name}.png"
         text = io.StringIO()
-        columns = ("variant", "figure", "seeds", "mean", "standard_error", "difference", "low", "high")
+        columns = (
+            "variant",
+            "figure",
+            "seeds",
+            "reached",
+            "mean",
+            "standard_error",
+            "against",
+            "difference",
+            "low",
+            "high",
+        )
         table = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
         table.writeheader()
         table.writerows(rows)

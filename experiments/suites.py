@@ -1,7 +1,8 @@
 """The questions of the paper, each as a list of config overrides: suite -> variant -> overrides.
 
-A suite's first variant is what the others are compared with. All of them start from the same base model, a seed at a time. A key
-`base.KEY` is KEY of the base model's own fit.
+A suite's first variant is what the others are compared with, unless `Suite.against` says otherwise. All of them start from the
+same base model, a seed at a time. A key `base.KEY` is KEY of the base model's own fit. Every variant names its method: the
+config's default may change.
 """
 
 from __future__ import annotations
@@ -13,17 +14,33 @@ Overrides = dict[str, Any]
 
 class Suite(NamedTuple):
     """`question`: what it answers; `variants`: label -> overrides of config keys; `base`: of the base models' own fit, where the
-    runner fits them."""
+    runner fits them; `against`: label -> the label that it is compared with, where that is not the first variant."""
 
     question: str
     variants: dict[str, Overrides]
     base: Overrides | None = None
+    against: dict[str, str] | None = None
 
 
 def _of(key: str, values: dict[str, Any] | list) -> dict[str, Overrides]:
     """One variant a value of a single key."""
     named = values if isinstance(values, dict) else {str(value): value for value in values}
     return {label: {key: value} for label, value in named.items()}
+
+
+def _hir(variants: dict[str, Overrides]) -> dict[str, Overrides]:
+    """Variants of HiR, but for those that name another method."""
+    return {label: {"method": "hir"} | overrides for label, overrides in variants.items()}
+
+
+def _with_and_without_replay(question: str, settings: dict[str, Overrides]) -> Suite:
+    """hir-NAME and ilr-NAME of each setting, the first compared with the second."""
+    variants = {
+        f"{method}-{name}": {"method": method} | overrides
+        for name, overrides in settings.items()
+        for method in ("hir", "ilr")
+    }
+    return Suite(question, variants, against={f"hir-{name}": f"ilr-{name}" for name in settings})
 
 
 ESTIMATORS = {  # each with its own average over tokens; DAPO without its further samples
@@ -46,43 +63,37 @@ SUITES = {
     ),
     "selection": Suite(
         "Which failures are worth replaying?",
-        _of("replay.strategy", ["curriculum", "integrity", "entropy", "random"])
-        | {"none": {"method": "ilr"}, "summed_entropy": {"replay.entropy": "sum"}},
+        _hir(
+            _of("replay.strategy", ["curriculum", "integrity", "entropy", "random"])
+            | {"none": {"method": "ilr"}, "summed_entropy": {"replay.entropy": "sum"}}
+        ),
     ),
     "schedule": Suite(
-        "How should the weight of integrity grow?", _of("replay.schedule", ["exponential", "constant", "linear", "cosine"])
+        "How should the weight of integrity grow?",
+        _hir(_of("replay.schedule", ["exponential", "constant", "linear", "cosine"])),
     ),
     "replays_at_equal_trained": Suite(
         "How many of eight trained sequences a prompt should be replays?",
-        {f"{m}+{8 - m}": {"rollout.m": m, "replay.k": 8 - m} for m in (6, 7, 5, 4)}
+        _hir({f"{m}+{8 - m}": {"rollout.m": m, "replay.k": 8 - m} for m in (6, 7, 5, 4)})
         | {"8+0": {"method": "ilr"}},  # without replay all m + k are sampled
     ),
     "replays_at_equal_generated": Suite(
         "And of six generated ones?",
-        {f"6+{k}": {"rollout.m": 6, "replay.k": k} for k in (2, 1, 3, 4)}
+        _hir({f"6+{k}": {"rollout.m": 6, "replay.k": k} for k in (2, 1, 3, 4)})
         | {"6+0": {"method": "ilr", "rollout.m": 6, "replay.k": 0}},
     ),
-    "scope": Suite("From where are replays taken?", _of("replay.scope", ["batch", "group", "even"])),
-    "estimator": Suite(
-        "Does the order of the methods hang on the estimator?",
-        {
-            f"{method}-{name}": {"method": method} | estimator
-            for name, estimator in ESTIMATORS.items()
-            for method in ("hir", "ilr")
-        },
+    "scope": Suite("From where are replays taken?", _hir(_of("replay.scope", ["batch", "group", "even"]))),
+    "estimator": _with_and_without_replay("Does the order of the methods hang on the estimator?", ESTIMATORS),
+    "behaviour": Suite(
+        "Whose log-prob stands below the ratio?", _hir(_of("replay.behaviour", ["original", "rewritten"]))
     ),
-    "behaviour": Suite("Whose log-prob stands below the ratio?", _of("replay.behaviour", ["original", "rewritten"])),
     "baseline": Suite(
         "What are returns compared with?",
-        {
-            "all": {},
-            "originals": ORIGINALS,
-            "all, floor": {"learner.std_floor": 0.3},
-        },
+        _hir({"all": {}, "originals": ORIGINALS, "all, floor": {"learner.std_floor": 0.3}}),
     ),
     "recipe": Suite(
         "Which deviations from the paper's recipe help replay?",
-        {
+        _hir({
             "paper": {"learner.kl": 0.001},
             "kl": STRONG_KL,
             "kl, ended": STRONG_KL | ENDED,
@@ -93,45 +104,30 @@ SUITES = {
             "kl, half": STRONG_KL | {"replay.min_integrity": 0.5},
             "kl, 7+1": STRONG_KL | {"rollout.m": 7, "replay.k": 1},
             "kl, fractional": STRONG_KL | {"method": "hir_clr"},
-        },
+        }),
     ),
     "template": Suite(
         "Does the wording of a rewriting matter?",
-        _of("data.templates", {name: (name,) for name in TEMPLATES}),
+        _hir(_of("data.templates", {name: (name,) for name in TEMPLATES})),
         base={"data.templates": TEMPLATES},
     ),
-    "constraints": Suite(
+    "constraints": _with_and_without_replay(
         "With how many constraints does replay pay?",
-        {
-            f"{method}-{n}": {"method": method, "data.min_constraints": n, "data.max_constraints": n}
-            for n in (2, 4, 6, 8, 10)
-            for method in ("hir", "ilr")
-        },
+        {str(n): {"data.min_constraints": n, "data.max_constraints": n} for n in (2, 4, 6, 8, 10)},
     ),
-    "difficulty": Suite(
+    "difficulty": _with_and_without_replay(
         "How weak may the base policy be? (share of its training constraints drawn anew)",
-        {
-            f"{method}-{noise}": {"method": method, "base.data.label_noise": noise}
-            for noise in (0.5, 0.9, 0.97)
-            for method in ("hir", "ilr")
-        },
+        _of("base.data.label_noise", [0.5, 0.9, 0.97]),
     ),
-    "base_constraints": Suite(
+    "base_constraints": _with_and_without_replay(
         "Must the base policy have seen as many constraints as it is trained on? (most in its own fit)",
-        {
-            f"{method}-{most}": {"method": method, "base.data.max_constraints": most}
-            for most in (6, 2)
-            for method in ("hir", "ilr")
-        },
+        _of("base.data.max_constraints", [6, 2]),
     ),
-    "model_size": Suite(
+    "model_size": _with_and_without_replay(
         "And how small the model? (hidden size)",
         {
-            f"{method}-{width}": {
-                "method": method, "base.model.hidden_size": width, "base.model.intermediate_size": 2 * width,
-            }
+            str(width): {"base.model.hidden_size": width, "base.model.intermediate_size": 2 * width}
             for width in (32, 64, 128)
-            for method in ("hir", "ilr")
         },
     ),
 }  # fmt: skip

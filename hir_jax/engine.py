@@ -103,8 +103,12 @@ class Engine(Functions):
             )
 
     def policy(self, trained: decoder.Params) -> decoder.Params:
-        """The whole model of a TrainState's `params`, for `sample` and `score`; nothing is copied."""
+        """The whole model of a TrainState's `params`, for `score` and `for_sampling`; nothing is copied."""
         return lora.join(self.frozen, trained)
+
+    def for_sampling(self, params: decoder.Params) -> decoder.Params:
+        """A model's parameters as `sample` takes them: in the sampler's layout and dtype, once for all calls of a step."""
+        return self._for_sampling(params) if self.relays else params
 
     def init_state(self, params: decoder.Params) -> TrainState:
         """Step 0 from given parameters."""
@@ -171,7 +175,7 @@ class Engine(Functions):
         return prompt_batch(rows, shapes, columns, self.pad_id)
 
     def sample(self, params, prompts: PromptBatch, rows: np.ndarray, key, settings: Sampling) -> Rollout:
-        """NumPy Rollout of rows.size responses; rows: i32[N, S], ids that choose each row's noise."""
+        """NumPy Rollout of rows.size responses; params: `for_sampling`; rows: i32[N, S], ids that choose each row's noise."""
         given = prompts.tokens, prompts.length, rows.astype(np.int32)
         tokens, length, rows = meshes.put_rows(self.sampler_mesh, given)
         with jax.set_mesh(self.sampler_mesh):
@@ -271,8 +275,9 @@ class Engine(Functions):
         self, params, rows: Sequence[Encoded], temperature: float, samples: int = 1, progress=lambda done: None
     ) -> Rollout:
         """`samples` responses to each row, in order, greedy at temperature 0; at most `config.data.eval_batch` at a time.
-        `progress` is called with the number of rows done."""
+        `progress` is called with the number of rows done. params: a `policy`."""
         self._check_lengths(rows)  # all of them before the first is answered
+        params = self.for_sampling(params)
         together = min(samples, self.config.data.eval_batch)  # of one prompt
         size = max(1, self.config.data.eval_batch // together)
         settings, found = self.sampling(temperature), []

@@ -109,26 +109,66 @@ class Functions:
         return _laid_out(shapes, shardings)
 
     @cached_property
-    def _sampler(self):
-        """`sample`, or the same in slots, with parameters in the sampler's layout and dtype."""
+    def relays(self) -> bool:
+        """Whether the sampler wants the parameters in another layout or dtype than they are kept in."""
+        kept = {
+            self.config.model.param_dtype,
+            self.config.lora.base_dtype if self.lora else self.config.model.param_dtype,
+        }
+        return bool(self.config.rollout.tensor) or kept != {self.sampler_model.compute_dtype}
+
+    def _sampler_params(self, params: decoder.Params) -> decoder.Params:
+        """Parameters in the sampler's dtype and layout. Cast first: the barrier keeps XLA from moving the cast behind the
+        exchange, which would then be of twice the bytes. From fsdp to tensor half-way first: left to itself XLA gathers whole
+        stacks on every device and cuts its part out of them."""
+        params = jax.tree.map(lambda x: x.astype(self.sampler_model.compute_dtype), params)
+        if not self.config.rollout.tensor:
+            return params
+        params, axes = jax.lax.optimization_barrier(params), lora.param_axes(self.model, params)
+        if self.mesh.shape["data"] == 1:  # else a device's part is not where its neighbours of the other mesh are
+            params = self.sampler_shard.parameters(params, axes, meshes.HALF_WAY_RULES)
+        return self.sampler_shard.parameters(params, axes)
+
+    @cached_property
+    def _for_sampling(self):
+        return jax.jit(self._sampler_params)
+
+    def abstract_sampler_params(self, params: decoder.Params) -> decoder.Params:
+        """Shapes and shardings of what `_for_sampling` makes of those."""
+        if not self.relays:
+            return params
+        shapes, layout = jax.eval_shape(self._sampler_params, params), jax.tree.map(lambda x: x.sharding, params)
+        if self.config.rollout.tensor:
+            layout = meshes.parameter_shardings(self.sampler_mesh, lora.param_axes(self.model, params), shapes)
+        return _laid_out(shapes, layout)
+
+    @cached_property
+    def _decode(self):
+        """`sample`, or the same in slots, with parameters from `_sampler_params`."""
         fixed = {"model": self.sampler_model, "shard": self.sampler_shard}
-        ways = meshes.row_devices(self.sampler_mesh)
-        if self.config.rollout.slots % ways:
+        if self.config.rollout.slots % self.queues:
             raise InputError(
-                f"config.rollout.slots = {self.config.rollout.slots} must be a multiple of the {ways} devices that share rows"
+                f"config.rollout.slots = {self.config.rollout.slots} must be a multiple of the {self.queues} devices that share "
+                "rows"
             )
 
         def sample_rows(params, prompts, length, rows, key, *, settings):
-            params = jax.tree.map(lambda x: x.astype(self.sampler_model.compute_dtype), params)
-            if self.config.rollout.tensor:
-                params = self.sampler_shard.parameters(params, lora.param_axes(self.model, params))
             given = params, prompts, length, rows, key
             slots = self.slots(*prompts.shape, rows.shape[1], settings.max_response)
             if not slots:
                 return sample(*given, settings=settings, **fixed)
-            return sample_continuous(*given, settings=settings, slots=slots, queues=ways, **fixed)[0]
+            return sample_continuous(*given, settings=settings, slots=slots, queues=self.queues, **fixed)[0]
 
         return sample_rows
+
+    def _sampler(self, params, *given, settings):
+        """`_decode` with parameters as they are kept."""
+        return self._decode(self._sampler_params(params), *given, settings=settings)
+
+    @property
+    def queues(self) -> int:
+        """Devices that share rows while sampling."""
+        return meshes.row_devices(self.sampler_mesh)
 
     @property
     def kv_ways(self) -> int:
@@ -136,19 +176,20 @@ class Functions:
         return self.sampler_shard.ways("kv_heads", self.model.num_kv_heads)
 
     def slots(self, prompts: int, columns: int, samples: int, longest: int) -> int:
-        """Rows decoded at a time: `rollout.slots`, or as many as `rollout.cache_bytes` hold; 0: all rows, without slots."""
-        r, ways = self.config.rollout, meshes.row_devices(self.sampler_mesh)
-        if r.slots or not r.cache_bytes:
+        """Rows decoded at a time: `rollout.slots`, but not more than `rollout.cache_bytes` hold; 0: all rows, without slots."""
+        r, ways = self.config.rollout, self.queues
+        if not r.cache_bytes:
             return r.slots
         token_bytes = counting.cache_bytes(self.sampler_model) // self.kv_ways
         sizes = (cache_columns(self.model.attention, size) for size in (columns, longest, ring_columns(longest)))
         columns, response, ring = sizes
         share = Share(prompts // ways, columns, samples, response, ring, token_bytes)
-        return slots_within(r.cache_bytes, share) * ways
+        within = slots_within(r.cache_bytes, share) * ways
+        return min(filter(None, (r.slots, within)), default=0)
 
     @cached_property
     def _sample(self):
-        return jax.jit(self._sampler, static_argnames="settings", out_shardings=meshes.rows(self.sampler_mesh))
+        return jax.jit(self._decode, static_argnames="settings", out_shardings=meshes.rows(self.sampler_mesh))
 
     @cached_property
     def _begin(self):
@@ -208,8 +249,8 @@ class Functions:
     def jitted(self) -> dict[str, Any]:
         """The compiled functions of a step by name; nothing has been compiled yet."""
         return {
-            "sample": self._sample, "score": self._score, "select": self._select, "relabel": self._relabel,
-            "update": self._update,
+            "reshard": self._for_sampling, "sample": self._sample, "score": self._score, "select": self._select,
+            "relabel": self._relabel, "update": self._update,
         }  # fmt: skip
 
     def sampling(self, temperature: float, *, top_k: int = 0, top_p: float = 1.0) -> Sampling:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 
 import jax
@@ -17,6 +18,7 @@ from hir_jax.instructions.templates import render
 from hir_jax.learner.losses import truncated_importance
 from hir_jax.parallel import processes
 from hir_jax.replay import select
+from hir_jax.rollout.continuous import decode_steps
 from hir_jax.types import PromptBatch, Replays, Rollout, TrainBatch, Verdicts
 
 
@@ -136,6 +138,8 @@ def roll_out(
     width = prompts.parts.present.shape[1]
     verdicts = Verdicts(*(np.zeros((n * slots, width), bool) for _ in Verdicts._fields))
     begin, end, rounds = 0, first, 0
+    params = jax.block_until_ready(engine.for_sampling(params))
+    clock.lap("reshard")
     while begin < end:
         count = first if begin == 0 else 1
         now = ids[:, begin : begin + count]
@@ -222,6 +226,21 @@ def rollout_metrics(engine, rollout: Rollout, verdicts: Verdicts, replays: Repla
     return metrics
 
 
+def decode_busy(engine: Engine, prompts: PromptBatch, rollout: Rollout) -> float:
+    """The share of the rows that the decoding loops had room for, over all their steps, that were still running: 1 less the idle
+    share. What keeps it low is a long tail of lengths; `rollout.slots` is against that."""
+    n, columns = prompts.tokens.shape
+    lengths, first = rollout.mask.sum(-1).reshape(n, -1), engine.first_samples
+    calls = [lengths[:, :first]] + [one[:, None] for one in lengths[:, first:].T if one.any()]
+    busy = places = 0
+    for part in calls:
+        slots = engine.slots(n, columns, part.shape[1], engine.config.rollout.max_response) or part.size
+        slots = min(slots, part.size)
+        busy += int(np.maximum(part - 1, 0).sum())  # the first token is the prefill's
+        places += slots * decode_steps(part.reshape(engine.queues, -1), slots)
+    return busy / places if places else 1.0
+
+
 def distributions(rollout: Rollout, verdicts: Verdicts, replays: Replays) -> dict[str, np.ndarray]:
     """Of a step's samples: response lengths, shares of constraints met, entropies; and the integrity of what is replayed."""
     filled = np.asarray(rollout.filled)
@@ -257,6 +276,18 @@ def replay_rows(
             "score": float(score),
             "integrity": float(met.mean()),
         }
+
+
+def kept_by_type(
+    engine: Engine, rows: list[Encoded], verdicts: Verdicts, replays: Replays
+) -> dict[str, tuple[int, int]]:
+    """Over all replays of a step: constraint type -> (how often it was kept, how often the originals asked for it)."""
+    kept, asked = Counter(), Counter()
+    for row in replays.row[replays.valid]:
+        constraints = rows[row // engine.samples].instruction.constraints
+        asked.update(c.id for c in constraints)
+        kept.update(c.id for c, met in zip(constraints, verdicts.satisfied[row], strict=False) if met)
+    return {name: (kept[name], asked[name]) for name in sorted(asked)}
 
 
 def sft_batch(engine: Engine, data: Dataset, indices: np.ndarray) -> TrainBatch:

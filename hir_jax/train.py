@@ -41,7 +41,9 @@ from hir_jax.step import (
     SharedVerifier,
     build_batch,
     build_pairs,
+    decode_busy,
     distributions,
+    kept_by_type,
     replay_rows,
     roll_out,
     rollout_metrics,
@@ -227,9 +229,12 @@ def policy_step(run: Run, state, ref_params, step: int, clock: Clock):
         learned |= corrected
         clock.lap("update")
     metrics = rollout_metrics(engine, rollout, verdicts, replays, rounds) | run.judge_usage()
+    metrics["decode_busy"] = decode_busy(engine, prompts, rollout)
     shown = list(replay_rows(engine, rows, rollout, verdicts, replays, run.config.logging.replays_per_step))
-    if processes.first() and run.due(run.config.logging.distributions_every, step + 1):
-        run.files.distributions(step + 1, distributions(rollout, verdicts, replays), shown)
+    if processes.first():
+        run.files.kept(step + 1, kept_by_type(engine, rows, verdicts, replays))
+        if run.due(run.config.logging.distributions_every, step + 1):
+            run.files.distributions(step + 1, distributions(rollout, verdicts, replays), shown)
     clock.lap("report")
     return state, metrics | learned, int(rollout.mask.sum()), shown
 

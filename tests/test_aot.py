@@ -317,13 +317,20 @@ def compile_for(config: str, topology: str, *arguments: str) -> dict:
 
 @pytest.mark.slow
 def test_learning_gathers_a_layer_at_a_time_and_never_makes_all_logits(tmp_path):
-    """Qwen3-4B on 16 v6e with the paper's batch: what XLA made of the shardings of `score` and `update`."""
-    found = compile_for("qwen3_4b_hir", "v6e:4x4", "--functions=score,update", f"--text={tmp_path}")
-    assert found["fits"] and found["layers"] == 36 and set(found["functions"]) == {"score", "update"}
+    """Qwen3-4B on 16 v6e with the paper's batch: what XLA made of the shardings of `score` and `update`; and no function of a
+    step gathers a whole stack, nor more than a device's own part of one to bring the weights to the sampler."""
+    found = compile_for("qwen3_4b_hir", "v6e:4x4", f"--text={tmp_path}")
+    assert (
+        found["fits"] and found["layers"] == 36 and {"reshard", "sample", "score", "update"} < set(found["functions"])
+    )
     model = outline("Qwen/Qwen3-4B-Instruct-2507").config
     stacked = min(np.prod(decoder.matrix_shape(model, name)) for name in MATRICES)
     words, batch_columns = (model.vocab_size, model.vocab_size // 16), 16 * 6144
     for name in found["functions"]:
+        gathers = [c for c in hlo.collectives((tmp_path / f"{name}.txt").read_text(), 16) if c.kind == "all-gather"]
+        own = np.prod(decoder.matrix_shape(model, "gate")) // 8  # a device's part, with 8 devices to share the heads
+        assert max((np.prod(c.result.sizes) for c in gathers), default=0) <= (own if name == "reshard" else stacked - 1)
+    for name in ("score", "update"):
         text = (tmp_path / f"{name}.txt").read_text()
         gathers = [c for c in hlo.collectives(text, 16) if c.kind == "all-gather"]
         assert any(None in c.loops and c.loops[-1] == 36 for c in gathers)  # a layer's, in the loop over layers

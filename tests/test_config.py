@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from hir_jax import config as configs
 from hir_jax.parallel import mesh as meshes
+from hir_jax.types import InputError
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "configs").glob("*.py"))
@@ -27,6 +28,32 @@ def test_files_in_configs_pass_the_check_and_explain_themselves(path):
     found = runpy.run_path(str(path))
     configs.check(found["get_config"]())
     assert "python -m hir_jax" in found["__doc__"]
+
+
+TINY = "configs/tiny_hir.py"
+
+
+@pytest.mark.parametrize("variants", ["paper", "hard,paper", "paper,hard"])
+def test_the_papers_recipe_combines_with_a_difficulty(variants):
+    found = configs.load_file(f"{TINY}:{variants}")
+    usual = configs.flatten(configs.load_file(f"{TINY}:{'hard' if 'hard' in variants else 'medium'}"))
+    recipe = {"method": "hir", "learner.kl": 0.001, "learner.learning_rate": 3.3e-5}
+    assert configs.flatten(found) == usual | recipe
+    fixed = {key: value for key, value in FLAT.items() if key.startswith(("replay.", "learner.")) and key not in recipe}
+    # what the environment asks for whatever the recipe: see the file
+    own = ("replay.fill", "learner.micro_batch_tokens", "learner.mini_batches")
+    assert all(configs.flatten(found)[key] == value for key, value in fixed.items() if key not in own)
+
+
+@pytest.mark.parametrize(
+    ("variants", "words"),
+    [("hard,papr", "no such variant 'papr'; known: sft, easy, medium, hard, demo_sft, demo, paper"),
+     ("hard,", "no such variant ''"), ("easy,hard", "do not go together"), ("sft,paper", "paper with a difficulty"),
+     ("demo,paper", "paper with a difficulty")],
+)  # fmt: skip
+def test_variants_that_cannot_be_are_named(variants, words):
+    with pytest.raises(InputError, match=re.escape(f"{TINY}:{variants}: ") + ".*" + words):
+        configs.load_file(f"{TINY}:{variants}")
 
 
 def test_every_key_is_documented_where_it_is_declared():

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -13,7 +14,7 @@ from hir_jax import config as configs
 from hir_jax import score
 from hir_jax.constraints.verifier import Verifier
 from hir_jax.engine import Engine
-from hir_jax.evaluate import Request, differences, evaluate_run, restored_params
+from hir_jax.evaluate import Request, differences, evaluate, evaluate_run, restored_params
 from hir_jax.judged import __main__ as judged
 from hir_jax.models import decoder
 from hir_jax.runs.checkpoints import Checkpoints
@@ -179,6 +180,29 @@ def test_perplexity_is_that_of_the_models_own_log_probs(run, tmp_path):
     assert summary["tokens"] == len(ids) - 1 == len(nats)
     assert summary["perplexity"] == pytest.approx(np.exp(np.mean(nats)), rel=1e-4)
     assert len(rows(out / "prompts.jsonl")) == summary["windows"] and out.name == "text-text-step-1"
+
+
+def test_the_program_compares_steps_of_a_run(run, tmp_path, capsys):
+    """Before and after, on held-out instructions and on plain text (forgetting): both summaries, and differences paired over
+    prompts or windows."""
+    text = tmp_path / "text.txt"
+    text.write_text("the river and the small house . a forest is old . " * 3)
+    names = [f"{run}@0", str(run)]
+    for benchmark, prompts, figure, count in (("heldout", None, "ila", "rows"), ("text", str(text), "nll", "windows")):
+        asked = {"benchmark": benchmark, "prompts": prompts, "limit": None, "temperature": 0.0, "samples": 1}
+        evaluate(SimpleNamespace(workdir=names, config=None, **asked))
+        found = json.loads(capsys.readouterr().out)
+        assert list(found["runs"]) == names and list(found["differences"]) == names[1:]
+        before, after = found["runs"].values()
+        assert (before["step"], after["step"]) == (0, 1) and before[count] == after[count] > 1
+        mean, low, high = found["differences"][names[1]][figure]
+        assert low <= mean <= high
+        assert mean == pytest.approx(after["intervals"][figure][0] - before["intervals"][figure][0])
+        where = [run / "evaluations" / f"{benchmark}{'-text' if prompts else ''}-step-{step}" for step in (0, 1)]
+        values = [{row["key"]: row[figure] for row in rows(path / "prompts.jsonl")} for path in where]
+        assert mean == pytest.approx(np.mean([values[1][key] - value for key, value in values[0].items()]))
+    assert before["perplexity"] != after["perplexity"]  # the step did move the model
+    assert after["perplexity"] == pytest.approx(np.exp(after["nll"]))
 
 
 def test_differences_are_paired_over_common_prompts(tmp_path):

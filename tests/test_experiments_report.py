@@ -76,9 +76,46 @@ def test_tables_hold_means_and_paired_differences(runs):
     gap = rows["group", "ila"]  # 0.2 and 0.1: mean 0.15, standard error 0.05
     assert float(gap["difference"]) == pytest.approx(0.15)
     assert float(gap["high"]) - 0.15 == pytest.approx(0.05 * stats.t.ppf(0.975, 1))
-    assert rows["batch", "ila"]["difference"] == "" and float(rows["group", "to_level"]["mean"]) == pytest.approx(
-        (80 * 0.75 + 80 * 0.375) / 2
-    )
+    assert gap["against"] == "batch" and rows["batch", "ila"]["against"] == rows["batch", "ila"]["difference"] == ""
+    assert "| variant | against |" in shown and "\n| group | batch | " in shown
+    assert float(rows["group", "to_level"]["mean"]) == pytest.approx((80 * 0.75 + 80 * 0.375) / 2)
+
+
+def test_samples_to_a_level_are_of_the_seeds_that_reach_it(runs):
+    """At 0.3 the second seed of `batch` does after 120 samples, the first never; both of `group` do, after 120 and 60."""
+    shown = report.write(runs, runs / "report", level=0.3)
+    assert "mean of the seeds that reach it" in shown and "| 120 (1 of 2) |" in shown
+    with open(runs / "report" / "scope.csv") as file:
+        rows = {(row["variant"], row["figure"]): row for row in csv.DictReader(file)}
+    batch, group = rows["batch", "to_level"], rows["group", "to_level"]
+    assert (batch["seeds"], batch["reached"], float(batch["mean"])) == ("2", "1", pytest.approx(120))
+    assert (group["seeds"], group["reached"], float(group["mean"])) == ("2", "2", pytest.approx(90))
+    assert float(group["standard_error"]) == pytest.approx(30) and group["difference"] == ""
+    assert rows["batch", "ila"]["reached"] == "2"
+
+
+def test_methods_are_compared_at_the_same_setting(tmp_path):
+    """hir-0.5 with ilr-0.5 and hir-0.9 with ilr-0.9, though hir-0.5 is the suite's first variant; ilr-0.97 is not finished."""
+    last = {
+        "hir-0.5": (0.3, 0.5),
+        "ilr-0.5": (0.2, 0.2),
+        "hir-0.9": (0.1, 0.2),
+        "ilr-0.9": (0.3, 0.3),
+        "hir-0.97": (0, 0),
+    }
+    for label, ends in last.items():
+        for seed, end in enumerate(ends):
+            write_run(tmp_path / "difficulty" / label / f"seed-{seed}", [0.0, 0.0, end], {"1": 0.1, "8": 0.2})
+    shown = report.write(tmp_path, tmp_path / "report", level=0.2)
+    # gaps 0.1 and 0.3, -0.2 and -0.1: standard errors 0.1 and 0.05
+    t = stats.t.ppf(0.975, 1)
+    assert f"\n| hir-0.5 | ilr-0.5 | +0.200 ({0.2 - 0.1 * t:+.3f} to {0.2 + 0.1 * t:+.3f}) |" in shown
+    assert f"\n| hir-0.9 | ilr-0.9 | -0.150 ({-0.15 - 0.05 * t:+.3f} to {-0.15 + 0.05 * t:+.3f}) |" in shown
+    assert shown.count("\n| hir-0.97 |") == 1 == shown.count("\n| ilr-0.5 |")  # in the table of figures alone
+    with open(tmp_path / "report" / "difficulty.csv") as file:
+        rows = {(row["variant"], row["figure"]): row for row in csv.DictReader(file)}
+    assert [rows[label, "ila"]["against"] for label in last] == ["ilr-0.5", "", "ilr-0.9", "", ""]
+    assert float(rows["hir-0.9", "ila"]["difference"]) == pytest.approx(-0.15)
 
 
 def test_nothing_to_report_and_broken_rows_are_named(tmp_path, runs):

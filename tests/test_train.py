@@ -118,7 +118,7 @@ def test_methods_run_and_give_finite_metrics(tmp_path, changes):
 
 def test_checks_on_the_device_change_nothing(tmp_path):
     """One compiled function a step, and the device's checks between two compiled halves, against the host's checks."""
-    seen = {}
+    seen, rewritten = {}, {"replay__behaviour": "rewritten", "replay__fill": "mask"}
     for name, changes in {
         "host": {"constraints__on_device": False, "replay__fill": "mask"},
         "host, verified in parts": {
@@ -128,6 +128,8 @@ def test_checks_on_the_device_change_nothing(tmp_path):
         },
         "one function": {"constraints__on_device": True, "replay__fill": "mask"},
         "one function, slots": {"constraints__on_device": True, "replay__fill": "mask", "rollout__slots": 5},
+        "host, rewritten": rewritten,
+        "one function, rewritten": rewritten | {"constraints__on_device": True},
         "host, resampling": {"constraints__on_device": False},
         "device, resampling": {"constraints__on_device": True},
     }.items():
@@ -144,6 +146,7 @@ def test_checks_on_the_device_change_nothing(tmp_path):
     assert seen["host, resampling"][:2] == seen["device, resampling"][:2]
     # Two compilations of the same sums may round differently; nothing that is counted or chosen does.
     pairs = [(seen["host"], seen[name]) for name in ("host, verified in parts", "one function", "one function, slots")]
+    pairs.append((seen["host, rewritten"], seen["one function, rewritten"]))
     for (steps, replays, _), (others, other_replays, _) in pairs:
         for step, other in zip(steps, others, strict=True):
             assert other == pytest.approx(step, rel=1e-4, abs=1e-6)
@@ -155,6 +158,7 @@ def test_checks_on_the_device_change_nothing(tmp_path):
         ("host", "host, verified in parts", 1e-6),
         ("host", "one function", 1e-6),
         ("host", "one function, slots", 1e-5),
+        ("host, rewritten", "one function, rewritten", 1e-6),
         ("host, resampling", "device, resampling", 0),
     ):
         for tensor, values in seen[one][2].items():
@@ -227,7 +231,8 @@ def resume(workdir, undisturbed, **changes) -> int:
     cached = re.search(r"(\d+) compilations, [\d.]+ s; (\d+) of them\s+read from the cache", output)
     assert cached and 4 <= int(cached[2]) <= int(cached[1]), output  # all of the step's functions at least
     assert trajectory(workdir) == trajectory(undisturbed)
-    assert rows(workdir / "replays.jsonl") == rows(undisturbed / "replays.jsonl")
+    for name in ("replays.jsonl", "kept.jsonl"):
+        assert rows(workdir / name) == rows(undisturbed / name)
     expected, found = state(undisturbed), state(workdir)
     assert int(found.step) == STEPS
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
@@ -242,6 +247,10 @@ def test_undisturbed_run_records_every_step(undisturbed):
     assert [row["step"] for row in found] == list(range(STEPS + 1))
     assert [row["step"] for row in found if "heldout_ila" in row] == [0, 4, 8, 12]
     assert sum(row.get("replays", 0) for row in found) > 0
+    for row in rows(undisturbed / "kept.jsonl"):
+        total, metrics = sum(kept for kept, _ in row["kept"].values()), found[row["step"]]
+        assert total == pytest.approx(metrics["replays"] * metrics["replay_kept_constraints"])
+    assert {row["step"] for row in rows(undisturbed / "kept.jsonl")} == {r["step"] for r in found if r.get("replays")}
     pairs = rows(undisturbed / "replays.jsonl")
     assert pairs and all(0 < pair["integrity"] < 1 and pair["rewritten"] != pair["original"] for pair in pairs)
     assert json.loads((undisturbed / "config.json").read_text())["model.hidden_size"] == 32

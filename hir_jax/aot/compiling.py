@@ -92,7 +92,7 @@ def judge(program: Program, chip: Chip, keep_text=None) -> dict:
     kinds = hlo.by_kind(hlo.collectives(text, program.mesh.size), program.loops)
     found["hbm"] = memory(compiled, program, chip)
     # what computes nothing to speak of still reads its arguments and writes its results
-    work = program.work if program.work.flops else Work(0.0, 0.0, found["hbm"]["arguments"] + found["hbm"]["outputs"])
+    work = program.work if any(program.work) else Work(0.0, 0.0, found["hbm"]["arguments"] + found["hbm"]["outputs"])
     least = bound(work, sum(kind["bytes"] for kind in kinds.values()), chip)
     return found | {
         "fits": found["hbm"]["free"] >= 0, "collectives": kinds, "loops": program.loops,

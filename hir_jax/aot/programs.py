@@ -186,14 +186,20 @@ def programs(functions: Functions) -> Sequence[Program]:
     sample_work, steps = _sample_work(functions)
     jitted = functions.jitted
     none = Work(0.0, 0.0, 0.0)
-    found = [
+    held = functions.abstract_sampler_params(params)
+    found = []
+    if functions.relays:
+        work = Work(0.0, 0.0, device_bytes(params) + 2 * device_bytes(held))  # cast; exchanged
+        kept = everything - device_bytes(params)
+        found.append(Program("reshard", jitted["reshard"], (params,), {}, kept, work, (), functions.mesh))
+    found.append(
         Program(
             "sample", jitted["sample"],
-            (params, *_abstract(sample_rows, prompts), _abstract(meshes.replicated(functions.sampler_mesh), key)),
-            {"settings": functions.rollout_sampling}, everything - device_bytes(params), sample_work, (steps,),
-            functions.sampler_mesh,
+            (held, *_abstract(sample_rows, prompts), _abstract(meshes.replicated(functions.sampler_mesh), key)),
+            {"settings": functions.rollout_sampling}, everything - (0 if functions.relays else device_bytes(params)),
+            sample_work, (steps,), functions.sampler_mesh,
         )
-    ]  # fmt: skip
+    )  # fmt: skip
     if keeps_reference:
         given = batch.tokens, batch.prompt_length, batch.response_mask
         loops = _learner_loops(functions, b)

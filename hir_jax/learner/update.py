@@ -165,9 +165,13 @@ class _Tokens(NamedTuple):
 
 
 def _shares(batch: TrainBatch, average: str) -> Array:
-    """f32[B]: how much a token of each row counts in the loss. "token": the mean over all tokens of the mini-batch (the released
-    run; DAPO); "sequence": over rows of the mean over a row's tokens (GRPO); "constant": over rows of the sum over a row's
-    tokens, divided by R (Dr. GRPO)."""
+    """f32[B]: how much a token of each row counts in the loss, L = sum_b share_b sum_t l_bt. With w_b the weight of row b, n_b
+    its tokens and R the columns of a response:
+
+    token:    share_b = w_b / sum_c(w_c n_c), the mean over all tokens of the mini-batch (the released run; DAPO)
+    sequence: share_b = w_b / (n_b sum_c w_c), over rows the mean over a row's tokens (GRPO)
+    constant: share_b = w_b / (R sum_c w_c), over rows the sum over a row's tokens, divided by R (Dr. GRPO)
+    """
     length, columns = batch.response_mask.sum(-1), batch.response_mask.shape[1]
     if average == "token":
         return batch.weight / jnp.maximum((length * batch.weight).sum(), 1.0)
@@ -176,16 +180,19 @@ def _shares(batch: TrainBatch, average: str) -> Array:
 
 
 def _loss(head, hidden, real, fields: _Tokens, frozen_head, model: ModelConfig, settings: LearnerSettings, shard):
-    """The share of some tokens in the loss of the mini-batch, and sums for metrics."""
+    """The share of some tokens in the loss of the mini-batch, and sums for metrics. The loss of a token, l_t, is with
+
+    sft:    -log pi(y_t | x, y_<t), of given pairs, or of the run's own successes (rft, rejection sampling)
+    dpo:    -A_t log pi(y_t | x, y_<t), with A_t what `_preferences` gives: its gradient is DPO's
+    policy: importance_t * `losses.policy_loss`, plus kl * `losses.kl_loss` with kl_in = "loss"
+    """
     matrix = decoder.unembed_matrix(model, frozen_head | head)
     logp, entropy = token_logprobs(hidden, fields.target, matrix, settings.temperature, shard)
     logp, entropy = (shard(x, ("batch", "length")) for x in (logp, entropy))
     weight, share = (jnp.where(real, x, 0.0) for x in (fields.weight, fields.share))
     fixed = jax.lax.stop_gradient(logp)
     seen = {"entropy": entropy, "nll": -fixed}
-    if (
-        settings.loss == "sft"
-    ):  # -log pi(y_t | x, y_<t): of given pairs, or of the run's own successes (rejection sampling)
+    if settings.loss == "sft":
         loss = -logp
     elif settings.loss == "dpo":
         loss = -fields.advantage * logp

@@ -32,6 +32,9 @@ PARAMETER_RULES: Mapping[str, Any] = {
     "head_dim": None,
     "rank": None,
 }
+# ... half-way from those that `fsdp` shares to the same devices as data x tensor: each `tensor` group has exchanged its parts,
+# and what is left to gather from the other groups is a device's own part of a stack ...
+HALF_WAY_RULES: Mapping[str, Any] = {**PARAMETER_RULES, "embed": "data"}
 # ... and for activations
 ACTIVATION_RULES: Mapping[str, Any] = {
     "batch": ROWS,
@@ -94,9 +97,9 @@ class ActivationShard:
         spec = _spec(self.mesh, ACTIVATION_RULES, names, x.shape)
         return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
 
-    def parameters(self, params, axes):
+    def parameters(self, params, axes, rules: Mapping[str, Any] = PARAMETER_RULES):
         """A tree like the parameters, split as they are; axes: `decoder.param_axes`."""
-        return jax.lax.with_sharding_constraint(params, parameter_shardings(self.mesh, axes, params))
+        return jax.lax.with_sharding_constraint(params, parameter_shardings(self.mesh, axes, params, rules))
 
     def map(self, function, axes, arrays):
         """function(*arrays) under jax.shard_map; the result is laid out like the first of the arrays."""
@@ -110,11 +113,9 @@ class ActivationShard:
         return int(np.prod([self.mesh.shape[a] for a in ([spec] if isinstance(spec, str) else spec or ())]))
 
 
-def parameter_shardings(mesh: Mesh, axes, shapes):
+def parameter_shardings(mesh: Mesh, axes, shapes, rules: Mapping[str, Any] = PARAMETER_RULES):
     """A tree of NamedShardings from a tree of logical axis names and the matching tree of shapes."""
-    return jax.tree.map(
-        lambda shape, names: NamedSharding(mesh, _spec(mesh, PARAMETER_RULES, names, shape.shape)), shapes, axes
-    )
+    return jax.tree.map(lambda shape, names: NamedSharding(mesh, _spec(mesh, rules, names, shape.shape)), shapes, axes)
 
 
 def state_shardings(mesh: Mesh, shapes, parameters):

@@ -57,7 +57,8 @@ def relabel(
 
     prompts: i32[N, P]; rollout, verdicts and ref_logp, importance, reward, weight: of B = N * samples slots, slot b of prompt
     b // samples; replays: K places. Slots without a sample and replays that are not valid leave places at weight 0,
-    which come last. A replay has reward 1 and keeps the response tokens and the log-probs of its source.
+    which come last. A replay keeps the response tokens and the log-probs of its source; its reward is R(q', y) = 1, beside the
+    R(q, y) = ILA (hir) or CLA (hir_clr) of the source (see `select.rewards`).
     """
     slots = rollout.mask.shape[0]
     group = jnp.arange(slots) // samples

@@ -145,7 +145,8 @@ def select(
 def rewards(
     rollout: Rollout, verdicts: Verdicts, *, fractional: bool, successes_only: bool, mask_truncated: bool
 ) -> tuple[Array, Array]:
-    """Reward of each original sample, ILA or (`fractional`) CLA, and its weight, f32[B] both.
+    """Reward of each original sample, R(q, y), and its weight, f32[B] both: ILA(q, y) (ilr, hir, rft) or, `fractional`,
+    CLA(q, y) (clr, hir_clr). A replay has R(q', y) = 1 with either, for it meets all that q' asks for (see `relabel`).
 
     The weight is 0 where the reward is undecided: an ILA that hangs on an unknown verdict, a CLA with any unknown one; and
     with `successes_only` (rejection sampling) wherever the reward is not 1.

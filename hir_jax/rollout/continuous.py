@@ -17,10 +17,12 @@ D queues, each with n = N / D prompts, b = B / D rows and g slots.
 
 from __future__ import annotations
 
+import heapq
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from hir_jax.models import decoder, decoding
 from hir_jax.models.config import ModelConfig
@@ -68,6 +70,18 @@ class Usage(NamedTuple):
     slots: Array  # i32[]: those there were, not more than rows
     steps: Array  # i32[]: of the decoding loop
     busy: Array  # i32[]: slots that held a row, summed over the steps
+
+
+def decode_steps(lengths: np.ndarray, slots: int) -> int:
+    """Steps of the loop for rows of so many tokens, i32[D, b], in D queues with `slots` slots together: a row takes one less than
+    it has tokens, and the next one that waits moves in where one ends. With a slot for every row, those of the plain loop."""
+    last = 0
+    for queue in lengths:
+        free = [0] * max(1, slots // len(lengths))  # steps at which each slot is idle again
+        for steps in queue[queue > 1] - 1:
+            heapq.heappush(free, heapq.heappop(free) + int(steps))
+        last = max(last, *free)
+    return last
 
 
 class _Slots(NamedTuple):

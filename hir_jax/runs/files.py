@@ -1,4 +1,4 @@
-"""A run's directory: config.json, metrics.jsonl, replays.jsonl, TensorBoard; claiming it, and truncating it on resume."""
+"""A run's directory: config.json, metrics, replays and kept.jsonl, TensorBoard; claiming it, and truncating it on resume."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from hir_jax.types import InputError
+
+LINES = ("metrics", "replays", "kept")  # JSON Lines files, each row with its step
 
 
 class RunError(InputError):
@@ -64,7 +66,8 @@ def refuse_other_config(workdir: Path, changed: Iterable[str]) -> None:
 
 def refuse_foreign(workdir: Path) -> None:
     """Raises RunError if a directory without config.json holds what a run would write over."""
-    found = [n for n in ("metrics.jsonl", "replays.jsonl", "checkpoints", "model") if (Path(workdir) / n).exists()]
+    names = (*(f"{name}.jsonl" for name in LINES), "checkpoints", "model")
+    found = [name for name in names if (Path(workdir) / name).exists()]
     if found:
         raise RunError(
             f"{workdir} holds {', '.join(found)} but no config.json: it is not known whose they are. "
@@ -115,7 +118,7 @@ class RunFiles:
         self.workdir = Path(workdir)
         self.workdir.mkdir(parents=True, exist_ok=True)
         self._files = {}
-        for name in ("metrics", "replays"):
+        for name in LINES:
             path = self.workdir / f"{name}.jsonl"
             truncate_after(path, -1 if fresh else step)
             self._files[name] = path.open("a", encoding="utf-8")
@@ -172,3 +175,8 @@ class RunFiles:
         """A sample of the replayed pairs of a step."""
         for row in rows:
             self._append("replays", {"step": step, **row})
+
+    def kept(self, step: int, counts: Mapping[str, tuple[int, int]]) -> None:
+        """Of all replays of a step: constraint type -> (how often it was kept, how often the originals asked for it)."""
+        if counts:
+            self._append("kept", {"step": step, "kept": counts})

@@ -47,6 +47,7 @@ def page_data(
         "runs": [data.head(run) for run in every],
         "config": data.config_table(every),
         "types": report_replays.type_table(groups),
+        "sampled": report_replays.sampled(every),
         "notes": notes,
         **data.curves(groups),
     }

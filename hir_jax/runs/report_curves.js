@@ -34,6 +34,7 @@ const SECTIONS = [
 ];
 const DASHES = ["", "7 3", "2 2", "9 3 2 3", "12 4", "4 2 1 2", "1 3", "6 2"];
 const MARGIN = { left: 48, right: 12, top: 8, bottom: 34 }, HEIGHT = 190;
+const MANY_TYPES = 12; // of more, the charts wait to be opened
 const charts = [];
 let axis = "step";
 
@@ -64,9 +65,9 @@ function tickText(x, step) {
   return x.toFixed(Math.max(0, Math.min(6, Math.ceil(-Math.log10(step) - 1e-9))));
 }
 
-/** The points of a metric on the current axis: a list a group of {step, x, mean, error, seeds}. */
-function points(key) {
-  return data.curves[key].map((curve, group) => !curve ? [] : curve[0].map((step, i) => ({
+/** The points of curves on the current axis: a list a group of {step, x, mean, error, seeds}. */
+function points(curves) {
+  return curves.map((curve, group) => !curve ? [] : curve[0].map((step, i) => ({
     step, x: axis === "step" ? step : generated[group]?.get(step), mean: curve[1][i], error: curve[2][i], seeds: curve[3][i],
   })).filter((point) => point.x !== undefined));
 }
@@ -85,8 +86,9 @@ function range(values, least) {
 }
 
 class Chart {
-  constructor(key, title, note) {
-    this.key = key;
+  /** curves: one a group, as in `data.curves`; what they are of is `key`. */
+  constructor(key, curves, title, note) {
+    this.curves = curves;
     this.title = title;
     this.plot = el("div", { class: "plot", tabindex: 0, role: "slider", "aria-label": title, "aria-valuemin": 0 });
     this.readout = el("div", { class: "readout", "aria-hidden": "true" });
@@ -103,7 +105,7 @@ class Chart {
 
   draw() {
     const width = Math.max(220, this.plot.clientWidth || 360);
-    this.lines = points(this.key);
+    this.lines = points(this.curves);
     const all = this.lines.flat(), finite = all.filter((point) => point.mean !== null);
     this.steps = [...new Set(all.map((point) => point.step))].sort((a, b) => a - b);
     this.plot.setAttribute("aria-valuemax", Math.max(0, this.steps.length - 1));
@@ -195,22 +197,41 @@ class Chart {
   numbers() {
     const seeds = data.runs.length > data.groups.length;
     const header = ["step", "samples", ...data.groups.flatMap((name) => seeds ? [name, "± standard error", "seeds"] : [name])];
-    const curves = data.curves[this.key];
-    const place = curves.map((curve) => new Map((curve?.[0] ?? []).map((step, i) => [step, i])));
-    const steps = [...new Set(curves.flatMap((curve) => curve?.[0] ?? []))].sort((a, b) => a - b);
+    const place = this.curves.map((curve) => new Map((curve?.[0] ?? []).map((step, i) => [step, i])));
+    const steps = [...new Set(this.curves.flatMap((curve) => curve?.[0] ?? []))].sort((a, b) => a - b);
     const cells = (step, group) => {
       const i = place[group].get(step);
-      const values = i === undefined ? [null, null, null] : [1, 2, 3].map((column) => curves[group][column][i]);
+      const values = i === undefined ? [null, null, null] : [1, 2, 3].map((column) => this.curves[group][column][i]);
       return seeds ? values : values.slice(0, 1);
     };
     const known = (step) => generated.find((one) => one?.has(step))?.get(step) ?? null;
-    return table(`${this.title}: numbers`, header, steps.map((step) => [step, known(step), ...curves.flatMap((_, group) => cells(step, group))]));
+    return table(`${this.title}: numbers`, header, steps.map((step) => [step, known(step), ...this.curves.flatMap((_, group) => cells(step, group))]));
   }
 }
 
-function grid(entries, wide = false) {
-  const made = entries.map(([key, [title, note]]) => new Chart(key, title, note));
+function grid(entries, wide = false, curves = data.curves) {
+  const made = entries.map(([key, [title, note]]) => new Chart(key, curves[key], title, note));
   return [el("div", { class: wide ? "grid wide" : "grid" }, ...made.map((chart) => chart.figure)), made];
+}
+
+/** Charts that are made when the reader opens them. */
+function laterGrid(summary, entries, curves) {
+  return later(summary, () => {
+    const [place, made] = grid(entries, false, curves);
+    requestAnimationFrame(() => made.forEach((chart) => chart.draw()));
+    return place;
+  });
+}
+
+/** How much of each constraint type the replays of a step keep. */
+function showKept() {
+  const types = Object.keys(data.kept);
+  if (!types.length) return;
+  const open = laterGrid(`${plural(types.length, "constraint type")}: share kept in all replays of a step`,
+    types.map((name) => [name, [name || "(no type)", "share kept by those replays whose original asked for it"]]), data.kept);
+  open.id = "kept";
+  open.open = types.length <= MANY_TYPES;
+  byId("replay-charts").append(el("h3", {}, "Constraint types over time"), open);
 }
 
 function showCurves() {
@@ -222,17 +243,14 @@ function showCurves() {
   }
   const others = keys.filter((key) => !shown.has(key));
   if (others.length) {
-    const open = later(`${plural(others.length, "other metric")}: seconds, tokens/s and so on`, () => {
-      const [place, made] = grid(others.map((key) => [key, [key, ""]]));
-      requestAnimationFrame(() => made.forEach((chart) => chart.draw()));
-      return place;
-    });
+    const open = laterGrid(`${plural(others.length, "other metric")}: seconds, tokens/s and so on`, others.map((key) => [key, [key, ""]]));
     byId("charts").append(el("h3", {}, "Others"), open);
   }
   if (!keys.length) byId("charts").append(el("p", {}, "No metrics yet: metrics.jsonl holds no step."));
   if (!SECTIONS[3] || !Object.keys(SECTIONS[3][2]).some((key) => shown.has(key))) {
     byId("replay-charts").append(el("p", {}, "No metrics of replays: nothing was replayed yet, or this method replays nothing."));
   }
+  showKept();
   if (data.groups.length > 1) byId("legend").append(...data.groups.map((name, group) => el("li", {}, swatch(group), name)));
   const several = data.runs.length > data.groups.length;
   byId("spread").textContent = [

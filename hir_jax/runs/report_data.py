@@ -22,8 +22,9 @@ NAMED_LINES = 5  # broken lines of a file that are named one by one
 
 
 class Run(NamedTuple):
-    """One run directory. `metrics` by step, ascending; `group` is the index of the group that it is a seed of; `constraints` of
-    a replay are as `_constraints` gives them."""
+    """One run directory. `metrics` and `kept` by step, ascending; `group` is the index of the group that it is a seed of;
+    `constraints` of a replay are as `_constraints` gives them. `kept`: constraint type -> (kept, asked) over all replays of a
+    step; {} where the run is older than kept.jsonl."""
 
     name: str
     group: int
@@ -31,6 +32,7 @@ class Run(NamedTuple):
     config: dict[str, Any]
     metrics: dict[int, dict[str, Any]]
     replays: list[dict[str, Any]]
+    kept: dict[int, dict[str, tuple[int, int]]]
     written: float  # when it last wrote, seconds since 1970
 
 
@@ -119,6 +121,16 @@ def _constraints(given: Any) -> list[tuple[str, str, str]]:
     return found
 
 
+def _kept(given: Any) -> dict[str, tuple[int, int]]:
+    """Constraint type -> (kept, asked) of a row of kept.jsonl, without what are no counts."""
+
+    def counts(pair):
+        return isinstance(pair, list) and len(pair) == 2 and all(map(is_step, pair)) and pair[0] <= pair[1] > 0
+
+    given = given if isinstance(given, dict) else {}
+    return {name: (pair[0], pair[1]) for name, pair in given.items() if counts(pair)}
+
+
 def is_step(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53
 
@@ -147,8 +159,11 @@ def read_run(path: Path, name: str, group: int, notes: list[str]) -> Run:
     replays = read_rows(path / "replays.jsonl", notes)
     for row in replays:
         row["constraints"] = _constraints(row.get("constraints"))
+    kept = {
+        row["step"]: _kept(row.get("kept")) for row in read_rows(path / "kept.jsonl", notes) if is_step(row.get("step"))
+    }
     written = max(file.stat().st_mtime for file in found)
-    return Run(name, group, path, config, dict(sorted(metrics.items())), replays, written)
+    return Run(name, group, path, config, dict(sorted(metrics.items())), replays, dict(sorted(kept.items())), written)
 
 
 # --- the head of the page --------------------------------------------------------------------------------------------
@@ -233,8 +248,9 @@ def _per_step(values: Iterable[Mapping[int, float | None]], width: int) -> list[
 
 
 def curves(groups: Sequence[Sequence[Run]]) -> dict[str, Any]:
-    """{"curves": metric -> [steps, means, standard errors, numbers of seeds] of each group, or None; "samples": [steps, samples
-    generated up to them] of each group, or None; "width": how many steps a point stands for}. What is not finite is null."""
+    """{"curves": metric -> [steps, means, standard errors, numbers of seeds] of each group, or None; "kept": the same of the
+    share of each constraint type that the replays keep; "samples": [steps, samples generated up to them] of each group, or None;
+    "width": how many steps a point stands for}. What is not finite is null."""
     runs = [run for group in groups for run in group]
     last = max((step for run in runs for step in run.metrics), default=0)
     width = max(1, -(-last // min(MAX_POINTS, 3 * MAX_POINTS // max(1, len(groups)))))
@@ -244,15 +260,22 @@ def curves(groups: Sequence[Sequence[Run]]) -> dict[str, Any]:
         rows = ((step, row[key]) for step, row in run.metrics.items() if key in row)
         return {step: number(x) for step, x in rows if x is None or isinstance(x, int | float)}
 
-    found = {}
-    for key in keys:
-        lines = [_per_step([column(run, key) for run in group], width) for group in groups]
-        if any(line[0] for line in lines):
-            found[key] = [line if line[0] else None for line in lines]
+    def share(run: Run, name: str) -> dict[int, float]:
+        return {step: counts[name][0] / counts[name][1] for step, counts in run.kept.items() if name in counts}
+
+    def lines(names: Iterable[str], of) -> dict[str, list]:
+        found = {}
+        for name in names:
+            of_groups = [_per_step([of(run, name) for run in group], width) for group in groups]
+            if any(line[0] for line in of_groups):
+                found[name] = [line if line[0] else None for line in of_groups]
+        return found
+
+    types = sorted({name for run in runs for counts in run.kept.values() for name in counts})
     # the samples up to a bin's end, not their mean over it
     ends = [[dict(_ends(samples(run), width)) for run in group] for group in groups]
     generated = [_per_step(group, width)[:2] if any(group) else None for group in ends]
-    return {"curves": found, "samples": generated, "width": width}
+    return {"curves": lines(keys, column), "kept": lines(types, share), "samples": generated, "width": width}
 
 
 def _ends(values: Mapping[int, float], width: int) -> Iterable[tuple[int, float]]:

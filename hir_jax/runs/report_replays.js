@@ -33,6 +33,7 @@ function showTypes(filterBy) {
     early: (a, b) => kept(a.early) - kept(b.early), late: (a, b) => kept(a.late) - kept(b.late) };
   const titles = { type: "type", number: "in replays", kept: "kept", early: "first half of the steps", late: "second half" };
   const several = data.groups.length > 1;
+  const browsable = new Set(replays.flatMap((replay) => replay.types.map(string)));
   const heads = Object.entries(titles).map(([order, title]) => {
     const th = el("th", { scope: "col" }, el("button", { type: "button", click: () => show(order) }, title));
     return [order, th];
@@ -44,13 +45,16 @@ function showTypes(filterBy) {
     heads.forEach(([name, th]) => name === order ? th.setAttribute("aria-sort", ["number"].includes(name) ? "descending" : "ascending") : th.removeAttribute("aria-sort"));
     body.replaceChildren(...types.sort((a, b) => orders[order](a, b) || byName(a, b)).flatMap((type) => type.groups.map(([early, late], group) => el("tr", {},
       group ? null : el("th", { scope: "rowgroup", rowspan: type.groups.length },
-        el("button", { type: "button", title: "Show the replays with this type", click: () => filterBy(type.name) }, namedType(type.name))),
+        browsable.has(type.name) ? el("button", { type: "button", title: "Show the replays with this type", click: () => filterBy(type.name) }, namedType(type.name))
+          : namedType(type.name)),
       several ? el("td", {}, data.groups[group]) : null, el("td", { class: "number" }, figure(early[0] + late[0])),
       share(add(early, late)), share(early), share(late)))));
   };
   show("kept");
-  place.append(el("h3", {}, "Constraint types, kept and dropped"),
-    el("p", { class: "faint" }, "Over the replays in replays.jsonl, which are the best of each step (logging.replays_per_step), not all."), box);
+  const best = "the replays in replays.jsonl, which are the best of each step (logging.replays_per_step), not all";
+  const others = data.sampled.length < data.runs.length && Object.keys(data.kept).length > 0;
+  place.append(el("h3", {}, "Constraint types, kept and dropped"), el("p", { class: "faint" },
+    !data.sampled.length ? "Over all replays." : others ? `Over all replays; of ${data.sampled.map(runName).join(", ")} over ${best}.` : `Over ${best}.`), box);
 }
 
 // --- the browser ---

@@ -11,22 +11,32 @@ MAX_REPLAYS = 10_000  # in the page; of more, every n-th
 LEAST_RESPONSE = 1_000  # bytes of a response that is cut for the page's size; rather fewer replays than less of each
 
 
+def _occurrences(run: Run) -> Iterable[tuple[int | None, str, tuple[int, int, int]]]:
+    """(step, constraint type, (n, met, unknown)): over all replays, or those in replays.jsonl of a run that counted no others."""
+    for step, counts in run.kept.items():
+        yield from ((step, name, (asked, kept, 0)) for name, (kept, asked) in counts.items())
+    for row in run.replays if not run.kept else ():
+        step = row["step"] if is_step(row.get("step")) else None
+        yield from ((step, name, (1, mark == "1", mark == "?")) for name, _, mark in row["constraints"])
+
+
 def type_table(groups: Sequence[Sequence[Run]]) -> list[list]:
     """[type, [[n, met, unknown] in the first half of the group's steps, the same in the second], for each group], ...]."""
     table: dict[str, list] = {}
     for index, group in enumerate(groups):
-        rows = [row for run in group for row in run.replays]
-        half = max((row["step"] for row in rows if is_step(row.get("step"))), default=0) / 2
-        for row in rows:
-            late = is_step(row.get("step")) and row["step"] > half
-            for name, _, mark in row["constraints"]:
-                if name not in table:
-                    table[name] = [[[0, 0, 0], [0, 0, 0]] for _ in groups]
-                counts = table[name][index][late]
-                counts[0] += 1
-                counts[1] += mark == "1"
-                counts[2] += mark == "?"
+        found = [one for run in group for one in _occurrences(run)]
+        half = max((step for step, _, _ in found if step is not None), default=0) / 2
+        for step, name, counts in found:
+            if name not in table:
+                table[name] = [[[0, 0, 0], [0, 0, 0]] for _ in groups]
+            half_counts = table[name][index][step is not None and step > half]
+            half_counts[:] = [a + b for a, b in zip(half_counts, counts, strict=True)]
     return sorted(map(list, table.items()))
+
+
+def sampled(runs: Sequence[Run]) -> list[int]:
+    """Indices of the runs whose constraint types are those of replays.jsonl alone: the best replays of each step."""
+    return [index for index, run in enumerate(runs) if run.replays and not run.kept]
 
 
 class Strings:

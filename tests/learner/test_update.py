@@ -6,9 +6,11 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from hir_jax.learner import logprobs, losses
+from hir_jax.learner.advantages import advantages
 from hir_jax.learner.update import (
     LearnerSettings,
     gradients,
@@ -91,6 +93,22 @@ def test_kl_estimators_are_unbiased_for_small_distances():
         assert float(mean(estimator, logits)) == pytest.approx(float(truth(logits)), rel=tolerance)
     np.testing.assert_allclose(jax.grad(partial(mean, "k2"))(logits), jax.grad(truth)(logits), atol=1e-6)
     np.testing.assert_allclose(jax.grad(partial(mean, "k1"))(logits), 0, atol=1e-6)
+
+
+# Of torch 2.13.0: -logsigmoid(0.1 * (chosen - rejected)), and the gradient of its sum by `rejected` (by `chosen`: its negative).
+TORCH_DPO = {
+    "chosen": [0.0, 3.0, -12.5, 40.0, 1.25],
+    "rejected": [0.0, -1.5, 8.0, -260.0, 2.0],
+    "loss": [0.693147182, 0.49324894, 2.17109752, 9.35762291e-14, 0.731350124],
+    "gradient": [0.0500000007, 0.0389360785, 0.088594757, 9.35762274e-15, 0.0518741198],
+}
+
+
+def test_preference_coefficients_equal_recorded_values_of_torch():
+    chosen, rejected = (np.array(TORCH_DPO[name], np.float32) for name in ("chosen", "rejected"))
+    loss, coefficient = losses.preference_coefficients(chosen, rejected, 0.1)
+    np.testing.assert_allclose(loss, TORCH_DPO["loss"], rtol=1e-5)
+    np.testing.assert_allclose(coefficient, TORCH_DPO["gradient"], rtol=1e-5)
 
 
 def test_preference_coefficients_equal_torch():
@@ -181,6 +199,23 @@ def plain_logp(params, batch, temperature=1.0):
     hidden = decoder.hidden_states(MODEL, params, batch.tokens, np.maximum(columns - start, 0), columns >= start)
     logp = jax.nn.log_softmax(decoder.logits(MODEL, params, hidden[:, 4:-1]) / temperature)
     return jnp.take_along_axis(logp, batch.tokens[:, 5:, None], axis=-1)[..., 0]
+
+
+@pytest.mark.parametrize("kl_in", ["reward", "loss"])
+def test_kl_enters_once(params, batch, kl_in):
+    """In the reward it moves advantages and not the loss of a token, in the loss the other way round."""
+    settings = dataclasses.replace(SETTINGS, kl=0.5, kl_in=kl_in)
+    _, metrics = jax.jit(partial(update, model=MODEL, settings=settings))(init_state(params, settings), batch)
+    norms = {}
+    for in_reward, in_loss in ((True, False), (False, True), (True, True), (False, False)):
+        values = advantages(batch, settings.estimator, 0.5 if in_reward else 0.0)
+        one = dataclasses.replace(settings, kl=0.5 if in_loss else 0.0, kl_in="loss")
+        grads, _ = jax.jit(partial(gradients, model=MODEL, settings=one))(params, batch, values)
+        norms[in_reward, in_loss] = float(optax.tree.norm(grads))
+    expected = norms.pop((kl_in == "reward", kl_in == "loss"))
+    assert float(metrics["grad_norm"]) == pytest.approx(expected, rel=1e-5)
+    assert all(abs(norm - expected) > 1e-3 * expected for norm in norms.values())
+    assert ("kl_ref" in metrics) == (kl_in == "loss")
 
 
 @pytest.mark.parametrize("average", ["token", "sequence", "constant"])
@@ -289,8 +324,6 @@ def test_mini_batches_are_updates_in_row_order(params, batch):
     """Two mini-batches equal two updates of half the rows each, with the advantages of the whole batch."""
     settings = dataclasses.replace(SETTINGS, mini_batches=2)
     two, _ = jax.jit(partial(update, model=MODEL, settings=settings))(init_state(params, settings), batch)
-    from hir_jax.learner.advantages import advantages
-
     values, transform = advantages(batch, settings.estimator, settings.kl), optimizer(settings)
     p, moments = params, transform.init(params)
     run = jax.jit(partial(gradients, model=MODEL, settings=settings))

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from hir_jax import config as configs
+from hir_jax.aot import hlo
 from hir_jax.constraints.verifier import Verifier
 from hir_jax.engine import Engine
 from hir_jax.instructions import dataset, lexicon
@@ -128,6 +129,19 @@ def layout(tree) -> dict[str, list]:
     return {jax.tree_util.keystr(p): [x.addressable_shards[0].data.shape, x.shape] for p, x in leaves}
 
 
+def for_sampling(checkpoint: str) -> dict[str, np.ndarray]:
+    """Parameters that eight devices share by fsdp, in the layout of a sampler of 4 x 2: what comes out, and what was sent."""
+    config = case_config(checkpoint, (1, 8, 1))
+    config.rollout.tensor = 2
+    engine = Engine(config)
+    params = engine.load_params()
+    compiled = engine.jitted["reshard"].lower(params).compile()
+    sent = [[c.kind, c.result.sizes] for c in hlo.collectives(compiled.as_text(), 8)]
+    found = compiled(params)
+    layouts = {"given": layout(params), "found": layout(found), "sent": sent}
+    return named("given", params) | named("for_sampling", found) | {"resharding": np.array(json.dumps(layouts))}
+
+
 def run(checkpoint: str, mesh: tuple[int, int, int], devices) -> dict[str, np.ndarray]:
     """Everything that is compared; `layouts` holds JSON."""
     config = case_config(checkpoint, mesh)
@@ -141,4 +155,4 @@ def run(checkpoint: str, mesh: tuple[int, int, int], devices) -> dict[str, np.nd
 
 
 if __name__ == "__main__":
-    np.savez(sys.argv[2], **run(sys.argv[1], (2, 2, 2), jax.devices()))
+    np.savez(sys.argv[2], **run(sys.argv[1], (2, 2, 2), jax.devices()), **for_sampling(sys.argv[1]))

@@ -154,3 +154,18 @@ def test_loaded_parameters_and_moments_are_really_split(pair, checkpoint):
         assert copies == [piece] * 3, path  # the parameter and two moments
     model = Engine(eight_devices.case_config(str(checkpoint), (1, 1, 1)), jax.devices()[:1]).model
     assert (model.family, model.num_heads, model.num_kv_heads) == ("qwen3", 4, 2)
+
+
+def test_no_device_gathers_a_stack_to_bring_it_to_the_sampler(pair):
+    """From an eighth of the width to half of the heads: parts change places, and at most a device's own half is gathered."""
+    eight = pair[1]
+    for name in names(eight, "given["):
+        np.testing.assert_array_equal(eight[name.replace("given", "for_sampling", 1)], eight[name])
+    seen = json.loads(str(eight["resharding"]))
+    for path, (piece, whole) in seen["found"].items():
+        assert np.prod(whole) == np.prod(piece) * (1 if "norm" in path else 2), path
+        assert "norm" in path or np.prod(seen["given"][path][0]) * 8 == np.prod(whole), path
+    norms = max(np.prod(whole) for path, (_, whole) in seen["given"].items() if "norm" in path)
+    gathered = {np.prod(sizes) for kind, sizes in seen["sent"] if kind == "all-gather" and np.prod(sizes) > norms}
+    assert gathered and gathered <= {np.prod(piece) for piece, _ in seen["found"].values()}
+    assert any(kind == "all-to-all" for kind, _ in seen["sent"])

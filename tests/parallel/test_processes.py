@@ -102,7 +102,7 @@ def lines(path):
 
 def trajectory(workdir):
     """metrics.jsonl without what a clock says, or what follows from the layout."""
-    clocks = re.compile("seconds|per_s|padding")
+    clocks = re.compile("seconds|per_s|padding|decode_busy")
     return [{k: v for k, v in row.items() if not clocks.search(k)} for row in lines(workdir / "metrics.jsonl")]
 
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from hir_jax.models import decoder
 from hir_jax.models.config import ModelConfig
-from hir_jax.rollout.continuous import Share, sample_continuous, slots_within
+from hir_jax.rollout.continuous import Share, decode_steps, sample_continuous, slots_within
 from hir_jax.rollout.sample import Sampling, sample
 from hir_jax.types import InputError, Rollout
 
@@ -96,7 +96,7 @@ def assert_used(usage, mask, slots):
     """No slot was idle while a row waited, and nothing but rows that ran was counted."""
     held = min(slots, len(mask))
     assert usage.slots == held and usage.busy == np.maximum(mask.sum(-1) - 1, 0).sum()
-    assert usage.steps == simulated_steps(mask, held)
+    assert usage.steps == simulated_steps(mask, held) == decode_steps(mask.sum(-1)[None], held)
 
 
 @pytest.mark.parametrize("slots", [1, 5, 40])

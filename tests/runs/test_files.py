@@ -51,10 +51,12 @@ def test_resume_appends_after_the_last_kept_step(tmp_path):
         for step in range(5):
             run.metrics(step, {"ila": step / 10})
             run.replays(step, [{"task": "é"}, {"task": "b"}])
+            run.kept(step, {"kind:0": (step, 5)} if step != 1 else {})
     with files.RunFiles(tmp_path, 2, tensorboard=False) as run:
         run.metrics(3, {"ila": 0.9})
     assert [(r["step"], r["ila"]) for r in rows(tmp_path / "metrics.jsonl")] == [(0, 0.0), (1, 0.1), (2, 0.2), (3, 0.9)]
     assert [r["step"] for r in rows(tmp_path / "replays.jsonl")] == [0, 0, 1, 1, 2, 2]
+    assert rows(tmp_path / "kept.jsonl") == [{"step": step, "kept": {"kind:0": [step, 5]}} for step in (0, 2)]
     assert "é" in (tmp_path / "replays.jsonl").read_text(encoding="utf-8")
 
 

@@ -30,12 +30,14 @@ NASTY = (
 ROOT = Path(__file__).parents[2]
 
 
-def write_run(directory, metrics=(), replays=(), config=None):
+def write_run(directory, metrics=(), replays=(), config=None, kept=()):
     """A run directory by hand."""
     directory.mkdir(parents=True, exist_ok=True)
     if config is not None:
         (directory / "config.json").write_text(json.dumps(config))
-    for name, rows in (("metrics", metrics), ("replays", replays)):
+    for name, rows in (("metrics", metrics), ("replays", replays), ("kept", kept)):
+        if name == "kept" and not kept:
+            continue  # a run from before there was one
         lines = [json.dumps(row, ensure_ascii=False) for row in rows]
         halves = [re.search("[\ud800-\udfff]", line) for line in lines]  # these JSON can only name
         text = "".join((json.dumps(row) if h else x) + "\n" for row, x, h in zip(rows, lines, halves, strict=True))
@@ -204,7 +206,8 @@ ODD_CONSTRAINT = st.lists(st.dictionaries(st.sampled_from(("id", "text", "satisf
 def test_odd_data_makes_a_page(tmp_path_factory, metrics, replays, constraints, config):
     rows = [row | ({"constraints": constraints} if i % 2 else {}) for i, row in enumerate(replays)]
     path = tmp_path_factory.mktemp("odd")
-    write_run(path / "run", metrics, rows, config)
+    kept = [{"step": step, "kept": row} for step, row in enumerate(metrics)]
+    write_run(path / "run", metrics, rows, config, kept)
     report.write_report(path / "r.html", {"a": [path / "run"], "b": [path / "run", path / "run"]})
     assert len(Page(path / "r.html").data["replays"]) == 3 * len(rows)
 
@@ -248,6 +251,27 @@ def test_constraint_types_are_counted_in_halves(tmp_path):
         ["kind:1", [[[1, 0, 0], [1, 1, 0]], [[1, 0, 0], [1, 1, 0]]]],
         ["kind:2", [[[0, 0, 0], [1, 0, 1]], [[0, 0, 0], [1, 0, 1]]]],
     ]
+
+
+def test_types_are_counted_over_all_replays_where_the_run_did(tmp_path):
+    kept = [{"step": 2, "kept": {"a": [3, 4], "b": [0, 2]}}, {"step": 10, "kept": {"a": [1, 4]}},
+            {"step": 11, "kept": {"a": [5, 4], "b": [1], "c": [True, 2], "d": [0, 0], "e": None}},
+            {"kept": {"a": [1, 1]}}]  # fmt: skip
+    new = write_run(tmp_path / "new", replays=[replay(1, marks=(True, False))], kept=kept)
+    other = write_run(tmp_path / "other", kept=[{"step": 2, "kept": {"a": [1, 4]}}])
+    old = write_run(tmp_path / "old", replays=[replay(1, marks=(True,))])
+    data, _ = report.page_data({"counted": [new, other], "before": [old]}, "")
+    assert data["types"] == [
+        ["a", [[[8, 4, 0], [4, 1, 0]], [[0, 0, 0], [0, 0, 0]]]],
+        ["b", [[[2, 0, 0], [0, 0, 0]], [[0, 0, 0], [0, 0, 0]]]],
+        ["kind:0", [[[0, 0, 0], [0, 0, 0]], [[0, 0, 0], [1, 1, 0]]]],
+    ]
+    assert data["sampled"] == [2] and data["notes"] == []
+    # 3/4 and 1/4 at step 2: mean 1/2, standard error 1/4
+    assert data["kept"] == {
+        "a": [[[2, 10], [0.5, 0.25], [0.25, None], [2, 1]], None],
+        "b": [[[2], [0.0], [None], [1]], None],
+    }
 
 
 def test_config_says_in_what_runs_differ(tmp_path):

@@ -214,6 +214,32 @@ def test_type_button_filters(window, many):
     assert count(window) == sum(len(row["constraints"]) == 5 for row in many[1])
 
 
+@pytest.mark.parametrize("types", [3, 40])
+def test_kept_types_over_steps(window, tmp_path, types):
+    """Few types have their charts at once, of many they are made when asked for."""
+    kept = [{"step": s, "kept": {f"kind:{c}": [s, 20] for c in range(types)}} for s in (1, 2, 3)]
+    run = write_run(tmp_path / "run", metrics(3), [replay(1)], {"method": "hir"}, kept)
+    old = write_run(tmp_path / "old", metrics(3), [replay(1)], {"method": "hir"})
+    report.write_report(tmp_path / "r.html", {"new": [run], "old": [old]})
+    open_page(window, tmp_path / "r.html")
+    time.sleep(0.3)
+    charts = "#kept [data-metric]"
+    assert len(window.find_elements(By.CSS_SELECTOR, charts)) == (3 if types == 3 else 0)
+    if types > 3:
+        one(window, "#kept > summary").click()
+        time.sleep(0.3)
+    assert len(window.find_elements(By.CSS_SELECTOR, charts + " .curve")) == types
+    plot = one(window, "#kept [data-metric='kind:2'] .plot")
+    plot.send_keys(Keys.HOME, Keys.ARROW_RIGHT)
+    assert plot.get_attribute("aria-valuetext") == "step 2; new 0.1"
+    one(window, "#axis input[value=samples]").click()
+    plot.send_keys(Keys.HOME)
+    assert plot.get_attribute("aria-valuetext") == "step 1, 8 samples; new 0.05"
+    assert "Over all replays; of old over the replays in replays.jsonl" in one(window, "#types").text
+    buttons = [button.text for button in window.find_elements(By.CSS_SELECTOR, "#types tbody button")]
+    assert sorted(buttons) == ["kind:0", "kind:1"]  # those that the browser of replays holds
+
+
 def test_groups_and_config(window, tmp_path):
     for name, method, seeds in (("hir", "hir", 3), ("ilr", "ilr", 1)):
         for seed in range(seeds):

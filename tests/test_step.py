@@ -1,0 +1,104 @@
+"""The stages of a step by hand: rewards of each method, under which instruction a replay's log-probs stand, what is counted."""
+
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+from small_runs import small_config
+
+from hir_jax.constraints.verifier import Verifier
+from hir_jax.engine import Engine
+from hir_jax.instructions import dataset
+from hir_jax.instructions.roles import tokenise_rendering
+from hir_jax.replay import select
+from hir_jax.step import Clock, build_batch, kept_by_type, roll_out, select_replays
+from hir_jax.types import Constraint, Instruction, Replays, Rollout, Verdicts
+
+REWARDS = {  # one prompt, three constraints; samples that meet all, the outer two, none and, without replay, the middle one
+    "ilr": [1, 0, 0, 0],
+    "clr": [1, 2 / 3, 0, 1 / 3],
+    "hir": [1, 0, 1, 0],  # the third row is the second's replay
+    "hir_clr": [1, 2 / 3, 1, 0],
+}
+
+
+def training_rows(engine, count):
+    data = dataset.load(engine.config, engine.frame, engine.stop_ids[0], frozenset())
+    rows = data.rows[:count]
+    return rows, engine.prompts(rows, data.shapes)
+
+
+@pytest.mark.parametrize("method", REWARDS)
+def test_rewards_of_each_method_worked_by_hand(method):
+    engine = Engine(small_config(method=method, rollout__m=3, data__min_constraints=3, data__max_constraints=3))
+    _, prompts = training_rows(engine, 1)
+    replaying = method in ("hir", "hir_clr")
+    satisfied = np.array([[1, 1, 1], [1, 0, 1], [0, 0, 0], [0, 1, 0]], bool)
+    verdicts = Verdicts(satisfied, np.ones_like(satisfied), np.ones_like(satisfied))
+    tokens, zeros = np.arange(8, dtype=np.int32).reshape(4, 2), np.zeros((4, 2), np.float32)
+    filled = np.array([True, True, True, not replaying])
+    rollout = Rollout(tokens, np.ones((4, 2), bool), zeros, zeros, ended=np.ones(4, bool), filled=filled)
+    replays = Replays(*(np.array(x)[:replaying] for x in ([1], [0.5], [True])))
+    reward, weight = select.rewards(rollout, verdicts, **engine.reward_settings)
+    batch = engine.relabel(prompts, rollout, zeros, zeros + 1, reward, weight, verdicts, replays)
+    batch = engine.fetch(batch)
+    np.testing.assert_allclose(batch.reward, REWARDS[method], rtol=1e-6)
+    assert engine.replays == replaying and batch.weight.tolist() == [1, 1, 1, 1]
+    assert batch.is_replay.tolist() == [False, False, replaying, False]
+    assert batch.tokens[:, -2].tolist() == ([0, 2, 2, 4] if replaying else [0, 2, 4, 6])
+
+
+def test_kept_types_are_counted_over_all_replays():
+    """Two prompts of two samples; the second prompt asks for commas twice."""
+    asked = (("a:comma", "b:title"), ("a:comma", "a:comma", "c:words"))
+    rows = [SimpleNamespace(instruction=Instruction("x", tuple(map(Constraint, ids)))) for ids in asked]
+    satisfied = np.array([[1, 0, 0], [1, 1, 1], [1, 0, 1], [0, 1, 0]], bool)
+    verdicts = Verdicts(satisfied, np.ones_like(satisfied), np.ones_like(satisfied))
+    replays = Replays(np.array([2, 0, 3, 1]), np.zeros(4), np.array([True, True, True, False]))
+    found = kept_by_type(SimpleNamespace(samples=2), rows, verdicts, replays)
+    assert found == {"a:comma": (3, 5), "b:title": (0, 1), "c:words": (1, 2)}
+    assert kept_by_type(SimpleNamespace(samples=2), rows, verdicts, Replays(*(x[:0] for x in replays))) == {}
+
+
+def on_the_host(engine, row, keep, response):
+    """Tokens [1, P + R] and length [1] of the rewritten instruction, rendered and tokenised, with the response behind it."""
+    prompt, columns = tokenise_rendering(engine.frame, row.instruction, keep), engine.config.data.max_prompt
+    padded = [engine.pad_id] * (columns - len(prompt)) + prompt
+    return np.concatenate([padded, response]).astype(np.int32)[None], np.array([len(prompt)], np.int32)
+
+
+@pytest.mark.parametrize("behaviour", ["original", "rewritten"])
+def test_log_probs_of_replays_stand_under_q_or_its_rewriting(behaviour):
+    """Against those of the instruction rewritten as text; originals keep what the sampler and the reference gave them."""
+    engine = Engine(small_config(replay__behaviour=behaviour))
+    rows, prompts = training_rows(engine, 4)
+    params = engine.load_params()
+    reference = jax.tree.map(lambda x: 0.9 * x, params)
+    with Verifier(0, 5.0) as verifier:
+        rollout, verdicts, rounds = roll_out(engine, verifier, params, rows, prompts, 0, Clock())
+    replays = select_replays(engine, rollout, verdicts, rounds, 0)
+    batch, _ = build_batch(engine, reference, params, prompts, rollout, verdicts, replays)
+    batch, sources = engine.fetch(batch), iter(sorted(replays.row[replays.valid]))
+    now = engine.score(params, batch.tokens, batch.prompt_length, batch.response_mask)  # before the first update
+    ratio = np.exp(now - batch.behaviour_logp)
+    original = -1  # slot of the row's source: a replay stands right behind it
+    for i in np.flatnonzero(batch.weight > 0):
+        mask, row = batch.response_mask[i], rows[batch.group[i]]
+        if batch.is_replay[i]:
+            assert original == next(sources)
+        else:
+            original = next(b for b in range(original + 1, len(rollout.filled)) if rollout.filled[b])
+        keep = np.ones(len(row.instruction.constraints), bool)
+        if batch.is_replay[i] and behaviour == "rewritten":
+            keep = verdicts.satisfied[original][: len(keep)]
+        tokens, length = on_the_host(engine, row, keep, rollout.tokens[original])
+        for weights, found in ((params, batch.behaviour_logp), (reference, batch.ref_logp)):
+            expected = engine.score(weights, tokens, length, mask[None])[0]
+            np.testing.assert_allclose(found[i], expected, atol=2e-5)
+        if not batch.is_replay[i]:
+            np.testing.assert_array_equal(batch.behaviour_logp[i], rollout.sampler_logp[original])
+    assert next(sources, None) is None and batch.is_replay.any()
+    ratios = ratio[batch.is_replay[:, None] & batch.response_mask]
+    assert (np.abs(ratios - 1) < 1e-4).all() == (behaviour == "rewritten")
+    assert (np.abs(ratio - 1) < 1e-4)[~batch.is_replay].all()
