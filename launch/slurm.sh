@@ -23,6 +23,10 @@
 #SBATCH --output=slurm-%j.txt
 set -u
 
+# jax gives a process three quarters of its card, unless told; what `hir_jax.aot` says fits may need nearly all (README.md)
+if [ -z "${XLA_CLIENT_MEM_FRACTION:-}${XLA_PYTHON_CLIENT_MEM_FRACTION:-}" ]; then
+    export XLA_CLIENT_MEM_FRACTION=0.95
+fi
 python=${PYTHON:-.venv/bin/python}
 if [ ! -f hir_jax/train.py ]; then
     echo "error: $PWD is not the repository's root: submit from there" >&2

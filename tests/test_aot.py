@@ -6,17 +6,22 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
+from small_runs import small_config
 
-from hir_jax.aot import chips, compiling, hlo
-from hir_jax.aot.__main__ import collected
+from hir_jax import config as configs
+from hir_jax.aot import __main__ as aot
+from hir_jax.aot import chips, compiling, hlo, programs
 from hir_jax.aot.programs import Work, device_bytes
-from hir_jax.models import decoder
-from hir_jax.models.config import MATRICES
-from hir_jax.models.published import outline
+from hir_jax.models import counting, decoder
+from hir_jax.models.config import MATRICES, ModelConfig
+from hir_jax.models.published import Outline, outline
+from hir_jax.parallel import mesh as meshes
+from hir_jax.rollout.sample import Sampling
 from hir_jax.types import InputError
 
 ROOT = Path(__file__).parents[1]
@@ -140,6 +145,86 @@ def test_bounds_worked_by_hand():
     assert least.limit == "communicating" and least.seconds == 5.0
 
 
+def read_step_by_step(functions, splash: bool) -> int:
+    """Columns that a device of `functions` reads while all its rows get their longest responses, slots refilled in turn."""
+    config, ways = functions.config, functions.sampler_mesh.shape["data"]
+    prompts, longest = config.data.batch_prompts // ways, config.rollout.max_response
+    rows, slots = prompts * functions.first_samples, functions.slots() // ways
+
+    def wide(columns):
+        return -(-columns // 128) * 128 if splash else columns
+
+    def touched(columns, end, count):
+        if not splash:
+            return columns
+        block = max(b for b in (128, 256, 512) if columns % b == 0)
+        return block * len({(end - i) % columns // block for i in range(count)})
+
+    prompt, total, waiting, running = wide(config.data.max_prompt), 0, rows, []  # of a row that runs: its tokens
+    for step in range(10_000):
+        while waiting and len(running) < (slots or rows):
+            waiting, running = waiting - 1, [*running, 1]
+        if not running:
+            return total
+        for count in running:
+            width = min(w for w in (*functions.rollout_sampling.widths, longest) if count < w)
+            own = wide(longest - 1 if slots else width)
+            total += touched(own, step % own, count) + (prompt if slots else 0)
+        total += 0 if slots else prompts * prompt
+        running = [count + 1 for count in running if count + 1 < longest]
+
+
+@pytest.mark.parametrize("attention", ["splash", "plain"])
+@pytest.mark.parametrize(
+    ("longest", "slots", "widths"),
+    [(300, 0, ()), (600, 0, (100, 300, 513)), (131, 4, ()), (400, 6, ()), (258, 2, ()), (2, 64, ())],
+    ids=["all", "buckets", "two-waves", "ring-of-three", "ring-of-257", "more-slots-than-rows"],
+)
+def test_what_sampling_reads_is_what_is_read_step_by_step(attention, longest, slots, widths):
+    config = configs.defaults()
+    config.data.batch_prompts, config.data.max_prompt, config.rollout.max_response = 4, 70, longest
+    model = ModelConfig("llama", 97, 16, 32, 2, 4, 2, 4, attention=attention)
+    functions = SimpleNamespace(
+        config=config, sampler_model=model, first_samples=3, kv_ways=2, slots=lambda *_: slots,
+        sampler_mesh=jax.sharding.AbstractMesh((2, 1, 2), meshes.AXES),
+        rollout_sampling=Sampling(longest, (0,), 0, widths=widths),
+    )  # fmt: skip
+    work, steps = programs._sample_work(functions)
+    columns = read_step_by_step(functions, attention == "splash")
+    assert steps == (-(-6 // min(6, slots // 2 or 6))) * (longest - 1)
+    assert work.read == steps * counting.weight_bytes(model) / 2 + columns * counting.cache_bytes(model) / 2
+
+
+def test_the_report_has_the_documented_fields(monkeypatch):
+    """For the CPU that is there, as if it were a chip with 1 GB: no compiler of another platform is needed."""
+    config = small_config(model__checkpoint="tiny")
+    chip = chips.Chip("made up", 1e12, 1e9, 1e11, 1e10, "no source")
+    model = ModelConfig("llama", 97, 32, 64, 1, 2, 1, 16)
+    monkeypatch.setattr(aot, "find_outline", lambda name: Outline(model, (1,), 0))
+    monkeypatch.setattr(chips, "parse", lambda name: chips.Topology(chip, "cpu", (1,)))
+    monkeypatch.setattr(chips, "devices", lambda topology: jax.devices()[:1])
+    found = json.loads(json.dumps(aot.report(config, "cpu:1", layers=0, only="sample,select,relabel", text="")))
+    assert found["fits"] and not found["advice"] and found["parameters"] > 97 * 32
+    assert found["command"].startswith("python ") and found["commit"] and found["date"] and found["versions"]["jax"]
+    assert list(found["functions"]) == ["sample", "select", "relabel"]
+    for name, one in found["functions"].items():
+        assert set(one) == {
+            "compile_seconds", "hbm", "fits", "collectives", "loops", "flops", "read_bytes", "bound", "limit", "mfu_bound",
+        }, name  # fmt: skip
+        hbm, bound = one["hbm"], one["bound"]
+        assert hbm["used"] == sum(hbm[k] for k in ("arguments", "outputs", "temporaries", "resident"))
+        assert hbm["free"] == 1e9 - hbm["used"]
+        assert (
+            bound["seconds"] == max(bound[k] for k in ("computing", "reading", "communicating")) == bound[one["limit"]]
+        )
+        assert (one["flops"] > 0) == (name == "sample") == (one["mfu_bound"] > 0)
+        assert bound["reading"] == one["read_bytes"] / 1e11 > 0 and not one["collectives"]
+    bounds = [one["bound"]["seconds"] for one in found["functions"].values()]
+    assert found["step_seconds_bound"] == pytest.approx(sum(bounds))
+    rows = aot.table(found["functions"]).splitlines()
+    assert rows[1].endswith("%") and not rows[2].endswith("%")  # of sampling, and of selection
+
+
 def test_what_the_compiler_says_of_too_large_a_program():
     message = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 17.25G of 15.75G hbm. Exceeded by 1.5G."
     assert compiling.refused_bytes(message, 5) == 17.25 * 2**30
@@ -180,8 +265,6 @@ def test_without_the_compilers(name, monkeypatch):
 
 
 def test_advice_names_by_how_much_and_the_settings():
-    from hir_jax import config as configs
-
     config = configs.defaults()
     found = {
         "sample": {"fits": False, "hbm": {"free": -2.5e9}},
@@ -205,19 +288,20 @@ def test_advice_names_by_how_much_and_the_settings():
 
 def test_the_table_of_files(tmp_path):
     with pytest.raises(InputError, match=r"no \.json files there"):
-        collected(tmp_path)
-    function = {"flops": 1e9, "hbm": {"used": 9.96e9}, "bound": {"seconds": 2.5}}
+        aot.collected(tmp_path)
+    sample = {"flops": 1e9, "hbm": {"used": 9.96e9}, "bound": {"seconds": 2.5}}
+    select = {"flops": 0, "hbm": {"used": 3e9}, "bound": {"seconds": 0.25}}
     one = {
         "checkpoint": "meta/Llama", "devices": 16, "chip": {"name": "TPU v5e", "hbm_bytes": 16e9}, "topology": "v5e:4x4",
-        "fits": True, "config": {"lora.rank": 8}, "functions": {"sample": function, "select": {"hbm": {"used": 3e9}}},
+        "fits": True, "config": {"lora.rank": 8}, "functions": {"sample": sample, "select": select},
         "date": "2026-11-23T01:02:03Z",
     }  # fmt: skip
     (tmp_path / "a.json").write_text(json.dumps(one))
-    row = collected(tmp_path).splitlines()[-1]
-    assert row == "| Llama, LoRA 8 | 16 TPU v5e (v5e:4x4) | yes | 10.0 | 16 | 2.50 | 2.50 | AOT, 2026-11-23 |"
+    row = aot.collected(tmp_path).splitlines()[-1]
+    assert row == "| Llama, LoRA 8 | 16 TPU v5e (v5e:4x4) | yes | 10.0 | 16 | 2.75 | 2.50 | AOT, 2026-11-23 |"
     (tmp_path / "b.json").write_text("{}")
     with pytest.raises(InputError, match=r"b\.json: not a file of --output"):
-        collected(tmp_path)
+        aot.collected(tmp_path)
 
 
 def compile_for(config: str, topology: str, *arguments: str) -> dict:

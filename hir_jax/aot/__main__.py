@@ -72,7 +72,8 @@ def table(found: dict) -> str:
         ]
         times = "", "", ""
         if "bound" in one:
-            times = number(one["bound"]["seconds"]), one["limit"], f"{one['mfu_bound']:.0%}"
+            share = f"{one['mfu_bound']:.0%}" if one["flops"] else ""
+            times = number(one["bound"]["seconds"]), one["limit"], share
         rows.append((name, *sizes, "yes" if one["fits"] else "NO", *times))
     widths = [max(len(row[i]) for row in rows) for i in range(len(HEADER))]
     return "\n".join("  ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)) for row in rows)
@@ -105,6 +106,7 @@ def report(config, topology_name: str, *, layers: int, only: str, text: str) -> 
     for line in lines:
         print(line)
     seconds = sum(one["bound"]["seconds"] for one in found.values() if "bound" in one)
+    made = machine.description()
     return {
         "config": {key: value for key, value in configs.flatten(config).items() if key.split(".")[0] in _SHOWN},
         "checkpoint": config.model.checkpoint, "parameters": parameters, "layers": known.config.num_layers,
@@ -112,7 +114,7 @@ def report(config, topology_name: str, *, layers: int, only: str, text: str) -> 
         "mesh": dict(functions.mesh.shape), "sampler_mesh": dict(functions.sampler_mesh.shape),
         "attention": functions.model.attention, "slots": slots(functions), "functions": found, "advice": lines,
         "step_seconds_bound": seconds, "fits": all(one["fits"] for one in found.values()),
-        "date": machine.description()["date"], "versions": machine.versions(),
+        **{key: made[key] for key in ("date", "commit", "command", "versions")},
     }  # fmt: skip
 
 
@@ -153,12 +155,13 @@ def collected(directory: Path) -> str:
 
 def _row(found: dict) -> tuple[str, ...]:
     functions = found["functions"].values()
-    bounds = [one["bound"]["seconds"] for one in functions if one.get("flops")]
+    bounds = [one["bound"]["seconds"] for one in functions if one.get("flops")]  # without selection and relabelling
+    least = sum(one["bound"]["seconds"] for one in functions if "bound" in one)
     model, rank = found["checkpoint"].split("/")[-1], found["config"].get("lora.rank")
     return (
         f"{model}, LoRA {rank}" if rank else model, f"{found['devices']} {found['chip']['name']} ({found['topology']})",
         "yes" if found["fits"] else "no", f"{max(one['hbm'].get('used', float('nan')) for one in functions) / 1e9:.1f}",
-        f"{found['chip']['hbm_bytes'] / 1e9:.0f}", number(sum(bounds)), " + ".join(map(number, bounds)),
+        f"{found['chip']['hbm_bytes'] / 1e9:.0f}", number(least), " + ".join(map(number, bounds)),
         f"AOT, {found['date'][:10]}",
     )  # fmt: skip
 

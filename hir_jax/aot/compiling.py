@@ -91,15 +91,14 @@ def judge(program: Program, chip: Chip, keep_text=None) -> dict:
         keep_text(program.name, text)
     kinds = hlo.by_kind(hlo.collectives(text, program.mesh.size), program.loops)
     found["hbm"] = memory(compiled, program, chip)
-    found |= {"fits": found["hbm"]["free"] >= 0, "collectives": kinds, "loops": program.loops}
-    if program.work.flops:
-        least = bound(program.work, sum(kind["bytes"] for kind in kinds.values()), chip)
-        found |= {
-            "flops": program.work.flops, "read_bytes": program.work.read,
-            "bound": least._asdict() | {"seconds": least.seconds}, "limit": least.limit,
-            "mfu_bound": program.work.flops / chip.flops_per_s / least.seconds,
-        }  # fmt: skip
-    return found
+    # what computes nothing to speak of still reads its arguments and writes its results
+    work = program.work if any(program.work) else Work(0.0, 0.0, found["hbm"]["arguments"] + found["hbm"]["outputs"])
+    least = bound(work, sum(kind["bytes"] for kind in kinds.values()), chip)
+    return found | {
+        "fits": found["hbm"]["free"] >= 0, "collectives": kinds, "loops": program.loops,
+        "flops": work.flops, "read_bytes": work.read, "bound": least._asdict() | {"seconds": least.seconds},
+        "limit": least.limit, "mfu_bound": work.flops / chip.flops_per_s / least.seconds,
+    }  # fmt: skip
 
 
 def advice(config, found: Mapping[str, Mapping], split_heads: bool) -> list[str]:

@@ -6,6 +6,7 @@ longest step there can be.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from functools import partial
@@ -19,6 +20,7 @@ from hir_jax.functions import Functions
 from hir_jax.learner import packing
 from hir_jax.learner.logprobs import chunk_columns
 from hir_jax.models import counting, lora
+from hir_jax.models.decode_attention import cache_columns, columns_read
 from hir_jax.parallel import mesh as meshes
 from hir_jax.rollout.continuous import ring_columns
 from hir_jax.types import PromptParts, Replays, Rollout, TrainBatch, Verdicts
@@ -130,20 +132,33 @@ def _score_work(functions: Functions) -> Work:
 
 
 def _sample_work(functions: Functions) -> tuple[Work, int]:
-    """The work, and the steps of the decoding loop."""
+    """The work, and the steps of the decoding loop.
+
+    Read on each step: the weights, and the columns of keys and values that are filled by then of each row that runs, as
+    `attend_one` reads them: on TPUs whole blocks, elsewhere all columns of a cache, filled or not. A slot reads its own copy of
+    its prompt; without slots the rows of a prompt read it once together (the least: the kernel may fetch it for each of them).
+    """
     config, model = functions.config, functions.sampler_model
     n, columns, longest = config.data.batch_prompts, config.data.max_prompt, config.rollout.max_response
-    samples, ways = functions.first_samples, meshes.row_devices(functions.sampler_mesh)
-    rows = n * samples
-    slots = functions.slots(n, columns, samples, longest) or rows
-    steps = -(-rows // slots) * (longest - 1)
-    tensor = functions.sampler_mesh.shape["tensor"]
+    mesh, samples = functions.sampler_mesh, functions.first_samples
+    ways, later = meshes.row_devices(mesh), longest - 1  # the first token comes of the prompt
+    rows = n * samples // ways
+    wide, reads = (partial(f, model.attention) for f in (cache_columns, columns_read))
+    slots = functions.slots(n, columns, samples, longest)
+    if slots:  # all rows are equally long: they move in and out in waves
+        held, own = min(slots // ways, rows), wide(ring_columns(longest))
+        waves = [min(held, rows - moved) for moved in range(0, rows, held)]
+        steps = len(waves) * later
+        read = sum(count * reads(own, i * later, later) for i, count in enumerate(waves)) + rows * later * wide(columns)
+    else:
+        steps = later
+        between = itertools.pairwise((1, *functions.rollout_sampling.all_widths))
+        read = rows * sum(reads(wide(b), 0, b - 1) - reads(wide(b), 0, a - 1) for a, b in between)
+        read += n // ways * steps * wide(columns)
     flops = counting.rollout_flops(model, [columns] * n, samples, longest)
-    own = ring_columns(longest)
-    held = slots / ways * (columns + own) * counting.cache_bytes(model) / functions.kv_ways
-    read = steps * (counting.weight_bytes(model) / tensor + held)
-    devices = functions.sampler_mesh.size
-    return Work(flops / devices, flops / devices, read), steps
+    cached = read * counting.cache_bytes(model) / functions.kv_ways
+    weights = steps * counting.weight_bytes(model) / mesh.shape["tensor"]
+    return Work(flops / mesh.size, flops / mesh.size, weights + cached), steps
 
 
 def entries(tree) -> int:

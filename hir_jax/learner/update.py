@@ -284,7 +284,8 @@ def gradients(
     (grads, d_heads, sums), computed = packing.over_micro_batches(
         packed.used, size, micro_batch, (zeros, d_heads, sums)
     )
-    grads = shard.parameters(grads | {name: grads[name] + d_heads[name] for name in head}, axes)
+    joined = {name: (grads[name] + d_heads[name]).astype(grads[name].dtype) for name in head}
+    grads = shard.parameters(grads | joined, axes)
     replay_tokens = (batch.response_mask * (batch.weight * batch.is_replay)[:, None]).sum()
     metrics = {"loss": sums.pop("loss")}
     outside = sums.pop("replay_outside", None)

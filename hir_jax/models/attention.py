@@ -6,8 +6,10 @@
 | splash | TPU | jax's Pallas splash attention: no scores in memory, blocks that nothing attends to are left out |
 | triton | GPU | jax's Pallas Triton flash attention; unlike cuDNN's it compiles ahead of time: what is proven is what runs |
 
-All agree within rounding (tests/models/test_attention.py says how closely), gradients too. With several devices the kernels
-run under shard_map, rows and key heads split; a mesh that does not divide the key heads leaves them whole.
+All agree within rounding, in tests with numbers of a normal distribution, the kernels interpreted on a CPU: values with float64's
+within 2e-5 in float32 and 3e-2 in bfloat16, gradients with the plain float32 ones within 2e-4 and 2e-2 of the largest
+(tests/models/test_attention.py). With several devices the kernels run under shard_map, rows and key heads split, which changes
+less than 1e-5; a mesh that does not divide the key heads leaves them whole.
 
 Letters as in `models.decoder`.
 """

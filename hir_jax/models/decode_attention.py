@@ -32,6 +32,27 @@ def cache_columns(implementation: str, columns: int) -> int:
     return -(-columns // ALIGNMENT) * ALIGNMENT if implementation == "splash" else columns
 
 
+def _block(columns: int) -> int:
+    return next(b for b in BLOCKS if columns % b == 0)
+
+
+def columns_read(implementation: str, columns: int, first: int, steps: int) -> int:
+    """Columns that `attend_one` reads of one row's own cache of so many while it fills: in each of `steps` steps one more, round
+    the end, from column `first` on. XLA reads all of them in every step, the kernel the blocks that hold something."""
+    if implementation != "splash":
+        return steps * columns
+    block = _block(columns)
+    before = first % block  # of the first block
+
+    def blocks(filled: int) -> int:
+        """Sum over n = 1 .. filled of the blocks that n columns from a block's start take, at most all."""
+        within = min(filled, columns)
+        whole, rest = divmod(within, block)
+        return block * whole * (whole + 1) // 2 + rest * (whole + 1) + (filled - within) * (columns // block)
+
+    return block * (blocks(before + steps) - blocks(before))
+
+
 def valid_columns(filled: Filled, columns: int) -> jax.Array:
     """bool[X, S]."""
     return (filled.end - jnp.arange(columns)) % columns < filled.count[:, None]
@@ -108,7 +129,7 @@ def _over_blocks(q, k, v, end, count, samples: int, interpret: bool):
 
     rows, num_kv, group, head_dim = q.shape
     columns = k.shape[2]
-    block = next(b for b in BLOCKS if columns % b == 0)
+    block = _block(columns)
     blocks = columns // block
     start = (end - count + 1) % columns
     first = start // block

@@ -14,7 +14,7 @@ LOCAL = Path(__file__).parents[2] / "launch" / "local.py"
 PROGRAM = """
 import os, signal, subprocess, sys, time
 index, act = os.environ["HIR_PROCESS"], sys.argv[1]
-names = ("HIR_COORDINATOR", "HIR_PROCESSES", "JAX_PLATFORMS", "XLA_FLAGS", "CUDA_VISIBLE_DEVICES")
+names = "HIR_COORDINATOR", "HIR_PROCESSES", "JAX_PLATFORMS", "XLA_FLAGS", "XLA_CLIENT_MEM_FRACTION", "CUDA_VISIBLE_DEVICES"
 if act == "show":
     print(*(os.environ.get(name) for name in names), sep="|")
     print(sys.argv[2:], file=sys.stderr)
@@ -65,7 +65,7 @@ def test_environment_arguments_and_prefixes(start):
     status, out, _ = ended(
         start("--processes=2", "--devices=4", "--", "program", "show", *given, XLA_FLAGS="--xla_a=1")
     )
-    shared = r"(127\.0\.0\.1:\d+)\|2\|cpu\|--xla_a=1 --xla_force_host_platform_device_count=4\|None"
+    shared = r"(127\.0\.0\.1:\d+)\|2\|cpu\|--xla_a=1 --xla_force_host_platform_device_count=4\|None\|None"
     ports = re.findall(rf"^\[([01])\] {shared}$", out, re.M)
     assert status == 0 and {index for index, _ in ports} == {"0", "1"} and len({port for _, port in ports}) == 1
     for index in "01":  # stderr too, and a last line without an end
@@ -81,11 +81,19 @@ def test_gpus_are_shared_out(start):
     status, out, _ = ended(start("--processes=2", "--", "program", "show", CUDA_VISIBLE_DEVICES="2,3,6,7"))
     assert (
         status == 0
-        and re.search(r"\[0\] .*\|2\|None\|None\|2,3$", out, re.M)
+        and re.search(r"\[0\] .*\|2\|None\|None\|0\.95\|2,3$", out, re.M)
         and re.search(r"\[1\] .*\|6,7$", out, re.M)
     )
     status, out, err = ended(start("--processes=3", "--", "program", "show", CUDA_VISIBLE_DEVICES="2,3,6,7"))
     assert status == 1 and "4 GPUs cannot be shared by 3 processes" in err and out == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"), [("XLA_CLIENT_MEM_FRACTION", "0.5"), ("XLA_PYTHON_CLIENT_MEM_FRACTION", "None")]
+)
+def test_the_share_of_the_memory_is_the_users_if_given(start, name, shown):
+    _, out, _ = ended(start("--processes=1", "--", "program", "show", **{"CUDA_VISIBLE_DEVICES": "0", name: "0.5"}))
+    assert f"|{shown}|0\n" in out
 
 
 def test_gpus_that_nvidia_smi_lists(start, tmp_path):

@@ -92,6 +92,19 @@ def test_a_run_that_fails_is_not_queued_again(cluster):
     assert job.returncode == 1 and not cluster.calls("scontrol")
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({}, "0.95/"), ({"XLA_CLIENT_MEM_FRACTION": "0.5"}, "0.5/"), ({"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.6"}, "/0.6")],
+)
+def test_most_of_the_card_unless_the_user_says_otherwise(cluster, given, expected):
+    """jax refuses both names at once."""
+    cluster.environment |= given
+    (cluster.worker(0) / "hir_jax" / "train.py").write_text(
+        "import os\nprint(*(os.environ.get(f'XLA_{name}MEM_FRACTION', '') for name in ('CLIENT_', 'PYTHON_CLIENT_')), sep='/')\n"
+    )
+    assert batch(cluster, "--workdir=runs/x").communicate(timeout=60)[0].startswith(expected + "\n")
+
+
 def test_submitted_from_elsewhere(cluster, tmp_path):
     done = subprocess.run(["bash", SCRIPT], cwd=tmp_path, env=cluster.environment, capture_output=True, text=True)
     assert done.returncode == 1 and "is not the repository's root" in done.stderr and not cluster.calls()

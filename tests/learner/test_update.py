@@ -307,6 +307,19 @@ def test_non_finite_gradients_are_skipped_and_counted(params, batch):
     assert int(after.skipped) == 1 and relative_error(after.params, params) > 0
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_parameters_and_moments_in_bfloat16(batch, tied):
+    """They keep their dtype, and move as float32 ones do, within bfloat16's rounding."""
+    model = dataclasses.replace(MODEL, tie_embeddings=tied)
+    start = jax.jit(decoder.init, static_argnums=(0, 2))(model, jax.random.key(1), jnp.bfloat16)
+    step = jax.jit(partial(update, model=model, settings=SETTINGS))
+    found, _ = step(init_state(start, SETTINGS), batch)
+    wanted, _ = step(init_state(jax.tree.map(lambda x: x.astype(jnp.float32), start), SETTINGS), batch)
+    assert {x.dtype for x in jax.tree.leaves((found.params, found.opt_state)) if x.ndim} == {jnp.dtype(jnp.bfloat16)}
+    for a, b in zip(jax.tree.leaves(found.params), jax.tree.leaves(wanted.params), strict=True):
+        np.testing.assert_allclose(a.astype(np.float32), b, rtol=2**-7, atol=2e-3)
+
+
 def test_mini_batches_are_updates_in_row_order(params, batch):
     """Two mini-batches equal two updates of half the rows each, with the advantages of the whole batch."""
     settings = dataclasses.replace(SETTINGS, mini_batches=2)

@@ -1,6 +1,11 @@
 """The kernels, interpreted on a CPU, against attention written with NumPy; so the plain ones too. Values and gradients."""
 
+import json
+import os
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +18,8 @@ from hir_jax.models.decoder import no_shard
 # rows, columns, query heads, key heads, head size, window: columns and heads that the kernels have to pad, bins of two rows
 CASES = {"padded": (2, 200, 4, 2, 16, 200), "window": (1, 384, 2, 1, 128, 130)}
 TOLERANCE = {"float32": 2e-5, "bfloat16": 3e-2}
+GRADIENT_TOLERANCE = {"float32": 2e-4, "bfloat16": 2e-2}  # of the largest number
+ROOT = Path(__file__).parents[2]
 
 
 def make_case(name, dtype="float32"):
@@ -56,17 +63,22 @@ def test_all_implementations_are_attention(implementation, case):
     np.testing.assert_allclose(attend(*arrays), by_numpy(*arrays, segments), atol=TOLERANCE["float32"])
 
 
+@pytest.mark.parametrize("dtype", GRADIENT_TOLERANCE)
 @pytest.mark.parametrize("implementation", ["splash", "triton"])
-def test_gradients_are_those_of_the_plain_one(implementation):
-    arrays, segments, window = make_case("padded")
+def test_gradients_are_those_of_the_plain_one_in_float32(implementation, dtype):
+    arrays, segments, window = make_case("padded", dtype)
     ramp = jnp.linspace(0.5, 1.5, arrays[0].size).reshape(*arrays[0].shape[:2], -1)
 
     def total(implementation, arrays):
-        return (attention.causal(implementation, jnp.asarray(segments), window, no_shard)(*arrays) ** 2 * ramp).sum()
+        found = attention.causal(implementation, jnp.asarray(segments), window, no_shard)(*arrays)
+        return (found.astype(jnp.float32) ** 2 * ramp).sum()
 
-    found, wanted = (jax.jit(jax.grad(partial(total, name)))(arrays) for name in (implementation, "plain"))
+    found = jax.jit(jax.grad(partial(total, implementation)))(arrays)
+    wanted = jax.jit(jax.grad(partial(total, "plain")))(jax.tree.map(lambda x: x.astype(jnp.float32), arrays))
     for a, b in zip(found, wanted, strict=True):
-        np.testing.assert_allclose(a, b, atol=2e-4 * float(jnp.abs(b).max()))
+        assert a.dtype == dtype
+        tolerance = GRADIENT_TOLERANCE[dtype] * float(jnp.abs(b).max())
+        np.testing.assert_allclose(a.astype(jnp.float32), b, rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("implementation", ["splash", "triton"])
@@ -109,3 +121,15 @@ def test_decoding_attends_to_what_is_filled(implementation, end, counts):
             np.testing.assert_allclose(
                 found[b, h], weights @ values / weights.sum(-1, keepdims=True), atol=TOLERANCE["float32"]
             )
+
+
+def test_eight_devices():
+    """Rows and key heads split under (2, 2, 2): values and gradients of whole sequences, and one column over caches."""
+    environment = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT),
+    }  # fmt: skip
+    command = [sys.executable, str(Path(__file__).with_name("sharded_attention.py"))]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    differences = json.loads(done.stdout.splitlines()[-1])
+    assert set(differences) == {"splash", "triton", "decoding"} and max(differences.values()) < 1e-5, differences

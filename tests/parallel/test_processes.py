@@ -1,4 +1,8 @@
-"""Several processes as one run, each with four virtual devices: against one process; stopped, killed, moved, refused."""
+"""Several processes as one run, each with four virtual devices: against one process; stopped, killed, moved, refused.
+
+With parameters replicated, and as the configs of the paper's backbones have them: split over all devices of both processes,
+with a layout of its own for sampling, whose cache has room for some of the rows.
+"""
 
 import json
 import os
@@ -14,6 +18,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from jax._src.clusters import cloud_tpu_cluster
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from small_runs import ROOT, arguments, small_config
@@ -27,7 +32,11 @@ STEPS = 20  # long enough to be disturbed on the way
 SETTINGS = {
     "total_steps": STEPS, "eval_every": 5, "checkpoint_every": 5, "checkpoint_keep": 20, "data__batch_prompts": 8,
     "data__eval_size": 8, "data__eval_batch": 8, "logging__tensorboard": False, "rollout__response_buckets": (6,),
+    "rollout__m": 5,
 }  # fmt: skip
+# Four pairs of devices share the rows; each holds two prompts of 96 columns and has room for one slot of 96 + 11, not for all
+# ten rows of 12. A column takes 2 x 16 float32 numbers, of the one key head of two that a device has.
+SPLIT = {"mesh__data": 1, "mesh__fsdp": -1, "rollout__tensor": 2, "rollout__cache_bytes": (2 * 96 + 107) * 128}
 XLA_FLAGS = (
     "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count={}"  # 0: half the seconds of a start
 )
@@ -93,15 +102,15 @@ def lines(path):
 
 def trajectory(workdir):
     """metrics.jsonl without what a clock says, or what follows from the layout."""
-    clocks = re.compile("seconds|per_s|padding")
+    clocks = re.compile("seconds|per_s|padding|decode_busy")
     return [{k: v for k, v in row.items() if not clocks.search(k)} for row in lines(workdir / "metrics.jsonl")]
 
 
 def state(workdir, step):
-    """Leaves of the checkpoint of a step, restored to one device."""
+    """The TrainState of the checkpoint of a step, restored to one device."""
     engine = Engine(small_config(**SETTINGS), devices=jax.devices()[:1])
     with Checkpoints(workdir / "checkpoints", keep=20) as saved:
-        return jax.tree.leaves(jax.device_get(saved.restore(step, engine.abstract_state)[0]))
+        return jax.device_get(saved.restore(step, engine.abstract_state)[0])
 
 
 @pytest.fixture(scope="module")
@@ -109,48 +118,79 @@ def place(tmp_path_factory):
     return tmp_path_factory.mktemp("processes")
 
 
-@pytest.fixture(scope="module")
-def two(place):
-    """The workdir of an undisturbed run of two processes with four devices each."""
-    group = Group(place / "two", place / "cache", record=place / "two")
+def undisturbed(place, name, **changes):
+    """The workdir of such a run of two processes with four devices each."""
+    group = Group(place / name, place / "cache", record=place / name, **changes)
     group.wait(0, 0)
     assert "metrics:" in group.said(0)
     # The other one says nothing that a run says of itself, and both have left in good order.
     assert "metrics:" not in group.said(1) and "step " not in group.said(1)
     assert "error" not in group.said(0) + group.said(1), group.all_said()
-    return place / "two"
+    return place / name
 
 
-def test_two_processes_do_what_one_does(place, two):
-    """Tokens, verdicts and selection are equal; metrics and parameters after five steps within 1e-5."""
+@pytest.fixture(scope="module")
+def two(place):
+    return undisturbed(place, "two")
+
+
+@pytest.fixture(scope="module")
+def split(place):
+    return undisturbed(place, "split", **SPLIT)
+
+
+@pytest.fixture(scope="module")
+def one(place):
+    """The same by one process."""
     Group(place / "one", place / "cache", count=1, devices=8, record=place / "one", total_steps=COMPARED).wait(0)
-    with np.load(place / "one-0.npz") as one, np.load(place / "two-0.npz") as a, np.load(place / "two-1.npz") as b:
+    return place / "one"
+
+
+@pytest.mark.parametrize("name", ["two", "split"])
+def test_two_processes_do_what_one_does(one, name, request):
+    """Tokens, verdicts and selection are equal; metrics and parameters after five steps within 1e-5."""
+    run = request.getfixturevalue(name)
+    with np.load(f"{one}-0.npz") as alone, np.load(f"{run}-0.npz") as a, np.load(f"{run}-1.npz") as b:
         assert a["checked"] > 0 and b["checked"] > 0 and abs(int(a["checked"]) - int(b["checked"])) <= COMPARED + 8
-        assert a["checked"] + b["checked"] >= one["checked"] - 16  # a last evaluation comes after the last selection
-        for name in set(one.files) - {"checked"}:
-            np.testing.assert_array_equal(a[name], one[name], err_msg=name)
-            np.testing.assert_array_equal(b[name], one[name], err_msg=name)
-        assert any(one[f"{step}/valid"].any() for step in range(COMPARED))
-    expected, found = trajectory(place / "one"), trajectory(two)[: COMPARED + 1]
+        assert a["checked"] + b["checked"] >= alone["checked"] - 16  # a last evaluation comes after the last selection
+        for field in set(alone.files) - {"checked"}:
+            np.testing.assert_array_equal(a[field], alone[field], err_msg=field)
+            np.testing.assert_array_equal(b[field], alone[field], err_msg=field)
+        assert any(alone[f"{step}/valid"].any() for step in range(COMPARED))
+    expected, found = trajectory(one), trajectory(run)[: COMPARED + 1]
     for row, other in zip(expected, found, strict=True):
         assert other == pytest.approx(row, rel=1e-5, abs=1e-7)
     assert any("heldout_ila" in row for row in found)
-    expected, found = state(place / "one", COMPARED), state(two, COMPARED)
+    expected, found = (jax.tree.leaves(state(workdir, COMPARED)) for workdir in (one, run))
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * max(1e-3, np.abs(b).max()))
-    names = [{path.name for path in (place / run).iterdir()} for run in ("one", "two")]
+    names = [{path.name for path in workdir.iterdir()} for workdir in (one, run)]
     assert names[0] == names[1] and "report.html" in names[0] and "model" in names[0]
 
 
-def test_stopped_and_killed_it_resumes_exactly(place, two):
-    """SIGTERM to one process: all save after the same step and exit 0. SIGKILL of one: the other ends by itself."""
+def test_the_model_that_all_processes_held_parts_of_is_written_whole(split):
+    written = Engine(small_config(**SETTINGS, model__checkpoint=str(split / "model")), devices=jax.devices()[:1])
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(written.load_params()), state(split, STEPS).params)
+
+
+def said_soon(group, i, pattern):
+    """Last words may be another process's, and take a moment."""
+    end = time.monotonic() + 30
+    while not re.search(pattern, group.said(i)) and time.monotonic() < end:
+        time.sleep(0.1)
+    return re.search(pattern, group.said(i))
+
+
+def test_stopped_and_killed_it_resumes_exactly(place, split):
+    """SIGTERM to one process: all save after the same step and exit 0. SIGKILL of one, be it the first, which all others are
+    connected to: the other ends by itself."""
     workdir = place / "disturbed"
 
     def reached(step):
         metrics = workdir / "metrics.jsonl"
         return metrics.exists() and len(metrics.read_text().splitlines()) > step
 
-    group = Group(workdir, place / "cache")
+    group = Group(workdir, place / "cache", **SPLIT)
     group.wait_for(lambda: reached(2))
     group.members[1].send_signal(signal.SIGTERM)
     group.wait(0, 0)
@@ -158,35 +198,40 @@ def test_stopped_and_killed_it_resumes_exactly(place, two):
     assert stopped and 2 <= int(stopped[1]) < STEPS, group.all_said()
     assert "stopped" not in group.said(1)
 
-    group = Group(workdir, place / "cache")
-    group.wait_for(lambda: reached(int(stopped[1]) + 1))
-    assert f"from step {stopped[1]}" in group.said(0)
-    group.members[1].kill()
-    # A broken connection is an error in the program, status 1, where the collective hears of it; else jax aborts it after the
-    # heartbeats, and the last words are then another process's, which may take a moment.
-    group.wait((1, -signal.SIGABRT), -signal.SIGKILL, seconds=120)
-    advice, end = "error: .*Start all processes again with the same command", time.monotonic() + 30
-    while not re.search(advice, group.said(0)) and time.monotonic() < end:
-        time.sleep(0.1)
-    assert re.search(advice, group.said(0)), group.all_said()
+    for killed, step in ((1, int(stopped[1])), (0, int(stopped[1]) + 1)):
+        group = Group(workdir, place / "cache", **SPLIT)
+        group.wait_for(lambda step=step: reached(step + 1))
+        assert re.search(rf"resuming .* from step {stopped[1]}\n" if killed else "resuming", group.said(0))
+        group.members[killed].kill()
+        # A broken connection is an error in the program, status 1, where the collective hears of it; else jax aborts it, after
+        # the heartbeats, or at once where the first is gone.
+        statuses = (1, -signal.SIGABRT), -signal.SIGKILL
+        group.wait(*(statuses if killed else reversed(statuses)), seconds=120)
+        assert said_soon(group, 1 - killed, "error: .*Start all processes again with the same command"), (
+            group.all_said()
+        )
 
-    group = Group(workdir, place / "cache")
+    group = Group(workdir, place / "cache", **SPLIT)
     group.wait(0, 0)
     assert re.search(r"resuming .* from step \d+\n", group.said(0)), group.all_said()
-    assert trajectory(workdir) == trajectory(two)
-    assert lines(workdir / "replays.jsonl") == lines(two / "replays.jsonl")
-    for a, b in zip(state(workdir, STEPS), state(two, STEPS), strict=True):
+    assert trajectory(workdir) == trajectory(split)
+    assert lines(workdir / "replays.jsonl") == lines(split / "replays.jsonl")
+    for a, b in zip(*(jax.tree.leaves(state(run, STEPS)) for run in (workdir, split)), strict=True):
         assert a.tobytes() == b.tobytes()
 
 
-def test_a_run_goes_on_with_fewer_devices_and_says_so(place, two):
-    workdir = place / "moved"
-    shutil.copytree(two, workdir)
-    group = Group(workdir, place / "cache", count=1, devices=4, total_steps=STEPS + 1, eval_every=0)
+def test_a_run_goes_on_with_fewer_devices_and_says_so(place, split):
+    """From a checkpoint that eight devices of two processes wrote their parts of."""
+    workdir, kept = place / "moved", STEPS - 5
+    shutil.copytree(split, workdir)
+    shutil.rmtree(workdir / "checkpoints" / str(STEPS))
+    room = {"rollout__cache_bytes": (4 * 96 + 2 * 107) * 128}  # each device has twice the prompts now, and two slots
+    group = Group(workdir, place / "cache", count=1, devices=4, **SPLIT | room)
     group.wait(0)
-    moved = "it ran on a mesh of data 8, fsdp 1, tensor 1 and goes on with data 4, fsdp 1, tensor 1"
-    assert f"from step {STEPS}; {moved}" in group.said(0)
-    assert [row["step"] for row in lines(workdir / "metrics.jsonl")] == list(range(STEPS + 2))
+    moved = "it ran on a mesh of data 1, fsdp 8, tensor 1 and goes on with data 1, fsdp 4, tensor 1"
+    assert f"from step {kept}; {moved}" in group.said(0)
+    for row, other in zip(trajectory(split), trajectory(workdir), strict=True):
+        assert other == pytest.approx(row, rel=1e-5, abs=1e-7)
 
 
 def test_what_one_process_cannot_do_ends_all(place, two):
@@ -272,6 +317,38 @@ MPIRUN = {"OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://10.0.0.1:34911", "OMPI_CO
 def test_launchers(given, values, launcher):
     given(**values)
     assert processes._launched_group() == (launcher and {"cluster_detection_method": launcher})
+
+
+# What the metadata server of a Cloud TPU host says: worker-network-endpoints in its older and its newer form
+FIRST = {"worker-network-endpoints": "a:1:10.0.0.2,b:2:10.0.0.3", "agent-worker-number": "0", "tpu-env": "ZONE: 'z'"}
+GKE = {"TPU_WORKER_HOSTNAMES": "pod-0.tpu,pod-1.tpu", "TPU_WORKER_ID": "1"}
+SLICES = {"MEGASCALE_NUM_SLICES": "2", "MEGASCALE_SLICE_ID": "1", "MEGASCALE_COORDINATOR_ADDRESS": "pod-0.tpu:8080"}
+
+
+@pytest.mark.parametrize(
+    ("metadata", "values", "launcher", "count", "index"),
+    [
+        (FIRST, {}, "gcetpu", 2, 0),
+        (FIRST | {"worker-network-endpoints": "10.0.0.2,10.0.0.3", "agent-worker-number": "1"}, {}, "gcetpu", 2, 1),
+        (FIRST | {"worker-network-endpoints": "10.0.0.2"}, {}, None, 1, 0),  # v5litepod-8 and the like: one host
+        (FIRST | {"tpu-env": "MEGASCALE_NUM_SLICES: '2'\nMEGASCALE_SLICE_ID: '1'"}, {}, "gcetpu", 4, 2),
+        ({}, GKE, "gketpu", 2, 1),
+        ({}, GKE | SLICES, "gketpu", 4, 3),
+        ({}, GKE | {"TPU_WORKER_HOSTNAMES": "pod-0.tpu", "TPU_WORKER_ID": "0"}, None, 1, 0),
+    ],
+    ids=["gce-0", "gce-1", "gce-one-host", "gce-slices", "gke", "gke-slices", "gke-one-host"],
+)
+def test_cloud_tpu_hosts(given, monkeypatch, metadata, values, launcher, count, index):
+    """jax's own detection, where libtpu is and the metadata server says this."""
+    for name in ("TPU_SKIP_MDS_QUERY", "TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(cloud_tpu_cluster, "running_in_cloud_tpu_vm", True)
+    answers = {key: (text, 200) for key, text in metadata.items()}
+    monkeypatch.setattr(cloud_tpu_cluster, "get_metadata", lambda key: answers.get(key, ("", 404)))
+    given(**values)
+    assert processes._launched_group() == (launcher and {"cluster_detection_method": launcher})
+    found = cloud_tpu_cluster.GceTpuCluster if metadata else cloud_tpu_cluster.GkeTpuCluster
+    assert (found.get_process_count(), found.get_process_id()) == (count, index)
 
 
 def test_one_process_alone(given):

@@ -1,0 +1,61 @@
+"""worker.py with the real training program, on the small config."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from small_runs import ROOT, arguments
+
+STEPS = 20  # long enough to be stopped on the way
+LIMIT = 600  # seconds, far more than it takes: the machine may be busy
+
+
+@pytest.fixture
+def worker(tmp_path):
+    """worker.py of a checkout that is the repository but for what worker.py leaves there."""
+    (tmp_path / "launch").mkdir()
+    shutil.copy(ROOT / "launch" / "worker.py", tmp_path / "launch")
+    for name in ("hir_jax", "configs"):
+        (tmp_path / name).symlink_to(ROOT / name)
+
+    def call(*given):
+        command = [sys.executable, tmp_path / "launch" / "worker.py", *given]
+        return subprocess.run(
+            command, env=os.environ | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True, check=True
+        ).stdout
+
+    yield call
+    call("stop")
+
+
+def test_a_program_that_a_signal_stopped_goes_on_to_its_end(worker, tmp_path):
+    """SIGTERM makes it save and end with 0, as if it were finished; the next start goes on from there, once."""
+    metrics, log = tmp_path / "runs" / "x" / "metrics.jsonl", tmp_path / ".launch" / "log.txt"
+    given = {"total_steps": STEPS, "save_model": False, "logging__tensorboard": False, "replay__fill": "mask"}
+    given["compilation_cache"] = str(tmp_path / "cache")
+    worker("start", "--pause=0.1", "--", *arguments("runs/x", **given))
+
+    def wait_for(condition):
+        end = time.monotonic() + LIMIT
+        while not condition():
+            assert time.monotonic() < end, log.read_text()
+            time.sleep(0.05)
+
+    wait_for(lambda: metrics.exists() and metrics.read_text().count("\n") > 1)
+    keeper = (tmp_path / ".launch" / "lock").read_text()
+    processes = subprocess.run(["ps", "-A", "-o", "pid=", "-o", "ppid="], capture_output=True, text=True, check=True)
+    (program,) = (int(pid) for pid, parent in map(str.split, processes.stdout.splitlines()) if parent == keeper)
+    os.kill(program, signal.SIGTERM)
+    wait_for(lambda: json.loads(worker("status"))["state"] != "running")
+    said = log.read_text()
+    assert json.loads(worker("status"))["state"] == "finished", said
+    assert said.count("end, status 0") == 2 and "stopped by SIGTERM after step" in said and "resuming" in said
+    assert [json.loads(line)["step"] for line in metrics.read_text().splitlines()] == list(range(STEPS + 1))
