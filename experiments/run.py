@@ -15,8 +15,7 @@ Protocol (PROTOCOL.md beside this file). Each variant has the same grid: with ea
 FACTORS times the config's, and one rate more where the best lies at the edge (a weight given by override is the only one, a rate
 so given the middle). `--tune` runs it on seeds that are never reported (TUNING_SEEDS) and writes, for each variant, the pair with
 the largest area under held-out ILA to D/SUITE/tuned.json. Without --tune the pairs are those in that file, or else in
-experiments/tuned.json (a variant of another suite takes its method's); a variant that stands in neither has the config's, as
-have those of the config's method where FILE:NAME sets a rate or KL of its own (configs/tiny_hir.py:paper).
+experiments/tuned.json (a variant of another suite takes its method's); a variant that stands in neither has the config's.
 Overrides given here come before them, the variant's own before both.
 """
 
@@ -287,27 +286,17 @@ def _beyond(areas: dict[float, float]) -> list[float]:
     return [best / 3 if best == min(areas) else best * 3]
 
 
-def _own_setting(file: str) -> str | None:
-    """The method of a config's variant that has another rate or KL than the file's usual one has (FILE:paper): it keeps them."""
-    here, usual = (configs.load_file(name) for name in (file, file.split(":")[0]))
-    differs = any(here.learner[key.split(".")[1]] != usual.learner[key.split(".")[1]] for key in (RATE, KL))
-    return here.method if differs else None
-
-
 def chosen(suite: str, file: str, root: Path) -> dict[str, Overrides]:
     """What tuning has chosen, by variant: of this directory; or the committed choice for this config file, where a variant that
-    has none takes that of its method in the suite reward_signal. No choice for the file takes the place of `_own_setting`."""
+    has none takes that of its method in the suite reward_signal."""
     own = root / suite / "tuned.json"
     if own.exists():
         return json.loads(own.read_text(encoding="utf-8"))["chosen"]
     path = os.path.relpath(file.split(":")[0], Path(__file__).parents[1])  # as it stands there, wherever this is run
     committed = json.loads(TUNED.read_text(encoding="utf-8")).get(path, {}) if TUNED.exists() else {}
-    methods, own_setting, found = committed.get("reward_signal", {}), _own_setting(file), {}
-    for label, overrides in SUITES[suite].variants.items():
-        setting = committed.get(suite, {}).get(label) or methods.get(overrides["method"])
-        if setting and overrides["method"] != own_setting:
-            found[label] = setting
-    return found
+    methods = committed.get("reward_signal", {})
+    found = {label: methods.get(v["method"]) for label, v in SUITES[suite].variants.items()}
+    return {label: setting for label, setting in (found | committed.get(suite, {})).items() if setting}
 
 
 def _too_many(file: str, variant: Overrides) -> bool:

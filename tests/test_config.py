@@ -33,23 +33,30 @@ def test_files_in_configs_pass_the_check_and_explain_themselves(path):
 TINY = "configs/tiny_hir.py"
 
 
-@pytest.mark.parametrize("variants", ["paper", "hard,paper", "paper,hard"])
-def test_the_papers_recipe_combines_with_a_difficulty(variants):
-    found = configs.load_file(f"{TINY}:{variants}")
+# What the tiny environment asks for whatever the recipe: see the file
+TINY_OWN = ("replay.fill", "learner.learning_rate", "learner.micro_batch_tokens", "learner.mini_batches")
+
+
+def test_the_tiny_recipe_is_the_papers():
+    found = configs.flatten(configs.load_file(TINY))
+    fixed = {
+        key: value for key, value in FLAT.items() if key.startswith(("replay.", "learner.")) and key not in TINY_OWN
+    }
+    assert found["method"] == "hir" and found.items() >= fixed.items()
+
+
+@pytest.mark.parametrize("variants", ["fractional", "hard,fractional", "fractional,hard"])
+def test_the_other_recipe_combines_with_a_difficulty(variants):
     usual = configs.flatten(configs.load_file(f"{TINY}:{'hard' if 'hard' in variants else 'medium'}"))
-    recipe = {"method": "hir", "learner.kl": 0.001, "learner.learning_rate": 3.3e-5}
-    assert configs.flatten(found) == usual | recipe
-    fixed = {key: value for key, value in FLAT.items() if key.startswith(("replay.", "learner.")) and key not in recipe}
-    # what the environment asks for whatever the recipe: see the file
-    own = ("replay.fill", "learner.micro_batch_tokens", "learner.mini_batches")
-    assert all(configs.flatten(found)[key] == value for key, value in fixed.items() if key not in own)
+    recipe = {"method": "hir_clr", "learner.kl": 0.03, "learner.learning_rate": 3e-4}
+    assert configs.flatten(configs.load_file(f"{TINY}:{variants}")) == usual | recipe
 
 
 @pytest.mark.parametrize(
     ("variants", "words"),
-    [("hard,papr", "no such variant 'papr'; known: sft, easy, medium, hard, demo_sft, demo, paper"),
-     ("hard,", "no such variant ''"), ("easy,hard", "do not go together"), ("sft,paper", "paper with a difficulty"),
-     ("demo,paper", "paper with a difficulty")],
+    [("hard,papr", "no such variant 'papr'; known: sft, easy, medium, hard, demo_sft, demo, fractional"),
+     ("hard,", "no such variant ''"), ("easy,hard", "do not go together"), ("sft,fractional", "fractional with a difficulty"),
+     ("demo,fractional", "fractional with a difficulty")],
 )  # fmt: skip
 def test_variants_that_cannot_be_are_named(variants, words):
     with pytest.raises(InputError, match=re.escape(f"{TINY}:{variants}: ") + ".*" + words):

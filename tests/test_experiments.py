@@ -247,24 +247,6 @@ def test_what_was_tuned_for_a_method_serves_other_suites(tmp_path, monkeypatch):
     assert run.chosen("selection", "configs/smollm2_135m_hir.py", tmp_path) == {}
 
 
-@pytest.mark.parametrize("file", [f"{CONFIG}:paper", f"{CONFIG}:hard,paper"])
-def test_the_papers_recipe_keeps_its_own_rate_and_kl(file, tmp_path):
-    """What is tuned for the file's usual recipe serves the other methods alone."""
-    labels = list(SUITES["reward_signal"].variants)
-    tuned = run.chosen("reward_signal", file, tmp_path)
-    planned = run.jobs("reward_signal", file, tmp_path, labels, [0], tuned, {})
-    usual = run.chosen("reward_signal", CONFIG, tmp_path)
-    assert "hir" in usual and tuned == {label: setting for label, setting in usual.items() if label != "hir"}
-    planned += run.jobs("scope", file, tmp_path, ["group"], [0], run.chosen("scope", file, tmp_path), {})
-    for job in planned:
-        config = configs.load_file(job.config)
-        config.update_from_flattened_dict(job.overrides)
-        found = {run.RATE: config.learner.learning_rate, run.KL: config.learner.kl}
-        assert found == ({run.RATE: 3.3e-5, run.KL: 0.001} if config.method == "hir" else usual[config.method])
-        assert job.after.config == f"{CONFIG}:sft"
-    assert run.chosen("scope", f"{CONFIG}:hard", tmp_path) == run.chosen("scope", CONFIG, tmp_path) != {}
-
-
 def test_more_constraints_than_the_tiny_texts_have_are_left_out(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(run, "run_all", lambda todo, parallel: [])
     run.main(["constraints", f"--config={CONFIG}", f"--workdir={tmp_path}"])
