@@ -108,7 +108,7 @@ class Engine(Functions):
 
     def for_sampling(self, params: decoder.Params) -> decoder.Params:
         """A model's parameters as `sample` takes them: in the sampler's layout and dtype, once for all calls of a step."""
-        return self._for_sampling(params) if self.relays else params
+        return self._for_sampling(params) if self.reshards else params
 
     def init_state(self, params: decoder.Params) -> TrainState:
         """Step 0 from given parameters."""

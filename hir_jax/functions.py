@@ -109,7 +109,7 @@ class Functions:
         return _laid_out(shapes, shardings)
 
     @cached_property
-    def relays(self) -> bool:
+    def reshards(self) -> bool:
         """Whether the sampler wants the parameters in another layout or dtype than they are kept in."""
         kept = {
             self.config.model.param_dtype,
@@ -135,7 +135,7 @@ class Functions:
 
     def abstract_sampler_params(self, params: decoder.Params) -> decoder.Params:
         """Shapes and shardings of what `_for_sampling` makes of those."""
-        if not self.relays:
+        if not self.reshards:
             return params
         shapes, layout = jax.eval_shape(self._sampler_params, params), jax.tree.map(lambda x: x.sharding, params)
         if self.config.rollout.tensor:

@@ -188,7 +188,7 @@ def programs(functions: Functions) -> Sequence[Program]:
     none = Work(0.0, 0.0, 0.0)
     held = functions.abstract_sampler_params(params)
     found = []
-    if functions.relays:
+    if functions.reshards:
         work = Work(0.0, 0.0, device_bytes(params) + 2 * device_bytes(held))  # cast; exchanged
         kept = everything - device_bytes(params)
         found.append(Program("reshard", jitted["reshard"], (params,), {}, kept, work, (), functions.mesh))
@@ -196,7 +196,7 @@ def programs(functions: Functions) -> Sequence[Program]:
         Program(
             "sample", jitted["sample"],
             (held, *_abstract(sample_rows, prompts), _abstract(meshes.replicated(functions.sampler_mesh), key)),
-            {"settings": functions.rollout_sampling}, everything - (0 if functions.relays else device_bytes(params)),
+            {"settings": functions.rollout_sampling}, everything - (0 if functions.reshards else device_bytes(params)),
             sample_work, (steps,), functions.sampler_mesh,
         )
     )  # fmt: skip
