@@ -12,8 +12,8 @@ them they are left out and counted, and 1,325 steps, 5 epochs of all 16,968 rows
 `--config.total_steps=828` gives 5 of those.
 
 Memory and time, at the longest rows (512 x (2,048 + 4,096) tokens), by the compiler's account (`hir_jax.aot`;
-experiments/results/aot): the fullest moment of a step takes 10.0 of 16 GB on v5e:4x4, 16.2 of 80 GB on h100:8. Least seconds a
-step, sampling + reference + update: 157 on v5e:4x4 (121 + 7 + 29), 66.6 on h100:8 (52 + 3 + 11). These are bounds, of work over
+experiments/results/aot): the fullest moment of a step takes 11.2 of 16 GB on v5e:4x4, 13.0 of 80 GB on h100:8. Least seconds a
+step, sampling + reference + update: 121 on v5e:4x4 (85 + 7 + 29), 66.5 on h100:8 (52 + 3 + 11). These are bounds, of work over
 published peak rates with everything overlapped; nothing was measured on these chips. Sampling is held up by reading weights and
 caches: where memory is left, a larger rollout.cache_bytes makes it shorter.
 

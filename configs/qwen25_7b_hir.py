@@ -12,9 +12,9 @@ them they are left out and counted, and 1,325 steps, 5 epochs of all 16,968 rows
 `--config.total_steps=828` gives 5 of those.
 
 Memory and time, at the longest rows (512 x (2,048 + 4,096) tokens), by the compiler's account (`hir_jax.aot`;
-experiments/results/aot): the fullest moment of a step takes 33.6 of 95 GB on v5p:2x2x2, 19.6 of 32 GB on v6e:4x4, 55.0 of 80 GB
-on h100:8. Least seconds a step, sampling + reference + update: 111 on v5p:2x2x2 (47 + 13 + 51), 46.0 on v6e:4x4 (30 + 3 + 13),
-68.6 on h100:8 (39 + 6 + 24). These are bounds, of work over published peak rates with everything overlapped; nothing was
+experiments/results/aot): the fullest moment of a step takes 33.6 of 95 GB on v5p:2x2x2, 20.9 of 32 GB on v6e:4x4, 33.1 of 80 GB
+on h100:8. Least seconds a step, sampling + reference + update: 98.8 on v5p:2x2x2 (35 + 13 + 51), 34.0 on v6e:4x4 (18 + 3 + 13),
+63.4 on h100:8 (34 + 6 + 24). These are bounds, of work over published peak rates with everything overlapped; nothing was
 measured on these chips. Sampling is held up by reading weights and caches: where memory is left, a larger rollout.cache_bytes
 makes it shorter.
 

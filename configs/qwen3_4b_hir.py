@@ -12,9 +12,9 @@ them they are left out and counted, and 1,325 steps, 5 epochs of all 16,968 rows
 `--config.total_steps=828` gives 5 of those.
 
 Memory and time, at the longest rows (512 x (2,048 + 4,096) tokens), by the compiler's account (`hir_jax.aot`;
-experiments/results/aot): the fullest moment of a step takes 12.1 of 32 GB on v6e:4x4, 7.7 of 16 GB on v5e:8x8, 17.3 of 80 GB on
-h100:8. Least seconds a step, sampling + reference + update: 81.4 on v6e:4x4 (71 + 2 + 8), 44.2 on v5e:8x8 (32 + 2 + 10), 96.0
-on h100:8 (77 + 4 + 15). These are bounds, of work over published peak rates with everything overlapped; nothing was measured on
+experiments/results/aot): the fullest moment of a step takes 12.3 of 32 GB on v6e:4x4, 7.0 of 16 GB on v5e:8x8, 14.9 of 80 GB on
+h100:8. Least seconds a step, sampling + reference + update: 67.1 on v6e:4x4 (57 + 2 + 8), 28.7 on v5e:8x8 (17 + 2 + 10), 94.3
+on h100:8 (75 + 4 + 15). These are bounds, of work over published peak rates with everything overlapped; nothing was measured on
 these chips. Sampling is held up by reading weights and caches: where memory is left, a larger rollout.cache_bytes makes it
 shorter.
 

@@ -106,10 +106,6 @@ class Engine(Functions):
         """The whole model of a TrainState's `params`, for `score` and `for_sampling`; nothing is copied."""
         return lora.join(self.frozen, trained)
 
-    def for_sampling(self, params: decoder.Params) -> decoder.Params:
-        """A model's parameters as `sample` takes them: in the sampler's layout and dtype, once for all calls of a step."""
-        return self._for_sampling(params) if self.reshards else params
-
     def init_state(self, params: decoder.Params) -> TrainState:
         """Step 0 from given parameters."""
         shardings = jax.tree.map(lambda s: s.sharding, self.abstract_state)

@@ -108,15 +108,6 @@ class Functions:
         shardings = meshes.state_shardings(self.mesh, shapes, trained)
         return _laid_out(shapes, shardings)
 
-    @cached_property
-    def reshards(self) -> bool:
-        """Whether the sampler wants the parameters in another layout or dtype than they are kept in."""
-        kept = {
-            self.config.model.param_dtype,
-            self.config.lora.base_dtype if self.lora else self.config.model.param_dtype,
-        }
-        return bool(self.config.rollout.tensor) or kept != {self.sampler_model.compute_dtype}
-
     def _sampler_params(self, params: decoder.Params) -> decoder.Params:
         """Parameters in the sampler's dtype and layout. Cast first: the barrier keeps XLA from moving the cast behind the
         exchange, which would then be of twice the bytes. From fsdp to tensor half-way first: left to itself XLA gathers whole
@@ -130,17 +121,29 @@ class Functions:
         return self.sampler_shard.parameters(params, axes)
 
     @cached_property
-    def _for_sampling(self):
+    def _reshard(self):
         return jax.jit(self._sampler_params)
 
-    def abstract_sampler_params(self, params: decoder.Params) -> decoder.Params:
-        """Shapes and shardings of what `_for_sampling` makes of those."""
-        if not self.reshards:
-            return params
-        shapes, layout = jax.eval_shape(self._sampler_params, params), jax.tree.map(lambda x: x.sharding, params)
+    @cached_property
+    def _cast(self):
+        return jax.jit(lambda x: x.astype(self.sampler_model.compute_dtype))
+
+    def for_sampling(self, params: decoder.Params) -> decoder.Params:
+        """A model's parameters as `_sample` takes them: in the sampler's layout and dtype, once for all calls of a step. Without
+        a layout of its own what has the dtype is not copied (LoRA's frozen weights, say)."""
         if self.config.rollout.tensor:
-            layout = meshes.parameter_shardings(self.sampler_mesh, lora.param_axes(self.model, params), shapes)
-        return _laid_out(shapes, layout)
+            return self._reshard(params)
+        dtype = self.sampler_model.compute_dtype
+        return jax.tree.map(lambda x: x if x.dtype == dtype else self._cast(x), params)
+
+    def abstract_sampler_params(self, params: decoder.Params) -> decoder.Params:
+        """Shapes and shardings of what `for_sampling` makes of those, which are returned where it does not copy them."""
+        if self.config.rollout.tensor:
+            shapes, axes = jax.eval_shape(self._sampler_params, params), lora.param_axes(self.model, params)
+            return _laid_out(shapes, meshes.parameter_shardings(self.sampler_mesh, axes, shapes))
+        dtype = jnp.dtype(self.sampler_model.compute_dtype)
+        cast = partial(jax.ShapeDtypeStruct, dtype=dtype)
+        return jax.tree.map(lambda x: x if x.dtype == dtype else cast(x.shape, sharding=x.sharding), params)
 
     @cached_property
     def _decode(self):
@@ -249,7 +252,7 @@ class Functions:
     def jitted(self) -> dict[str, Any]:
         """The compiled functions of a step by name; nothing has been compiled yet."""
         return {
-            "reshard": self._for_sampling, "sample": self._sample, "score": self._score, "select": self._select,
+            "reshard": self._reshard, "sample": self._sample, "score": self._score, "select": self._select,
             "relabel": self._relabel, "update": self._update,
         }  # fmt: skip
 

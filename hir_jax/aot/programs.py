@@ -187,8 +187,9 @@ def programs(functions: Functions) -> Sequence[Program]:
     jitted = functions.jitted
     none = Work(0.0, 0.0, 0.0)
     held = functions.abstract_sampler_params(params)
+    shared = [x for x, y in zip(jax.tree.leaves(params), jax.tree.leaves(held), strict=True) if x is y]
     found = []
-    if functions.reshards:
+    if config.rollout.tensor:
         work = Work(0.0, 0.0, device_bytes(params) + 2 * device_bytes(held))  # cast; exchanged
         kept = everything - device_bytes(params)
         found.append(Program("reshard", jitted["reshard"], (params,), {}, kept, work, (), functions.mesh))
@@ -196,8 +197,8 @@ def programs(functions: Functions) -> Sequence[Program]:
         Program(
             "sample", jitted["sample"],
             (held, *_abstract(sample_rows, prompts), _abstract(meshes.replicated(functions.sampler_mesh), key)),
-            {"settings": functions.rollout_sampling}, everything - (0 if functions.reshards else device_bytes(params)),
-            sample_work, (steps,), functions.sampler_mesh,
+            {"settings": functions.rollout_sampling}, everything - device_bytes(shared), sample_work, (steps,),
+            functions.sampler_mesh,
         )
     )  # fmt: skip
     if keeps_reference:

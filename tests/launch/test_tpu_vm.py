@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 from far_side import PROGRAM, ROOT, FarSide
@@ -143,10 +144,14 @@ def test_a_request_that_fails_in_the_queue_leaves_nothing_behind(far):
 def test_an_interrupt_while_waiting_leaves_nothing_behind(far):
     command = [sys.executable, ROOT / "launch" / "tpu_vm.py", "create", *WHERE, "--type=v6e-16", "--queued"]
     environment = far.environment | {"STATES": "WAITING_FOR_RESOURCES"}
-    waiting = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-    until(lambda: far.calls("describe"))
-    waiting.send_signal(signal.SIGINT)
-    assert "\ndeleted queued resource hir" in waiting.communicate(timeout=60)[1]
+    heeds = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # tests that are run in the background ignore it
+    waiting = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, preexec_fn=heeds)
+    try:
+        until(lambda: far.calls("describe"))
+        waiting.send_signal(signal.SIGINT)
+        assert "\ndeleted queued resource hir" in waiting.communicate(timeout=60)[1]
+    finally:
+        waiting.kill()
     assert waiting.returncode == 130 and far.left() == {}
 
 
