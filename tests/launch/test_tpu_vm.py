@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from functools import partial
 
 import pytest
 from far_side import PROGRAM, ROOT, FarSide
@@ -144,8 +143,9 @@ def test_a_request_that_fails_in_the_queue_leaves_nothing_behind(far):
 def test_an_interrupt_while_waiting_leaves_nothing_behind(far):
     command = [sys.executable, ROOT / "launch" / "tpu_vm.py", "create", *WHERE, "--type=v6e-16", "--queued"]
     environment = far.environment | {"STATES": "WAITING_FOR_RESOURCES"}
-    heeds = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # tests that are run in the background ignore it
-    waiting = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, preexec_fn=heeds)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it is ignored, by children too
+    waiting = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    signal.signal(signal.SIGINT, before)
     try:
         until(lambda: far.calls("describe"))
         waiting.send_signal(signal.SIGINT)
