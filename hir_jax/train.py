@@ -158,6 +158,14 @@ class Run:
         used = processes.total(dataclasses.asdict(judge.usage)) if judge else {}
         return {f"judge_{name}": value for name, value in used.items()}
 
+    def observe(self, step: int, rows, rollout, verdicts, replays, shown) -> None:
+        """What of a step's samples is no number of its metrics: kept.jsonl, histograms and texts."""
+        if not processes.first():
+            return
+        self.files.kept(step, kept_by_type(self.engine, rows, verdicts, replays))
+        if self.due(self.config.logging.distributions_every, step):
+            self.files.distributions(step, distributions(rollout, verdicts, replays), shown)
+
     def record(self, step: int, metrics, clock: Clock, tokens: int, replays=()) -> None:
         """One line of metrics.jsonl, the sampled replays, TensorBoard and the terminal."""
         if not processes.first():
@@ -231,10 +239,7 @@ def policy_step(run: Run, state, ref_params, step: int, clock: Clock):
     metrics = rollout_metrics(engine, rollout, verdicts, replays, rounds) | run.judge_usage()
     metrics["decode_busy"] = decode_busy(engine, prompts, rollout)
     shown = list(replay_rows(engine, rows, rollout, verdicts, replays, run.config.logging.replays_per_step))
-    if processes.first():
-        run.files.kept(step + 1, kept_by_type(engine, rows, verdicts, replays))
-        if run.due(run.config.logging.distributions_every, step + 1):
-            run.files.distributions(step + 1, distributions(rollout, verdicts, replays), shown)
+    run.observe(step + 1, rows, rollout, verdicts, replays, shown)
     clock.lap("report")
     return state, metrics | learned, int(rollout.mask.sum()), shown
 

@@ -42,6 +42,13 @@ def _config(config, method: str, sizes: Sizes):
     return config
 
 
+class Unwritten(train.Run):
+    """A run whose steps leave no files."""
+
+    def observe(self, *_) -> None:
+        pass
+
+
 class Step(Work):
     """`run()` makes one training step, always on the same prompts. tokens: of the trained responses."""
 
@@ -49,7 +56,7 @@ class Step(Work):
 
     def __init__(self, config, method: str, sizes: Sizes, directory: Path, stack: ExitStack):
         config = _config(config, method, sizes)
-        self._run = run = train.Run(config, directory / method, stack)
+        self._run = run = Unwritten(config, directory / method, stack)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a run would go on to save its state, which nobody wants here
         self.engine = engine = run.engine
         engine.stop_ids, self.stop_ids = NO_STOP, engine.stop_ids
@@ -77,7 +84,7 @@ class Step(Work):
         rows = [run.data.rows[i] for i in indices]
         prompts, one_each = self.engine.prompts(rows, run.data.shapes), np.arange(len(rows))[:, None]
         conditions = jax.tree.map(lambda x: x[indices], run.conditions)
-        params = self.engine.policy(self._state.params)
+        params = self.engine.for_sampling(self.engine.policy(self._state.params))
         sample_and_verify(self.engine, run.verifier, params, rows, prompts, one_each, self._step, Clock(), conditions)
 
     def run(self) -> None:

@@ -143,7 +143,9 @@ def test_a_request_that_fails_in_the_queue_leaves_nothing_behind(far):
 def test_an_interrupt_while_waiting_leaves_nothing_behind(far):
     command = [sys.executable, ROOT / "launch" / "tpu_vm.py", "create", *WHERE, "--type=v6e-16", "--queued"]
     environment = far.environment | {"STATES": "WAITING_FOR_RESOURCES"}
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it is ignored, by children too
+    before = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # in the background it is ignored, by children too
     waiting = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     signal.signal(signal.SIGINT, before)
     try:
