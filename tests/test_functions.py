@@ -1,10 +1,8 @@
 """How many rows are decoded at a time, and that training does not depend on it."""
 
-import json
-
 import numpy as np
 import pytest
-from small_runs import small_config
+from small_runs import rows, small_config
 
 from hir_jax.engine import Engine
 from hir_jax.train import train
@@ -25,7 +23,7 @@ def recorded(monkeypatch, workdir, **changes):
     with monkeypatch.context() as patch:
         patch.setattr(Engine, "sample_in_parts", sample)
         train(small_config(rollout__m=6, logging__tensorboard=False, **changes), workdir)
-    return rollouts, [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return rollouts, rows(workdir / "metrics.jsonl")
 
 
 def test_a_small_cache_changes_nothing_but_how_many_rows_are_decoded_at_a_time(monkeypatch, tmp_path):

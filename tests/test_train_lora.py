@@ -1,8 +1,6 @@
 """The training program with LoRA: what is saved, exact resume, the reference policy, sampler against learner."""
 
-import json
 import math
-import re
 from contextlib import ExitStack
 
 import jax
@@ -10,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from small_runs import compilation_cache, small_config
+from small_runs import compilation_cache, small_config, trajectory
 
 from hir_jax.engine import Engine
 from hir_jax.runs.checkpoints import Checkpoints
@@ -31,12 +29,6 @@ def cache(tmp_path_factory):
         yield
 
 
-def rows(workdir):
-    """metrics.jsonl without what a clock says."""
-    lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if not re.search("seconds|per_s", k)} for line in lines]
-
-
 def state(config, workdir):
     with Checkpoints(workdir / "checkpoints") as saved:
         return jax.device_get(saved.restore(saved.latest(), Engine(config).abstract_state)[0])
@@ -51,7 +43,7 @@ def undisturbed(tmp_path_factory):
 
 
 def test_every_step_moves_away_from_the_reference(undisturbed):
-    found = rows(undisturbed)
+    found = trajectory(undisturbed)
     assert [row["step"] for row in found] == list(range(5))
     for row in found[1:]:
         assert all(math.isfinite(value) for value in row.values()) and row["grad_norm"] > 0
@@ -74,7 +66,7 @@ def test_checkpoints_hold_adapters_and_their_moments_alone(undisturbed):
 def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(undisturbed, tmp_path):
     for steps in (2, 4):
         train(small_config(**LORA, total_steps=steps), tmp_path / "run")
-    assert rows(tmp_path / "run") == rows(undisturbed)
+    assert trajectory(tmp_path / "run") == trajectory(undisturbed)
     config = small_config(**LORA, total_steps=4)
     for one, other in zip(*(jax.tree.leaves(state(config, d)) for d in (undisturbed, tmp_path / "run")), strict=True):
         assert one.tobytes() == other.tobytes()
@@ -113,7 +105,7 @@ def test_the_reference_policy_is_the_base_and_no_step_changes_it(tmp_path):
 def test_hir_as_one_function_with_a_sampler_in_bfloat16(tmp_path):
     changes = {"method": "hir", "constraints__on_device": True, "replay__fill": "mask", "rollout__dtype": "bfloat16"}
     train(small_config(**LORA | {"save_model": False} | changes), tmp_path / "run")
-    found = rows(tmp_path / "run")
+    found = trajectory(tmp_path / "run")
     assert found[1]["replays"] > 0 and found[2]["updates_skipped"] == 0
     assert 0 < found[2]["sampler_gap"] < 0.1
 
@@ -121,6 +113,6 @@ def test_hir_as_one_function_with_a_sampler_in_bfloat16(tmp_path):
 def test_preferences_start_at_the_reference(tmp_path):
     changes = {"method": "dpo", "rollout__m": 3, "learner__dpo_pairs": "instruction", "learner__kl": 0.0}
     train(small_config(**LORA | {"save_model": False} | changes), tmp_path / "run")
-    found = rows(tmp_path / "run")
+    found = trajectory(tmp_path / "run")
     assert found[1]["pairs"] > 0 and found[1]["loss"] == pytest.approx(math.log(2), abs=1e-3)
     assert found[2]["updates_skipped"] == 0 and found[2]["grad_norm"] > 0

@@ -79,7 +79,7 @@ def decode_steps(lengths: np.ndarray, slots: int) -> int:
     for queue in lengths:
         free = [0] * max(1, slots // len(lengths))  # steps at which each slot is idle again
         for steps in queue[queue > 1] - 1:
-            heapq.heappush(free, heapq.heappop(free) + int(steps))
+            heapq.heapreplace(free, free[0] + int(steps))
         last = max(last, *free)
     return last
 
