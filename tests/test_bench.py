@@ -108,14 +108,15 @@ def test_steps_that_compile_are_left_out_and_counted():
     def line(step, compiling):
         return {
             "step": step, "seconds/data": 1.0, "seconds/update": 7.0, "seconds/step": 9.0, "tokens_per_s": 10.0,
-            "seconds/compiling": compiling, "padding": step / 100,
+            "seconds/compiling": compiling, "padding": step / 100, "shared": step / 10,
         }  # fmt: skip
 
     lines = [line(i + 1, compiling) for i, compiling in enumerate((30.0, 0.0, 0.1, 4.0, 0.0, 0.0))]
     found = steps.steady(lines, [50.0, 9.0, 9.5, 14.0, 10.0, 11.0], checkpoint_every=2)
     assert found["steps"] == 3 and found["steps_compiling"] == 3
     assert found["seconds"] == {"median": 10.0, "min": 9.0, "max": 11.0} and found["steps_per_s"] == 0.1
-    assert found["checkpoints"] == 1 and found["padding"] == 0.05  # saved after the second, the fourth and the sixth
+    assert found["padding"] == 0.05 and found["shared"] == 0.5
+    assert found["checkpoints"] == 1  # saved after the second, the fourth and the sixth
     assert found["overhead_share"] == pytest.approx(0.3) and found["sampled_tokens_per_s"] == 9.0
     with pytest.raises(InputError, match="each of the 2 steps: give more of them, as --steps"):
         steps.steady([line(1, 9.0), line(2, 1.0)], [9.0, 9.0], checkpoint_every=1)
@@ -147,6 +148,7 @@ def test_whole_steps_of_both_methods(longer_report):
     for method, sampled in (("ilr", 6), ("hir", 2)):
         part = longer_report["grpo"][method]
         assert part["trained_sequences"] == 6 and sampled <= part["sampled_sequences"] <= 6 and 0 <= part["padding"] < 1
+        assert 0 < part["shared"] < 1
         assert part["tokens_per_s"] == pytest.approx(6 * 8 / part["seconds"]["median"])
 
 

@@ -97,11 +97,12 @@ class Step(Work):
             raise RuntimeError(f"a step drew {drawn} tokens with {self.metrics['samples']} samples: some ended early")
 
     def described(self) -> dict:
-        """How much of it was sampled and trained on; of the last step the seconds by phase, and the update's padding."""
+        """How much of it was sampled and trained on; of the last step the seconds by phase, and the update's padding
+        and share of columns that rows of one prompt share."""
         return {
             "sampled_sequences": self.metrics["samples"], "replays": self.metrics["replays"],
             "trained_sequences": self.tokens // self.engine.config.rollout.max_response,
-            "padding": self.metrics["padding"],
+            "padding": self.metrics["padding"], "shared": self.metrics["shared"],
             "phases": {name.removeprefix("seconds/"): value for name, value in self.seconds.items()},
         }  # fmt: skip
 

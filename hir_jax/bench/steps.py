@@ -69,6 +69,6 @@ def steady(lines: list[dict], walls: list[float], checkpoint_every: int) -> dict
         "steps": len(kept), "steps_compiling": len(lines) - len(kept), "seconds": spread(walls),
         "steps_per_s": len(kept) / sum(walls), "checkpoints": len(saved),
         "phases": {name.removeprefix("seconds/"): statistics.median(x[name] for x in kept) for name in names},
-        "padding": statistics.median(x["padding"] for x in kept),
+        "padding": statistics.median(x["padding"] for x in kept), "shared": statistics.median(x["shared"] for x in kept),
         "overhead_share": 1 - inside / sum(walls), "sampled_tokens_per_s": tokens / sum(walls),
     }  # fmt: skip

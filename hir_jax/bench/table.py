@@ -47,7 +47,8 @@ def _line(what: str, part: Mapping, ceiling: str = "", against: str = "") -> Lin
 
 
 def _padding(part: Mapping) -> str:
-    return f", padding {part['padding']:.0%}" if "padding" in part else ""
+    found = f", padding {part['padding']:.0%}" if "padding" in part else ""
+    return found + (f", {part['shared']:.0%} of the columns shared" if part.get("shared") else "")
 
 
 def _rollout(part: Mapping, found: Mapping) -> Iterator[Line]:

@@ -2,7 +2,8 @@
 
 The cost of a causal pass then follows the number of real tokens, with one compilation: shapes are those of the bins, and only
 the number of bins that hold something changes from batch to batch. A row's columns are its prompt and its response but for
-the last token, which predicts nothing; rows that are not kept take no place.
+the last token, which predicts nothing; rows that are not kept take no place. Where the attention can do so, rows with the same
+prompt share its columns within a bin: but for the last token, which predicts another one in each row, it stands there once.
 
 Letters: B rows, P and R prompt and response columns of the batch, G devices that share rows, K bins of a device, W columns
 of a bin.
@@ -26,7 +27,8 @@ BIN_ROWS = 2
 
 
 class Places(NamedTuple):
-    """Where each row begins: bin `bin`, column `start`; `length` columns, 0 for a row that has no place."""
+    """What each row adds to a bin: `length` columns of bin `bin` from `start` on, the last of its own; not those of its prompt
+    that another row has brought, and none for a row that has no place."""
 
     bin: Array  # i32[B]
     start: Array  # i32[B]
@@ -36,10 +38,11 @@ class Places(NamedTuple):
 class Packed(NamedTuple):
     """Bins dealt to the devices: the i-th bin is number i // G of device i % G, so that used ones are spread evenly."""
 
-    row: Array  # i32[G, K, W]: whose token stands there
+    row: Array  # i32[G, K, W]: whose token stands there, or who brought it
     column: Array  # i32[G, K, W]: its column in the batch, 0 to P + R - 2
     position: Array  # i32[G, K, W]: counted from the row's first prompt token
-    segment: Array  # i32[G, K, W]: differs between the rows of a bin; 0: empty
+    segment: Array  # i32[G, K, W]: differs between the rows of a bin, and from that of a shared prompt; 0: empty
+    prompt: Array | None  # i32[G, K, W]: segment of the row's prompt, where prompts are shared
     predicts: Array  # bool[G, K, W]: the next token is one of the response
     used: Array  # i32[]: bins a device that hold something, on at least one device
 
@@ -66,26 +69,52 @@ def sizes(rows: int, longest: int, columns: int, multiple: int, micro_tokens: in
     return Sizes(count * micro, columns, micro)
 
 
-def first_fit(lengths: Array, columns: int) -> Places:
-    """First-fit decreasing: rows by descending length (equal ones in order), each into the first bin with room for it."""
-    order = jnp.argsort(-lengths, stable=True)
+def same_prompts(tokens: Array, prompt_length: Array) -> Array:
+    """i32[B]: the first row with the same prompt. tokens: i32[B, P], prompts right-aligned; what stands before one is ignored."""
+    columns = tokens.shape[1]
+    outside = jnp.arange(columns) < columns - prompt_length[:, None]
+    same = ((tokens[:, None] == tokens) | outside).all(-1) & (prompt_length[:, None] == prompt_length)
+    return jnp.argmax(same, axis=1).astype(jnp.int32)
 
-    def place(room, length):
-        chosen = jnp.argmax(room >= length)
-        return room.at[chosen].add(-length), (chosen.astype(jnp.int32), columns - room[chosen])
 
-    room = jnp.full(lengths.shape, columns, jnp.int32)
-    _, (chosen, start) = jax.lax.scan(place, room, lengths[order])
+def first_fit(lengths: Array, columns: int, shared: Array | int = 0, group: Array | None = None) -> Places:
+    """First-fit decreasing: rows by descending length (equal ones in order), each into the first bin with room for it.
+
+    group: i32[B], of rows that share their first `shared` columns, i32[B], in a bin. The rows of a group come one after the
+    other, the group with most columns first, and each takes a bin that holds its group, if there is room.
+    """
+    rows = jnp.arange(lengths.size, dtype=jnp.int32)
+    group, shared = rows if group is None else group, jnp.broadcast_to(shared, lengths.shape)
+    total = jnp.zeros_like(lengths).at[group].add(lengths - shared)[group] + shared
+    order = jnp.lexsort((-lengths, group, -total))
+
+    def place(bins, row):
+        (room, holds), (length, shared, group) = bins, row
+        held = holds == group
+        needed = length - jnp.where(held, shared, 0)
+        chosen = jnp.argmax(jnp.where(room >= needed, 1 + held, 0)).astype(jnp.int32)
+        found = chosen, columns - room[chosen], needed[chosen]
+        holds = holds.at[chosen].set(jnp.where(length > 0, group, holds[chosen]))
+        return (room.at[chosen].add(-needed[chosen]), holds), found
+
+    empty = jnp.full(lengths.shape, columns, jnp.int32), jnp.full(lengths.shape, -1, jnp.int32)
+    _, found = jax.lax.scan(place, empty, (lengths[order], shared[order], group[order]))
     back = jnp.argsort(order)
-    return Places(chosen[back], start[back], lengths)
+    return Places(*(x[back] for x in found))
 
 
-def pack(prompt_length: Array, response_mask: Array, keep: Array, size: Sizes, columns: int, multiple: int):
-    """(Packed, Places) of rows whose prompts end in column P = columns - R. prompt_length: i32[B], at least 1;
-    response_mask: bool[B, R], left-aligned; keep: bool[B]. Nothing is kept of a row without a response."""
+def pack(
+    prompt_length: Array, response_mask: Array, keep: Array, size: Sizes, columns: int, multiple: int,
+    group: Array | None = None,
+) -> tuple[Packed, Places]:  # fmt: skip
+    """The packing of rows whose prompts end in column P = columns - R. prompt_length: i32[B], at least 1; response_mask:
+    bool[B, R], left-aligned; keep: bool[B]. Nothing is kept of a row without a response. group: i32[B], 0 to B - 1, of rows with
+    the same prompt, which then stands once in a bin; None: every row has its own."""
     response_length = response_mask.sum(-1, dtype=jnp.int32)
     keep &= response_length > 0
-    places = first_fit(jnp.where(keep, prompt_length + response_length - 1, 0), size.columns)
+    whole = jnp.where(keep, prompt_length + response_length - 1, 0)
+    shared = 0 if group is None else jnp.where(keep, prompt_length - 1, 0)
+    places = first_fit(whole, size.columns, shared, group)
     shape = (multiple, size.bins, size.columns)
     device, number = places.bin % multiple, places.bin // multiple
     # each row's number stands where it begins; columns up to the next beginning are filled by a running maximum, for which
@@ -98,17 +127,21 @@ def pack(prompt_length: Array, response_mask: Array, keep: Array, size: Sizes, c
     at_bin = jnp.arange(size.bins) * multiple + jnp.arange(multiple)[:, None]
     position = jnp.arange(size.columns, dtype=jnp.int32) - places.start[row]
     real = (places.bin[row] == at_bin[..., None]) & (position >= 0) & (position < places.length[row])
-    position = jnp.where(real, position, 0)
+    position = jnp.where(real, position + (whole - places.length)[row], 0)
     column = jnp.where(real, columns - response_mask.shape[1] - prompt_length[row] + position, 0)
     predicts = real & (position >= prompt_length[row] - 1)
     used = jnp.max(jnp.where(keep, number + 1, 0))
-    return Packed(row, column, position, jnp.where(real, row + 1, 0), predicts, used), places
+    segment, prompt = jnp.where(real, row + 1, 0), None
+    if group is not None:
+        prompt = jnp.where(real, keep.size + 1 + group[row], 0)
+        segment = jnp.where(predicts, segment, prompt)
+    return Packed(row, column, position, segment, prompt, predicts, used), places
 
 
-def unpack(values: Array, places: Places, prompt_length: Array, response_mask: Array) -> Array:
+def unpack(values: Array, places: Places, response_mask: Array) -> Array:
     """[B, R] of values [G, K, W] that stand where the token before is; 0 outside the mask and for rows without a place."""
     multiple = values.shape[0]
-    at = places.start + prompt_length - 1
+    at = places.start + places.length - response_mask.sum(-1, dtype=jnp.int32)
     at = at[:, None] + jnp.arange(response_mask.shape[1])
     found = values.at[places.bin[:, None] % multiple, places.bin[:, None] // multiple, at].get(mode="clip")
     return jnp.where(response_mask & (places.length > 0)[:, None], found, 0)

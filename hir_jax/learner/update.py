@@ -81,31 +81,42 @@ def init_state(params: decoder.Params, settings: LearnerSettings) -> TrainState:
     return TrainState(jnp.int32(0), params, optimizer(settings).init(params), jnp.int32(0))
 
 
-def _packed(tokens, prompt_length, response_mask, keep, settings: LearnerSettings, shard, multiple: int):
-    """The packing of a batch, its places and sizes, and i32[G, K, W] of tokens and of the tokens behind them."""
+def _packed(
+    tokens, prompt_length, response_mask, keep, model: ModelConfig, settings: LearnerSettings, shard, multiple: int
+):
+    """The packing of a batch, its places and sizes, and i32[G, K, W] of tokens and of the tokens behind them. Prompts are shared
+    where the attention can do so."""
     rows, columns = tokens.shape
     width = packing.bin_columns(columns, settings.pack_columns)
     size = packing.sizes(rows, columns - 1, width, multiple, settings.micro_batch_tokens)
-    packed, places = packing.pack(prompt_length, response_mask, keep, size, columns, multiple)
+    shares = model.attention == "plain"
+    group = packing.same_prompts(tokens[:, : columns - response_mask.shape[1]], prompt_length) if shares else None
+    packed, places = packing.pack(prompt_length, response_mask, keep, size, columns, multiple, group)
 
     def put(x):
-        return shard(x, ("batch", None, "length"))
+        return shard(x, ("batch", None, "length")) if x.ndim else x
 
-    packed = packed._replace(**{k: put(v) for k, v in packed._asdict().items() if k != "used"})
+    packed = jax.tree.map(put, packed)
     now, following = (put(tokens[packed.row, packed.column + i]) for i in (0, 1))
     return packed, places, size, now, following
 
 
-def _hidden(params, arrays, longest: int, start, count: int, model: ModelConfig, shard) -> Array:
-    """Hidden states dtype[G, count * W, D] of `count` bins a device from `start` on; arrays: tokens, positions, segments,
-    of rows with up to `longest` columns."""
+def _hidden(
+    params, tokens, packed: packing.Packed, longest: int, start, count: int, model: ModelConfig, shard
+) -> Array:
+    """Hidden states dtype[G, count * W, D] of `count` bins a device from `start` on. tokens: i32[G, K, W], of rows with up to
+    `longest` columns."""
 
     def cut(x):
         x = jax.lax.dynamic_slice_in_dim(x, start, count, axis=1)
         return shard(x.reshape(-1, x.shape[2]), ("batch", "length"))
 
-    hidden = decoder.hidden_states(model, params, *map(cut, arrays), shard, longest=longest)
-    return shard(hidden.reshape(arrays[0].shape[0], -1, hidden.shape[-1]), ("batch", "length", "embed"))
+    given = *map(cut, (tokens, packed.position, packed.segment)), shard
+    if packed.prompt is None:
+        hidden = decoder.hidden_states(model, params, *given, longest=longest)
+    else:  # which may stand at the other end of a bin
+        hidden = decoder.hidden_states(model, params, *given, prompts=cut(packed.prompt))
+    return shard(hidden.reshape(tokens.shape[0], -1, hidden.shape[-1]), ("batch", "length", "embed"))
 
 
 def _flat(x: Array, start, count: int) -> Array:
@@ -130,9 +141,8 @@ def score_responses(
     tokens, prompt_length, response_mask = map(jnp.asarray, (tokens, prompt_length, response_mask))
     keep = jnp.ones(tokens.shape[0], bool)
     packed, places, size, now, following = _packed(
-        tokens, prompt_length, response_mask, keep, settings, shard, multiple
+        tokens, prompt_length, response_mask, keep, model, settings, shard, multiple
     )
-    inputs = (now, packed.position, packed.segment)
     matrix = decoder.unembed_matrix(model, head_params(model, params, shard))
 
     def chunk(carry, hidden, real, target):
@@ -140,7 +150,7 @@ def score_responses(
         return carry, jnp.where(real, shard(logp, ("batch", "length")), 0.0)
 
     def micro_batch(logp, start):
-        hidden = _hidden(params, inputs, tokens.shape[1] - 1, start, size.micro, model, shard)
+        hidden = _hidden(params, now, packed, tokens.shape[1] - 1, start, size.micro, model, shard)
         predicts, target = (_flat(x, start, size.micro) for x in (packed.predicts, following))
         empty = jnp.zeros(predicts.shape, jnp.float32)
         _, found = over_chunks(predicts, model.vocab_size, hidden, target, chunk, empty, None)
@@ -148,7 +158,7 @@ def score_responses(
 
     logp = shard(jnp.zeros(now.shape, jnp.float32), ("batch", None, "length"))
     logp, _ = packing.over_micro_batches(packed.used, size, micro_batch, logp)
-    return packing.unpack(logp, places, prompt_length, response_mask)
+    return packing.unpack(logp, places, response_mask)
 
 
 class _Tokens(NamedTuple):
@@ -228,13 +238,14 @@ def gradients(
     """Gradient of the batch's loss (see `_shares`) by `params`, and its metrics; packing and micro-batches change nothing but
     cost. `frozen`: the parameters beside them for which none is computed (see `lora.join`).
 
-    `padding` among the metrics is the share of computed columns that no row of weight above 0 fills.
+    Among the metrics are `padding`, the share of computed columns that no row of weight above 0 fills, and `shared`, the share of
+    these rows' columns that are not computed because another row has the same prompt.
     """
     batch, advantage = jax.tree.map(jnp.asarray, (batch, advantage))
     columns, responses = batch.tokens.shape[1], batch.response_mask.shape[1]
     tokens_total = jnp.maximum((batch.response_mask * batch.weight[:, None]).sum(), 1.0)
     packed, places, size, now, following = _packed(
-        batch.tokens, batch.prompt_length, batch.response_mask, batch.weight > 0, settings, shard, multiple
+        batch.tokens, batch.prompt_length, batch.response_mask, batch.weight > 0, model, settings, shard, multiple
     )
     share = batch.weight if settings.loss == "dpo" else _shares(batch, settings.average)
     # the predicted token's place among the responses
@@ -253,8 +264,7 @@ def gradients(
     frozen_head = head_params(model, frozen or {}, shard)
     loss = partial(_loss, frozen_head=frozen_head, model=model, settings=settings, shard=shard)
     compute = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
-    head, inputs = head_params(model, params, shard), (now, packed.position, packed.segment)
-    axes = lora.param_axes(model, params)
+    head, axes = head_params(model, params, shard), lora.param_axes(model, params)
 
     def chunk(carry, hidden, real, fields):
         d_heads, sums = carry
@@ -265,7 +275,7 @@ def gradients(
         grads, d_heads, sums = carry
 
         def run(trained):
-            return _hidden(lora.join(frozen, trained), inputs, columns - 1, start, size.micro, model, shard)
+            return _hidden(lora.join(frozen, trained), now, packed, columns - 1, start, size.micro, model, shard)
 
         hidden, pull = jax.vjp(run, params)
         predicts, part = jax.tree.map(lambda x: _flat(x, start, size.micro), (packed.predicts, fields))
@@ -291,7 +301,9 @@ def gradients(
     outside = sums.pop("replay_outside", None)
     if outside is not None:
         metrics["replay_outside_clip"] = outside / jnp.maximum(replay_tokens, 1.0)
-    metrics["padding"] = 1 - places.length.sum() / jnp.maximum(computed * multiple * size.columns, 1)
+    filled, lengths = places.length.sum(), batch.prompt_length + batch.response_mask.sum(-1) - 1
+    metrics["padding"] = 1 - filled / jnp.maximum(computed * multiple * size.columns, 1)
+    metrics["shared"] = 1 - filled / jnp.maximum(jnp.where(places.length > 0, lengths, 0).sum(), 1)
     return grads, metrics | {name: value / tokens_total for name, value in sums.items()}
 
 

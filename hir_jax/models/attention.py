@@ -32,15 +32,19 @@ TRITON_BLOCK = 128  # columns
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
-def causal(implementation: str, segments: jax.Array, window: int, shard) -> Attend:
-    """Attention of T queries to T keys: none later than itself, nor `window` or more columns earlier, nor of another segment.
+def causal(implementation: str, segments: jax.Array, window: int, shard, prompts: jax.Array | None = None) -> Attend:
+    """Attention of T queries to T keys: none later than itself, nor `window` or more columns earlier, nor of another segment
+    but that of its prompt.
 
-    segments: i32 or bool[B, T]. Returns attend(q, k, v) for q: dtype[B, T, Hq, Dh] and k, v: dtype[B, Hkv, T, Dh], which gives
-    dtype[B, T, Hq*Dh]; no segment has more than `window` columns.
+    segments: i32 or bool[B, T]; prompts: i32[B, T], the segment of each column's prompt (plain only), or None. Returns
+    attend(q, k, v) for q: dtype[B, T, Hq, Dh] and k, v: dtype[B, Hkv, T, Dh], which gives dtype[B, T, Hq*Dh]; no segment has
+    more than `window` columns.
     """
     if implementation == "plain":
-        bias = causal_bias(segments)
+        bias = causal_bias(segments, prompts)
         return lambda q, k, v: _plain(q, k, v, bias, window)
+    if prompts is not None:
+        raise ValueError(f"attention {implementation!r} cannot share the columns of a prompt; plain can")
     kernel = {"splash": splash, "triton": triton}[implementation]
 
     def attend(q, k, v):
@@ -62,10 +66,13 @@ def mask_bias(mask: jax.Array) -> jax.Array:
     return jnp.where(mask, 0.0, MASKED)
 
 
-def causal_bias(segments: jax.Array) -> jax.Array:
-    """f32[B, T, T]: column t may attend to column s: not a later one, and of the same segment."""
+def causal_bias(segments: jax.Array, prompts: jax.Array | None = None) -> jax.Array:
+    """f32[B, T, T]: column t may attend to column s: not a later one, and of the same segment, or of that of its prompt."""
     columns = jnp.arange(segments.shape[1])
-    return mask_bias((columns[:, None] >= columns[None, :]) & (segments[:, :, None] == segments[:, None, :]))
+    allowed = segments[:, :, None] == segments[:, None, :]
+    if prompts is not None:
+        allowed |= prompts[:, :, None] == segments[:, None, :]
+    return mask_bias((columns[:, None] >= columns[None, :]) & allowed)
 
 
 def _attend(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array) -> jax.Array:

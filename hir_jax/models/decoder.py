@@ -319,11 +319,12 @@ def _products_saved(layers: Params):
 
 
 def run_layers(
-    config: ModelConfig, params: Params, tokens, positions, segments, shard: Shard, keep_cache: bool, window=None
-):
+    config: ModelConfig, params: Params, tokens, positions, segments, shard: Shard, keep_cache: bool, window=None,
+    prompts=None,
+):  # fmt: skip
     """Embedding and all layers: (dtype[B, T, D] before the final norm, stacked (k, v) [L, B, Hkv, T, Dh] or None)."""
     rope = rope_tables(config, positions)
-    attend = attention.causal(config.attention, segments, window or tokens.shape[1], shard)
+    attend = attention.causal(config.attention, segments, window or tokens.shape[1], shard, prompts)
 
     def body(x, layer):
         x, cache = _layer_pass(config, shard, _gathered(config, layer, shard), x, rope, attend)
@@ -344,16 +345,20 @@ def hidden_states(
     shard: Shard = no_shard,
     *,
     longest: int | None = None,
+    prompts: jax.Array | None = None,
 ) -> jax.Array:
     """Hidden states after the final norm, dtype[B, T, D], of a causal pass.
 
     tokens, positions: i32[B, T]; segments: i32 or bool[B, T]: columns attend within their segment. Padding, on any
     side, is a segment of its own (0, or False where the rest is one sequence); its hidden states are finite and mean
-    nothing. No other segment has more than `longest` columns (default: T), which spares work. Parameters are stacked,
-    as `init` gives them. `shard(x, axes)` puts a sharding constraint on an activation by the logical names of its axes
-    ("batch", "length", "embed", "heads", "kv_heads", "mlp", "vocab", or None).
+    nothing. Nobody attends to what stands `longest` or more columns earlier (default: T), which spares work. prompts: i32[B, T],
+    the segment of each column's prompt, where several segments share one. Parameters are stacked, as `init` gives them.
+    `shard(x, axes)` puts a sharding constraint on an activation by the logical names of its axes ("batch", "length", "embed",
+    "heads", "kv_heads", "mlp", "vocab", or None).
     """
-    x, _ = run_layers(config, params, tokens, positions, segments, shard, keep_cache=False, window=longest)
+    x, _ = run_layers(
+        config, params, tokens, positions, segments, shard, keep_cache=False, window=longest, prompts=prompts
+    )
     return rms_norm(x, params["final_norm"], config.rms_norm_eps)
 
 

@@ -1,4 +1,4 @@
-"""Packing: first-fit against plain Python, every column in its place, and gradients against every row alone."""
+"""Packing: first-fit against plain Python, every column in its place, and gradients against every row alone, prompts shared."""
 
 from functools import cache, partial
 from pathlib import Path
@@ -37,13 +37,17 @@ def params():
 
 
 def batch_of(kinds, seed=0) -> tuple[TrainBatch, np.ndarray]:
-    """Rows of (prompt length, response length, weight, is a replay) and advantages; what is padding holds noise too."""
+    """Rows of (prompt length, response length, weight, is a replay) and advantages; what is padding holds noise too. There are
+    two prompts of each length."""
     rng = np.random.default_rng(seed)
     prompt, response, weight, replay = map(np.array, zip(*kinds, strict=True))
     mask = np.arange(R) < response[:, None]
     noise = partial(rng.normal, size=mask.shape)
+    tokens = rng.integers(0, 37, (len(kinds), P + R)).astype(np.int32)
+    prompts = rng.integers(0, 37, (2, P))[rng.integers(0, 2, len(kinds))]
+    tokens[:, :P] = np.where(np.arange(P) < P - prompt[:, None], tokens[:, :P], prompts)
     batch = TrainBatch(
-        tokens=rng.integers(0, 37, (len(kinds), P + R)).astype(np.int32), prompt_length=prompt.astype(np.int32),
+        tokens=tokens, prompt_length=prompt.astype(np.int32),
         response_mask=mask, behaviour_logp=(-3.5 + 0.2 * noise()).astype(np.float32),
         ref_logp=np.zeros(mask.shape, np.float32), importance=np.ones(mask.shape, np.float32),
         reward=np.ones(len(kinds), np.float32), weight=weight.astype(np.float32),
@@ -141,38 +145,82 @@ def test_scores_equal_rows_alone(columns, micro, multiple, kinds, seed):
 
 
 def plain_first_fit(lengths, columns):
-    """[(bin, start)] of each row, the longest first, in plain Python."""
+    """[(bin, start, length)] of each row, the longest first, in plain Python."""
     room, places = [columns] * len(lengths), [None] * len(lengths)
     for b in sorted(range(len(lengths)), key=lambda b: -lengths[b]):
         chosen = next(i for i, free in enumerate(room) if free >= lengths[b])
-        places[b] = chosen, columns - room[chosen]
+        places[b] = chosen, columns - room[chosen], lengths[b]
         room[chosen] -= lengths[b]
     return places
+
+
+def plain_first_fit_of_groups(own, shared, group, columns):
+    """The same of rows with columns of their own and with `shared[g]` that a bin holds once for the rows of group g."""
+    bins, places = [(columns, set()) for _ in own], [None] * len(own)
+    members = {g: sorted((b for b in range(len(own)) if group[b] == g), key=lambda b: -own[b]) for g in set(group)}
+    for g in sorted(members, key=lambda g: (-shared[g] - sum(own[b] for b in members[g]), g)):
+        for b in members[g]:
+            joined = [i for i, (free, held) in enumerate(bins) if g in held and free >= own[b]]
+            opened = [i for i, (free, held) in enumerate(bins) if free >= own[b] + shared[g] * (g not in held)]
+            i = (joined + opened)[0]
+            (free, held), length = bins[i], own[b] + shared[g] * (g not in bins[i][1])
+            places[b], bins[i] = (i, columns - free, length), (free - length, held | {g})
+    return places
+
+
+def listed(places):
+    return list(zip(*(x.tolist() for x in places), strict=True))
 
 
 @few
 @given(st.lists(st.integers(0, 20), min_size=30, max_size=30), st.sampled_from([20, 33, 64]))
 def test_first_fit_equals_plain_python(lengths, columns):
     found = jax.jit(packing.first_fit, static_argnums=1)(np.array(lengths, np.int32), columns)
-    assert list(zip(found.bin.tolist(), found.start.tolist(), strict=True)) == plain_first_fit(lengths, columns)
+    assert listed(found) == plain_first_fit(lengths, columns)
 
 
+@few
+@given(
+    st.lists(st.tuples(st.integers(1, 9), st.integers(0, 4)), min_size=30, max_size=30),
+    st.lists(st.integers(0, 11), min_size=5, max_size=5), st.sampled_from([20, 33, 64]),
+)  # fmt: skip
+def test_first_fit_of_groups_equals_plain_python(rows, shared, columns):
+    own, group = (np.array(x, np.int32) for x in zip(*rows, strict=True))
+    prompts = np.array(shared, np.int32)[group]
+    found = jax.jit(packing.first_fit, static_argnums=1)(own + prompts, columns, prompts, group)
+    assert listed(found) == plain_first_fit_of_groups(own.tolist(), shared, group.tolist(), columns)
+    assert 1 + int(found.bin.max()) <= -(-len(rows) // (columns // 20))  # as many as the longest rows would need
+
+
+@pytest.mark.parametrize("shares", [False, True])
 @pytest.mark.parametrize(("wanted", "multiple"), [(0, 1), (16, 2), (40, 4)])
 @few
-@given(kinds=row_lists)
-def test_every_column_stands_once_and_in_order(wanted, multiple, kinds):
-    batch, _ = batch_of(kinds)
+@given(kinds=row_lists, seed=st.integers(0, 9))
+def test_every_column_stands_once_and_in_order(wanted, multiple, shares, kinds, seed):
+    """With prompts shared: those of the prompt but the last one once in a bin, ahead of its rows."""
+    batch, _ = batch_of(kinds, seed)
+    group = np.asarray(packing.same_prompts(batch.tokens[:, :P], batch.prompt_length)) if shares else None
     size = packing.sizes(ROWS, P + R - 1, packing.bin_columns(P + R, wanted), multiple, 64)
     keep = batch.weight > 0
     packed, places = jax.device_get(
         jax.jit(packing.pack, static_argnums=(3, 4, 5))(
-            batch.prompt_length, batch.response_mask, keep, size, P + R, multiple
+            batch.prompt_length, batch.response_mask, keep, size, P + R, multiple, group
         )
     )
+    prompt = None if group is None else np.where(packed.segment > 0, group[packed.row], -1)
     for b in range(ROWS):
         responses, at = int(batch.response_mask[b].sum()), np.nonzero((packed.segment > 0) & (packed.row == b))
         first, length = P - batch.prompt_length[b], batch.prompt_length[b] + responses - 1
         expected = np.arange(length) if keep[b] and responses else np.arange(0)
+        if shares and len(expected):
+            device, number = places.bin[b] % multiple, places.bin[b] // multiple
+            ahead = (prompt[device, number] == group[b]) & ~packed.predicts[device, number]
+            assert packed.position[device, number][ahead].tolist() == list(range(batch.prompt_length[b] - 1))
+            assert np.nonzero(ahead)[0].max(initial=-1) < places.start[b] + places.length[b] - responses
+            expected = expected[length - places.length[b] :]
+            own, shared = packed.segment[at], packed.prompt[at]
+            assert set(own[packed.predicts[at]]) == {b + 1} and set(own[~packed.predicts[at]]) <= set(shared)
+            assert set(shared) == {ROWS + 1 + group[b]}
         assert packed.position[at].tolist() == expected.tolist()
         assert packed.column[at].tolist() == (first + expected).tolist()
         assert packed.predicts[at].tolist() == (expected >= batch.prompt_length[b] - 1).tolist()
@@ -183,9 +231,24 @@ def test_every_column_stands_once_and_in_order(wanted, multiple, kinds):
     per_device = (packed.segment > 0).any(2).sum(1)
     assert per_device.max() - per_device.min() <= 1  # spread evenly
     names = np.where(packed.predicts, 100 * packed.row + packed.column, -1)
-    found = jax.jit(packing.unpack)(names, places, batch.prompt_length, batch.response_mask)
+    found = jax.jit(packing.unpack)(names, places, batch.response_mask)
     expected = 100 * np.arange(ROWS)[:, None] + P - 1 + np.arange(R)
     np.testing.assert_array_equal(found, np.where(batch.response_mask & keep[:, None], expected, 0))
+
+
+def test_rows_with_the_same_prompt_are_found():
+    """Whatever stands before a prompt; the same tokens at another length are another prompt."""
+    tokens = np.array([[9, 1, 2], [8, 1, 2], [1, 1, 2], [1, 1, 2], [7, 1, 3], [7, 1, 3]])
+    found = jax.jit(packing.same_prompts)(tokens, np.array([2, 2, 2, 3, 2, 3]))
+    assert found.tolist() == [0, 0, 0, 3, 4, 5]
+
+
+def test_eight_samples_of_a_prompt_take_half_the_columns():
+    """24 rows of 3 prompts of 150 tokens and 96 of a response: 4 * 245 columns hold ten rows instead of four."""
+    group, lengths, prompt = np.repeat([0, 8, 16], 8), np.full(24, 245, np.int32), np.full(24, 149, np.int32)
+    assert int(packing.first_fit(lengths, 980).bin.max()) + 1 == 6
+    found = packing.first_fit(lengths, 980, prompt, group)
+    assert int(found.bin.max()) + 1 == 3 and int(found.length.sum()) == 24 * 96 + 3 * 149
 
 
 @few
@@ -193,7 +256,7 @@ def test_every_column_stands_once_and_in_order(wanted, multiple, kinds):
 def test_there_are_bins_enough_for_any_rows(lengths, columns, multiple):
     """First fit never needs more bins than rows of the greatest length would."""
     size = packing.sizes(len(lengths), 20, columns, multiple, 100)
-    needed = 1 + max((b for b, _ in plain_first_fit(lengths, columns)))
+    needed = 1 + max(b for b, *_ in plain_first_fit(lengths, columns))
     assert needed <= size.bins * multiple
 
 

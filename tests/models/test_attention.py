@@ -33,13 +33,14 @@ def make_case(name, dtype="float32"):
     return (jnp.asarray(q), jnp.asarray(k), jnp.asarray(v)), segments, window
 
 
-def by_numpy(q, k, v, segments):
+def by_numpy(q, k, v, segments, prompts=None):
     """In float64, a query at a time."""
+    prompts = segments if prompts is None else prompts
     q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
     rows, columns, heads, size = q.shape
     out = np.zeros_like(q)
     for b, t, h in np.ndindex(rows, columns, heads):
-        seen = [s for s in range(t + 1) if segments[b, s] == segments[b, t]]
+        seen = [s for s in range(t + 1) if segments[b, s] in (segments[b, t], prompts[b, t])]
         key = h // (heads // k.shape[1])
         scores = k[b, key, seen] @ q[b, t, h] / np.sqrt(size)
         weights = np.exp(scores - scores.max())
@@ -61,6 +62,17 @@ def test_all_implementations_are_attention(implementation, case):
     arrays, segments, window = make_case(case)
     attend = attention.causal(implementation, jnp.asarray(segments), window, no_shard)
     np.testing.assert_allclose(attend(*arrays), by_numpy(*arrays, segments), atol=TOLERANCE["float32"])
+
+
+def test_segments_share_the_columns_of_their_prompt():
+    """Two prompts, three segments after them in no order; where an attention cannot share, it says so."""
+    arrays, *_ = make_case("padded")
+    segments = np.repeat([4, 1, 5, 2, 3, 0], [30, 40, 20, 30, 50, 30])[None].repeat(2, 0)
+    prompts = np.array([0, 4, 5, 4, 4, 5])[segments]
+    attend = attention.causal("plain", jnp.asarray(segments), 200, no_shard, jnp.asarray(prompts))
+    np.testing.assert_allclose(attend(*arrays), by_numpy(*arrays, segments, prompts), atol=TOLERANCE["float32"])
+    with pytest.raises(ValueError, match="splash"):
+        attention.causal("splash", jnp.asarray(segments), 200, no_shard, jnp.asarray(prompts))
 
 
 @pytest.mark.parametrize("dtype", GRADIENT_TOLERANCE)

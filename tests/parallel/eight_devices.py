@@ -83,8 +83,8 @@ def named(prefix: str, tree) -> dict[str, np.ndarray]:
 
 
 def comparable(metrics) -> dict:
-    """Metrics without the share of padding, which follows from the layout: bins are dealt to the devices."""
-    return {name: value for name, value in metrics.items() if name != "padding"}
+    """Metrics without those of the layout: bins are dealt to the devices."""
+    return {name: value for name, value in metrics.items() if name not in ("padding", "shared")}
 
 
 def fixed_tokens(engine: Engine, state) -> dict[str, np.ndarray]:
