@@ -65,9 +65,7 @@ def defaults() -> ml_collections.ConfigDict:
     m.num_heads = 4  # as many key/value heads
     m.param_dtype = "float32"  # of what is trained, and optimiser state; with LoRA adapters (the rest: lora.base_dtype)
     m.compute_dtype = "float32"  # float32 | bfloat16
-    m.remat = (
-        "dots"  # none | dots | full: what the backward pass recomputes; measured: experiments/results/bench/remat_*
-    )
+    m.remat = "dots"  # none | dots | full: what is computed again; measured in experiments/results/bench/remat_*
 
     # LoRA (Hu et al. 2021): the model is frozen, and low-rank adapters beside its matrices are trained, optimised and saved.
     # The reference policy is the frozen model itself. For RL low ranks suffice; adapters belong beside all matrices, and want
