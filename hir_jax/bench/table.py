@@ -46,7 +46,7 @@ def _line(what: str, part: Mapping, ceiling: str = "", against: str = "") -> Lin
     )  # fmt: skip
 
 
-def _padding(part: Mapping) -> str:
+def _columns(part: Mapping) -> str:
     found = f", padding {part['padding']:.0%}" if "padding" in part else ""
     return found + (f", {part['shared']:.0%} of the columns shared" if part.get("shared") else "")
 
@@ -78,7 +78,7 @@ def _long_tail(part: Mapping, found: Mapping) -> Iterator[Line]:
 
 
 def _step(part: Mapping, found: Mapping) -> Iterator[Line]:
-    what = f"a step of {part['sequences']} sequences, {number(part['steps_per_s'])} steps/s" + _padding(part)
+    what = f"a step of {part['sequences']} sequences, {number(part['steps_per_s'])} steps/s" + _columns(part)
     what += f"; {part['steps']} steps, {part['steps_compiling']} that compiled left out"
     overhead = f"overhead {part['overhead_share']:.1%}"
     yield Line(what, span(part["seconds"]), number(part["sampled_tokens_per_s"]), overhead)
@@ -100,7 +100,7 @@ def _grpo(part: Mapping, found: Mapping) -> Iterator[Line]:
     for method in ("ilr", "hir"):
         one = part[method]
         what = f"{method} step, {one['sampled_sequences']} sampled, {one['trained_sequences']} trained x ({shape})"
-        what += _padding(one)
+        what += _columns(one)
         against = ""
         if "peer_fastest" in part:
             peer = part["peer_variants"][part["peer_fastest"]]

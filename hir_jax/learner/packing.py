@@ -113,8 +113,7 @@ def pack(
     response_length = response_mask.sum(-1, dtype=jnp.int32)
     keep &= response_length > 0
     whole = jnp.where(keep, prompt_length + response_length - 1, 0)
-    shared = 0 if group is None else jnp.where(keep, prompt_length - 1, 0)
-    places = first_fit(whole, size.columns, shared, group)
+    places = first_fit(whole, size.columns, jnp.where(keep, prompt_length - 1, 0), group)
     shape = (multiple, size.bins, size.columns)
     device, number = places.bin % multiple, places.bin // multiple
     # each row's number stands where it begins; columns up to the next beginning are filled by a running maximum, for which

@@ -111,11 +111,11 @@ def _hidden(
         x = jax.lax.dynamic_slice_in_dim(x, start, count, axis=1)
         return shard(x.reshape(-1, x.shape[2]), ("batch", "length"))
 
-    given = *map(cut, (tokens, packed.position, packed.segment)), shard
-    if packed.prompt is None:
-        hidden = decoder.hidden_states(model, params, *given, longest=longest)
-    else:  # which may stand at the other end of a bin
-        hidden = decoder.hidden_states(model, params, *given, prompts=cut(packed.prompt))
+    given = map(cut, (tokens, packed.position, packed.segment))
+    prompts = None
+    if packed.prompt is not None:  # it may stand at the other end of a bin
+        prompts, longest = cut(packed.prompt), None
+    hidden = decoder.hidden_states(model, params, *given, shard, longest=longest, prompts=prompts)
     return shard(hidden.reshape(tokens.shape[0], -1, hidden.shape[-1]), ("batch", "length", "embed"))
 
 

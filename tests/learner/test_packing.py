@@ -144,18 +144,11 @@ def test_scores_equal_rows_alone(columns, micro, multiple, kinds, seed):
 # ---- places ------------------------------------------------------------------------------------------------------
 
 
-def plain_first_fit(lengths, columns):
-    """[(bin, start, length)] of each row, the longest first, in plain Python."""
-    room, places = [columns] * len(lengths), [None] * len(lengths)
-    for b in sorted(range(len(lengths)), key=lambda b: -lengths[b]):
-        chosen = next(i for i, free in enumerate(room) if free >= lengths[b])
-        places[b] = chosen, columns - room[chosen], lengths[b]
-        room[chosen] -= lengths[b]
-    return places
-
-
-def plain_first_fit_of_groups(own, shared, group, columns):
-    """The same of rows with columns of their own and with `shared[g]` that a bin holds once for the rows of group g."""
+def plain_first_fit(own, columns, shared=None, group=None):
+    """[(bin, start, length)] of rows with columns of their own, the longest first, in plain Python; with `shared[g]` more that a
+    bin holds once for the rows of group g, the group with most columns first."""
+    group = group or range(len(own))
+    shared = shared or [0] * len(own)
     bins, places = [(columns, set()) for _ in own], [None] * len(own)
     members = {g: sorted((b for b in range(len(own)) if group[b] == g), key=lambda b: -own[b]) for g in set(group)}
     for g in sorted(members, key=lambda g: (-shared[g] - sum(own[b] for b in members[g]), g)):
@@ -188,7 +181,7 @@ def test_first_fit_of_groups_equals_plain_python(rows, shared, columns):
     own, group = (np.array(x, np.int32) for x in zip(*rows, strict=True))
     prompts = np.array(shared, np.int32)[group]
     found = jax.jit(packing.first_fit, static_argnums=1)(own + prompts, columns, prompts, group)
-    assert listed(found) == plain_first_fit_of_groups(own.tolist(), shared, group.tolist(), columns)
+    assert listed(found) == plain_first_fit(own.tolist(), columns, shared, group.tolist())
     assert 1 + int(found.bin.max()) <= -(-len(rows) // (columns // 20))  # as many as the longest rows would need
 
 
