@@ -117,11 +117,14 @@ def slug(label: str) -> str:
 
 
 def _base(file: str, root: Path, seed: int, overrides: Overrides, extra: Overrides) -> Job:
-    """The fit that variants of a seed start from, where the config names no checkpoint; `overrides` of its own config."""
+    """The fit that variants of a seed start from, where the config names no checkpoint; `overrides` of its own config, of which
+    those that say what it says anyway are dropped, so that it is the one of other suites."""
     config = configs.load_file(f"{file}:sft")
     overrides = overrides | {
         key: extra[key] for key in (UNSEEN,) if key in extra
     }  # else they were trained on after all
+    given = configs.flatten(config)
+    overrides = {key: value for key, value in overrides.items() if given[key] != value}
     name = slug(",".join(f"{key}={value}" for key, value in overrides.items())) or "default"
     own = {"seed": seed, "save_model": True, "checkpoint_every": config.total_steps} | overrides
     return Job(root / "base" / name / f"seed-{seed}", own, f"{file}:sft", config.total_steps, evaluates=False)

@@ -164,9 +164,12 @@ def test_variants_share_base_models_or_have_their_own(tmp_path):
     planned = run.jobs("difficulty", CONFIG, tmp_path, labels, [0, 1], {}, {})
     bases = {job.after.directory: job.after for job in planned}
     assert len(planned) == 2 * len(labels) and len(bases) == 2 * len(labels) / 2  # hir and ilr of a seed share one
+    fit = configs.flatten(configs.load_file(f"{CONFIG}:sft"))
     for job in planned:
         noise = float(job.directory.parent.name.split("-")[1])
-        assert job.after.overrides["data.label_noise"] == noise and job.after.overrides["seed"] == job.overrides["seed"]
+        assert (fit | job.after.overrides)["data.label_noise"] == noise
+        assert job.after.overrides["seed"] == job.overrides["seed"]
+        assert (job.after.directory.parent.name == "default") == (noise == fit["data.label_noise"])  # other suites' too
         assert job.overrides["model.checkpoint"] == str(job.after.directory / "model")
         assert not any("label_noise" in key for key in job.overrides)
     unseen = run.jobs("difficulty", CONFIG, tmp_path, labels, [0], {}, {run.UNSEEN: "punctuation:no_comma"})
