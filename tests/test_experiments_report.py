@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import re
+from pathlib import Path
 
 import pytest
 from scipy import stats
@@ -129,3 +130,14 @@ def test_nothing_to_report_and_broken_rows_are_named(tmp_path, runs):
     path.write_text("{broken\n" + path.read_text())
     with pytest.raises(InputError, match=r"metrics\.jsonl:1"):
         report.write(runs, tmp_path / "out", 0.2)
+
+
+def test_committed_results_are_small_and_their_pages_need_no_network():
+    results = Path(report.__file__).parent / "results"
+    files = [path for path in results.rglob("*") if path.is_file()]
+    pages = [path for path in files if path.suffix == ".html"]
+    assert results / "smollm2" / "report.html" in pages
+    assert all(path.stat().st_size < 2_000_000 for path in pages)
+    assert all(path.stat().st_size < 300_000 for path in files if path not in pages)
+    for page in pages:
+        assert not re.search(r"(src|href)=[\"']?(https?:)?//", page.read_text(encoding="utf-8")), page
