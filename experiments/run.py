@@ -116,15 +116,18 @@ def slug(label: str) -> str:
     return re.sub(r"[^A-Za-z0-9+._-]+", "_", label)
 
 
+def _written(config: dict[str, Any]) -> frozenset[tuple[str, str]]:
+    """Keys and values of a flat config, or of some keys, as text: the command line gives text, and JSON lists for tuples."""
+    return frozenset((key, str(tuple(v) if isinstance(v, list) else v)) for key, v in config.items())
+
+
 def _base(file: str, root: Path, seed: int, overrides: Overrides, extra: Overrides) -> Job:
     """The fit that variants of a seed start from, where the config names no checkpoint; `overrides` of its own config, of which
     those that say what it says anyway are dropped, so that it is the one of other suites."""
     config = configs.load_file(f"{file}:sft")
-    overrides = overrides | {
-        key: extra[key] for key in (UNSEEN,) if key in extra
-    }  # else they were trained on after all
-    given = configs.flatten(config)
-    overrides = {key: value for key, value in overrides.items() if given[key] != value}
+    unseen = {UNSEEN: extra[UNSEEN]} if UNSEEN in extra else {}  # else they were trained on after all
+    given = _written(configs.flatten(config))
+    overrides = {key: value for key, value in (overrides | unseen).items() if not _written({key: value}) <= given}
     name = slug(",".join(f"{key}={value}" for key, value in overrides.items())) or "default"
     own = {"seed": seed, "save_model": True, "checkpoint_every": config.total_steps} | overrides
     return Job(root / "base" / name / f"seed-{seed}", own, f"{file}:sft", config.total_steps, evaluates=False)
@@ -170,19 +173,15 @@ def jobs(
 
 def link_same(todo: list[Job], root: Path) -> None:
     """Puts a link to a finished run of another suite in `root` where a job would only make it again."""
-
-    def written(config):  # overrides of the command line are text
-        return tuple(sorted((key, str(tuple(v) if isinstance(v, list) else v)) for key, v in config.items()))
-
     finished = {}
     for path in root.glob("*/*/seed-*/config.json"):
         config = files.read_config(path.parent)
         if not path.parent.is_symlink() and any(
             row["step"] == config["total_steps"] for row in read_metrics(path.parent)
         ):
-            finished[written(config)] = path.parent
+            finished[_written(config)] = path.parent
     for job in todo:
-        same = finished.get(written(configs.flatten(configs.load_file(job.config)) | job.overrides))
+        same = finished.get(_written(configs.flatten(configs.load_file(job.config)) | job.overrides))
         if same and not job.directory.exists():
             job.directory.parent.mkdir(parents=True, exist_ok=True)
             job.directory.symlink_to(same.resolve())
