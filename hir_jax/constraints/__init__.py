@@ -11,4 +11,5 @@ from hir_jax.constraints import ifbench_words as ifbench_words
 from hir_jax.constraints import ifeval as ifeval  # registers the 25 IFEval types
 from hir_jax.constraints import judge as judge  # declares soft constraints
 from hir_jax.constraints import muldimif as muldimif  # registers the 12 families of MulDimIF
+from hir_jax.constraints import tiny as tiny  # registers types of the tiny environment
 from hir_jax.constraints import training as training  # registers types of our own, for training

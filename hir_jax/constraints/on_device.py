@@ -1,9 +1,9 @@
 """Constraints decided on the device: tokens -> bytes -> counts per response -> one comparison per constraint.
 
-Seventeen types of IFEval are a comparison of a number with a number: how often patterns occur, or a count of words,
-bullets, paragraphs and so on. The counts are computed once per response for all constraints, so that one compiled
+Seventeen types of IFEval and five of ours are a comparison of a number with a number: how often patterns occur, or a count
+of words, bullets, paragraphs and so on. The counts are computed once per response for all constraints, so that one compiled
 function serves every prompt and every mixture, and a condition is data: which value, which relation, which number, which
-patterns. Verdicts are those of `ifeval` (strict mode) wherever `known`; it is False for text that is not ASCII or too
+patterns. Verdicts are those of the host's checks (strict mode) wherever `known`; it is False for text that is not ASCII or too
 long and for constraints that are not decided here (`decides`), which the host's verifier then decides.
 
 All arrays have a row per response, and nothing looks across rows: rows may be split over a mesh.

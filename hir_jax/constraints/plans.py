@@ -1,8 +1,9 @@
 """Constraints as data, for the device: which value of a response stands in which relation to which number.
 
-Seventeen types of IFEval are such comparisons; what they mean, quirks included, is said in `ifeval`. Keywords become
-patterns of symbols that `on_device` matches with bit operations. This module runs on the host, in NumPy, once per data
-set. Letters in shapes: N prompts, C constraints of a prompt, M patterns of a prompt, W symbols of a pattern.
+Seventeen types of IFEval and five of ours are such comparisons; what they mean, quirks included, is said where they are
+registered. Keywords become patterns of symbols that `on_device` matches with bit operations. This module runs on the host,
+in NumPy, once per data set. Letters in shapes: N prompts, C constraints of a prompt, M patterns of a prompt, W symbols of a
+pattern.
 """
 
 from __future__ import annotations
@@ -145,10 +146,21 @@ def _joined(patterns: Sequence[Sequence[Sequence[Symbol]]]) -> list[Sequence[Sym
     return [alternative for alternatives in patterns for alternative in alternatives]
 
 
+def _begins_with(phrase: str) -> Plan:
+    # The place before the first one of the body is the only one outside it that a place inside it follows.
+    return _occurs([[(BODY, 0), *symbols] for symbols in _symbols(re.escape(phrase.strip()) + r"\b", body=True)])
+
+
+def _one_of(word: str, others: Sequence[str]) -> Plan:
+    # The word's pattern counts once more than those of all others together.
+    patterns = _joined([_symbols(rf"\b{each}\b") for each in (*[word] * (len(others) + 1), *others)])
+    return Plan(FOUND, EXACTLY, len(others) + 1, patterns)
+
+
 _POSTSCRIPTS = {"P.S.": r"p\.\s?s\.", "P.P.S": r"p\.\s?p\.\s?s"}
 _ANSWERS = (r"My answer is yes\.", r"My answer is no\.", r"My answer is maybe\.")
 
-# Arguments by name -> Plan. What each type means, quirks included, is said in `ifeval`.
+# Arguments by name -> Plan.
 _PLANS: dict[str, Callable[..., Plan]] = {
     "punctuation:no_comma": lambda: _never(_symbols(",")),
     "keywords:existence": _existence,
@@ -177,6 +189,11 @@ _PLANS: dict[str, Callable[..., Plan]] = {
         [[*symbols, (END, END)] for symbols in _symbols(re.escape(end_phrase.strip()), body=True)]
     ),
     "startend:quotation": lambda: Plan(QUOTATION, AT_LEAST, 1),
+    "training:questions": lambda number: Plan(MATCHES, EXACTLY, number, _symbols(r"\?")),
+    "training:word_times": lambda word, times: Plan(MATCHES, EXACTLY, times, _symbols(rf"\b{word}\b")),
+    "tiny:begins_with": _begins_with,
+    "tiny:one_of": _one_of,
+    "tiny:no_postscript": lambda: _never(_symbols(_POSTSCRIPTS["P.S."])),
 }
 IDS = tuple(_PLANS)  # of the constraints that are decided here, unless their arguments are out of the ordinary
 

@@ -54,7 +54,7 @@ def _paragraphs(text: str) -> list[str]:
     return [part.strip() for part in _BLANK_LINES.split(text) if part.strip()]
 
 
-def _times(word: str, text: str) -> int:
+def occurrences(word: str, text: str) -> int:
     """How often a word occurs as a whole word, whatever stands around it."""
     return len(re.findall(rf"\b{re.escape(word)}\b", text, re.IGNORECASE))
 
@@ -113,7 +113,7 @@ def questions(response: str, number: int) -> bool:
     times=COUNT,
 )
 def word_times(response: str, word: str, times: int) -> bool:
-    return _times(word, response) == times
+    return occurrences(word, response) == times
 
 
 def _within(number: int, word: str, paragraphs: int) -> str | None:
@@ -133,7 +133,7 @@ def _within(number: int, word: str, paragraphs: int) -> str | None:
 )
 def paragraph_keyword(response: str, number: int, word: str, paragraphs: int) -> bool:
     parts = _paragraphs(response)
-    holds = [index for index, part in enumerate(parts, start=1) if _times(word, part)]
+    holds = [index for index, part in enumerate(parts, start=1) if occurrences(word, part)]
     return len(parts) == paragraphs and holds == [number]
 
 

@@ -49,11 +49,11 @@ def _published(path: str, template: str, left_out: Counter) -> list[Instruction]
 
 def _witness_ids(data) -> tuple[str, ...]:
     """The constraint types of training and held-out rows: those named, or all, less the unseen ones."""
-    if unknown := [id for id in data.unseen_ids if id not in witness.PROPOSALS]:
+    if unknown := [id for id in data.unseen_ids if id not in witness.IDS]:
         raise DataError(
-            f"config.data.unseen_ids: the source witness knows no {', '.join(unknown)}; it knows {', '.join(witness.PROPOSALS)}"
+            f"config.data.unseen_ids: the source witness knows no {', '.join(unknown)}; it knows {', '.join(witness.IDS)}"
         )
-    named = tuple(data.constraint_ids) or (tuple(witness.PROPOSALS) if data.unseen_ids else ())
+    named = tuple(data.constraint_ids) or (witness.IDS if data.unseen_ids else ())
     return tuple(id for id in named if id not in data.unseen_ids)
 
 

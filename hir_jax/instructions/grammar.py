@@ -1,115 +1,139 @@
-"""The texts of the tiny environment: a small grammar over `lexicon` with random structure.
+"""The texts of the tiny environment: a specification is drawn first, and a text is composed from it.
 
-Each text has its own habits (which nouns, whether commas, how often a phrase is highlighted, ...), so that a constraint
-that holds for one fails for many others.
+A specification gives each of ten features one of two to four values that exclude one another, drawn uniformly and
+independently. So a text that ignores its instruction meets a constraint on a feature of n values with probability 1/n,
+whatever it looks like: only reading the instruction pays.
 """
 
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from hir_jax.instructions import lexicon
 
-MAX_TOKENS = 40  # of a text, the end token included
+MAX_TOKENS = 48  # of a text, the end token included
+ENOUGH_WORDS = 24  # the feature "length": at least so many words, or fewer
+_MOST_WORDS = 29
+_MOST_SENTENCES = 6
+
+# Feature -> its values. "presence" says of each of two words whether it occurs; every constraint is about one of them.
+FEATURES: dict[str, tuple[Any, ...]] = {
+    "paragraphs": (1, 2, 3, 4),
+    "bullets": (0, 1, 2, 3),
+    "questions": (0, 1, 2, 3),
+    "repeated": (0, 1, 2, 3),  # how often lexicon.REPEATED occurs
+    "opening": lexicon.OPENINGS,
+    "closing": lexicon.CLOSINGS,
+    "subject": lexicon.SUBJECTS,
+    "postscript": (True, False),
+    "long": (True, False),
+    "presence": ((True, True), (True, False), (False, True), (False, False)),
+}
+Specification = Mapping[str, Any]  # feature -> value
 
 
-@dataclass(frozen=True)
-class Habits:
-    """What one text tends to do; drawn once for each, so that texts differ in kind and not only in words."""
-
-    nouns: tuple[str, ...]
-    determiners: tuple[str, ...]
-    prepositions: tuple[str, ...]
-    commas: bool
-    adjectives: float  # the rest are chances, at each place where the thing can stand
-    adverbs: float
-    places: float
-    joins: float
-    highlights: float
-    placeholders: float
-    capitals: float
+def draw_specification(rng: random.Random) -> dict[str, Any]:
+    """A value of each feature, uniform and independent."""
+    return {feature: rng.choice(values) for feature, values in FEATURES.items()}
 
 
-def _draw_habits(rng: random.Random) -> Habits:
-    commas = rng.random() < 0.5
-    return Habits(
-        nouns=tuple(rng.sample(lexicon.NOUNS, rng.choice((1, 2, 4, 8)))),
-        determiners=tuple(rng.sample(lexicon.DETERMINERS, rng.choice((1, 2, 3)))),
-        prepositions=tuple(rng.sample(lexicon.PREPOSITIONS, 2)),
-        commas=commas,
-        adjectives=rng.choice((0.1, 0.4)),
-        adverbs=rng.choice((0.2, 0.6)),
-        places=rng.choice((0.1, 0.6)),
-        joins=0.6 if commas else 0.3,
-        highlights=rng.choice((0.0, 0.0, 0.4, 0.8)),
-        placeholders=rng.choice((0.0, 0.0, 0.3, 0.6)),
-        capitals=rng.choice((0.0, 0.0, 1.0)),
-    )
+@dataclass
+class _Sentence:
+    """Determiner, adjective, noun, verb, adverbs, place; what is empty is left out."""
+
+    determiner: str
+    noun: str
+    verb: str
+    adjective: str = ""
+    adverbs: list[str] = field(default_factory=list)
+    place: str = ""
+    end: str = "."
+
+    def __str__(self) -> str:
+        parts = (self.determiner.capitalize(), self.adjective, self.noun, self.verb, *self.adverbs, self.place)
+        return " ".join(filter(None, parts)) + self.end
 
 
-def _noun_phrase(rng: random.Random, habits: Habits, opens: bool) -> str:
-    """Determiner, adjectives, noun; `opens` at the beginning of a sentence."""
-    words = rng.choice(habits.determiners)
-    if opens:
-        words = words.capitalize()
-    if rng.random() < habits.adjectives:
-        first, second = rng.sample(lexicon.ADJECTIVES, 2)
-        words += f" {first}, {second}" if habits.commas else f" {first}"
-    if rng.random() < habits.placeholders:
-        words += " " + rng.choice(lexicon.PLACEHOLDERS)
-    else:
-        words += " " + rng.choice(habits.nouns)
-    return f"*{words}*" if rng.random() < habits.highlights else words
+def _count(text: str) -> int:
+    """Words as IFEval counts them: "P.S." is two."""
+    return len(text.replace(".", " ").replace("?", " ").replace("-", " ").replace("*", " ").split())
 
 
-def _clause(rng: random.Random, habits: Habits, opens: bool) -> str:
-    text = f"{_noun_phrase(rng, habits, opens)} {rng.choice(lexicon.VERBS)}"
-    if rng.random() < habits.adverbs:
-        adverb = rng.choice(lexicon.ADVERBS)
-        text += " " + (adverb.upper() if rng.random() < habits.capitals else adverb)
-    if rng.random() < habits.places:
-        text += f" {rng.choice(habits.prepositions)} {_noun_phrase(rng, habits, opens=False)}"
-    return text
+class _Draft:
+    """A text under construction."""
+
+    def __init__(self, rng: random.Random, specification: Specification):
+        self._rng, self._spec = rng, specification
+        self._nouns = rng.sample(lexicon.NOUNS, 4)
+        s = specification
+        least = max(s["paragraphs"], s["questions"], s["repeated"] + 1, 2 if s["bullets"] else 1)
+        self.sentences = [self._sentence() for _ in range(least)]
+        self.bullets = [rng.choice(self._nouns) for _ in range(s["bullets"])]
+        self.postscript = (
+            f"\nP.S. {rng.choice(lexicon.DETERMINERS)} {rng.choice(self._nouns)}." if s["postscript"] else ""
+        )
+        for sentence in rng.sample(self.sentences[1:], s["repeated"]):
+            sentence.determiner = lexicon.REPEATED
+        self.sentences[0].determiner = s["opening"].lower()
+        rng.choice(self.sentences).noun = s["subject"]
+        for word, present in zip(lexicon.PRESENT_OR_ABSENT, s["presence"], strict=True):
+            if present:
+                rng.choice(self.sentences).adverbs.append(word)
+
+    def _sentence(self) -> _Sentence:
+        rng = self._rng
+        return _Sentence(rng.choice(lexicon.DETERMINERS), rng.choice(self._nouns), rng.choice(lexicon.VERBS))
+
+    def words(self) -> int:
+        parts = (*map(str, self.sentences), *self.bullets, self.postscript, self._spec["closing"])
+        return sum(map(_count, parts))
+
+    def grow(self, target: int) -> None:
+        """Adds adjectives, adverbs, places and sentences up to `target` words, never past it."""
+        rng = self._rng
+        while room := target - self.words():
+            ways = [(s, "adjective") for s in self.sentences if not s.adjective]
+            ways += [(s, "adverb") for s in self.sentences if not s.adverbs]
+            if room >= 3:
+                ways += [(s, "place") for s in self.sentences if not s.place]
+                ways += [(None, "sentence")] * 2 * (len(self.sentences) < _MOST_SENTENCES)
+            ways = ways or [(s, "adverb") for s in self.sentences]
+            sentence, kind = rng.choice(ways)
+            if kind == "adjective":
+                sentence.adjective = rng.choice(lexicon.ADJECTIVES)
+            elif kind == "adverb":
+                sentence.adverbs.append(rng.choice(lexicon.ADVERBS))
+            elif kind == "place":
+                where = rng.choice(lexicon.PREPOSITIONS), rng.choice(lexicon.DETERMINERS), rng.choice(self._nouns)
+                sentence.place = " ".join(where)
+            else:
+                self.sentences.insert(rng.randint(1, len(self.sentences)), self._sentence())
+
+    def __str__(self) -> str:
+        rng, s = self._rng, self._spec
+        for sentence in rng.sample(self.sentences, s["questions"]):
+            sentence.end = "?"
+        breaks = set(rng.sample(range(1, len(self.sentences)), s["paragraphs"] - 1))
+        listed = rng.randrange(len(self.sentences) - 1) if self.bullets else None
+        text = ""
+        for i, sentence in enumerate(self.sentences):
+            if i in breaks:
+                text += "\n***\n"
+            elif i:
+                text += "\n" if i - 1 == listed else " "
+            text += str(sentence)
+            if i == listed:
+                text += "".join(f"\n- {noun}" for noun in self.bullets)
+        return f"{text}{self.postscript} {s['closing']}"
 
 
-def _sentence(rng: random.Random, habits: Habits) -> str:
-    text = _clause(rng, habits, opens=True)
-    if rng.random() < habits.joins:
-        text += (", and " if habits.commas else " and ") + _clause(rng, habits, opens=False)
-    return text + "."
-
-
-def _body(rng: random.Random, habits: Habits) -> str:
-    shape = rng.choice(("plain", "plain", "stars", "blocks", "bullets", "sections"))
-    count = rng.choice((2, 3, 4) if shape in ("plain", "bullets") else (2, 3))
-    sentences = [_sentence(rng, habits) for _ in range(count)]
-    if shape == "stars":
-        return "\n***\n".join(sentences)
-    if shape == "blocks":
-        return "\n\n".join(sentences)
-    if shape == "bullets":
-        return "\n".join(f"- {s}" for s in sentences)
-    if shape == "sections":
-        head = rng.choice(lexicon.SPLITTERS)
-        return "\n".join(f"{head} {i}\n{s}" for i, s in enumerate(sentences, start=1))
-    return " ".join(sentences)
-
-
-def _compose(rng: random.Random, habits: Habits) -> str:
-    text = _body(rng, habits)
-    if rng.random() < 0.3:
-        text = f"<<{rng.choice(habits.determiners).capitalize()} {rng.choice(habits.nouns)}>>\n{text}"
-    if rng.random() < 0.25:
-        text += f"\n{rng.choice(lexicon.POSTSCRIPTS)} {_sentence(rng, habits)}"
-    if rng.random() < 0.3:
-        text += " " + rng.choice(lexicon.CLOSINGS)
-    return f'"{text}"' if rng.random() < 0.25 else text
-
-
-def draw_text(rng: random.Random) -> str:
-    """A random text of the environment, at most MAX_TOKENS tokens long with the end token."""
-    while True:
-        text = _compose(rng, _draw_habits(rng))
-        if len(lexicon.pieces(text)) < MAX_TOKENS:
-            return text
+def compose(rng: random.Random, specification: Specification) -> str:
+    """A text with these features, of at most MAX_TOKENS tokens with the end token."""
+    draft = _Draft(rng, specification)
+    least = draft.words()
+    low, high = (ENOUGH_WORDS, _MOST_WORDS) if specification["long"] else (least, min(ENOUGH_WORDS - 1, least + 6))
+    draft.grow(rng.randint(max(low, least), high))
+    return str(draft)

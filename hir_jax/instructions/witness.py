@@ -1,8 +1,9 @@
 """Instructions of the tiny environment, each with a response that meets it.
 
-A hidden witness is drawn first: a short text of `grammar`. Then constraints are drawn from what holds for it, so that
-every instruction can be met, however many constraints it has. The constraints are those of IFEval
-(`constraints.registry`), in short wording out of `lexicon` words.
+A hidden specification is drawn first (`grammar`) and a short text, the witness, composed from it. The constraints say what
+some of its features are, so every instruction can be met, however many constraints it has; and since the values of a feature
+exclude one another, a text that ignores its instruction meets few. The constraints are of IFEval's types where these exist,
+else of `constraints.training` and `constraints.tiny`, in short wording out of `lexicon` words.
 
 Streams: what comes out is a function of (seed, split, index) and the options. An instruction belongs to "train" or to
 "heldout" by a hash of its own words, so no held-out instruction is ever in a training stream, whatever seeds and sizes.
@@ -14,9 +15,7 @@ Streams: what comes out is a function of (seed, split, index) and the options. A
 from __future__ import annotations
 
 import hashlib
-import itertools
 import random
-import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -24,197 +23,89 @@ from typing import Any
 
 from absl import app, flags
 
-from hir_jax.constraints import registry
 from hir_jax.instructions import grammar, lexicon, native
 from hir_jax.instructions.templates import REWRITABLE
 from hir_jax.types import Constraint, InputError, Instruction
 
 SPLITS = ("train", "heldout")
-MAX_CONSTRAINTS = 6
+MAX_CONSTRAINTS = len(grammar.FEATURES)
 _HELDOUT_SHARE = 4  # one instruction in so many belongs to "heldout"
 
-AT_LEAST, LESS_THAN = "at least", "less than"
-Drawn = tuple[dict[str, Any], str]  # arguments, text
+
+# --- constraints: what a feature is ----------------------------------------------------------------------------------
 
 
-# --- constraints that may hold for it --------------------------------------------------------------------------------
-# Each function proposes arguments and wording out of a text, or None where the text offers nothing. `registry.check`
-# decides whether the proposal holds.
+def _counted(id: str, argument: str, wording: str) -> Callable[[random.Random, int], Constraint]:
+    return lambda rng, value: Constraint(id, {argument: value}, wording.format(value))
 
 
-def _words(text: str) -> list[str]:
-    return re.findall(r"\w+", text.lower())
+def _repeated(rng: random.Random, value: int) -> Constraint:
+    text = f"Use {lexicon.REPEATED} exactly {value} times."
+    return Constraint("training:word_times", {"word": lexicon.REPEATED, "times": value}, text)
 
 
-def _content(text: str) -> list[str]:
-    """Content words of the text, each once, in the lexicon's order."""
-    present = set(_words(text))
-    return [w for w in (*lexicon.NOUNS, *lexicon.ADJECTIVES, *lexicon.VERBS, *lexicon.ADVERBS) if w in present]
+def _subject(rng: random.Random, value: str) -> Constraint:
+    others = [word for word in lexicon.SUBJECTS if word != value]
+    return Constraint("tiny:one_of", {"word": value, "others": others}, f"Name only {value}.")
 
 
-def _existence(rng: random.Random, text: str) -> Drawn:
-    content = _content(text)
-    keywords = rng.sample(content, min(len(content), rng.choice((1, 1, 2))))
-    named = f"word {keywords[0]}" if len(keywords) == 1 else f"words {' and '.join(keywords)}"
-    return {"keywords": keywords}, f"Use the {named}."
+def _postscript(rng: random.Random, value: bool) -> Constraint:
+    if not value:
+        return Constraint("tiny:no_postscript", {}, "Add no P.S. line.")
+    arguments = {"postscript_marker": lexicon.POSTSCRIPT}
+    return Constraint("detectable_content:postscript", arguments, "Add a P.S. line.")
 
 
-def _forbidden(rng: random.Random, text: str) -> Drawn | None:
-    # Each determiner is in a third of the texts or more; forbidding a noun would be met without trying.
-    absent = [w for w in lexicon.DETERMINERS if w not in set(_words(text))]
-    if len(absent) < 2:
-        return None
-    words = rng.sample(absent, rng.choice((1, 2)))
-    named = f"word {words[0]}" if len(words) == 1 else f"words {' and '.join(words)}"
-    return {"forbidden_words": words}, f"Avoid the {named}."
+def _length(rng: random.Random, value: bool) -> Constraint:
+    relation = "at least" if value else "less than"
+    arguments = {"num_words": grammar.ENOUGH_WORDS, "relation": relation}
+    return Constraint("length_constraints:number_words", arguments, f"Write {relation} {grammar.ENOUGH_WORDS} words.")
 
 
-def _frequency(rng: random.Random, text: str) -> Drawn | None:
-    words = _words(text)
-    repeated = [w for w in lexicon.NOUNS + lexicon.DETERMINERS if words.count(w) >= 2]
-    if not repeated:
-        return None
-    keyword = rng.choice(repeated)
-    count = rng.randint(2, min(3, words.count(keyword)))
-    arguments = {"keyword": keyword, "frequency": count, "relation": AT_LEAST}
-    return arguments, f"Use the word {keyword} at least {count} times."
+def _presence(rng: random.Random, value: tuple[bool, ...]) -> Constraint:
+    word, present = rng.choice(list(zip(lexicon.PRESENT_OR_ABSENT, value, strict=True)))
+    if present:  # as a whole word, so that no text meets this and the constraint below
+        return Constraint("keywords:existence", {"keywords": [rf"\b{word}\b"]}, f"Use the word {word}.")
+    return Constraint("keywords:forbidden_words", {"forbidden_words": [word]}, f"Avoid the word {word}.")
 
 
-def _telling_relation(rng: random.Random, count: int, usual: tuple[int, int]) -> str:
-    """The bound that many texts would miss: at least a high count, less than a low one, by chance in between."""
-    low, high = usual
-    return AT_LEAST if rng.random() < (count - low) / (high - low) else LESS_THAN
-
-
-def _number_words(rng: random.Random, text: str) -> Drawn:
-    count = len(_words(text))
-    relation = _telling_relation(rng, count, (12, 24))
-    count += -rng.randint(0, 2) if relation == AT_LEAST else rng.randint(1, 3)
-    return {"num_words": count, "relation": relation}, f"Write {relation} {count} words."
-
-
-def _number_sentences(rng: random.Random, text: str) -> Drawn:
-    count = len(re.findall(r"\w{3,}[*\]]?\.", text))
-    relation = _telling_relation(rng, count, (1, 4))
-    count += relation == LESS_THAN
-    return {"num_sentences": count, "relation": relation}, f"Write {relation} {count} sentences."
-
-
-def _paragraphs(rng: random.Random, text: str) -> Drawn:
-    count = text.count("***") + 1
-    return {"num_paragraphs": count}, f"Split the text by *** into {count} parts."
-
-
-def _first_word(rng: random.Random, text: str) -> Drawn:
-    blocks = text.split("\n\n")
-    nth = rng.randint(1, len(blocks))
-    word = (_words(blocks[nth - 1]) or [""])[0]
-    arguments = {"num_paragraphs": len(blocks), "nth_paragraph": nth, "first_word": word}
-    return arguments, f"Start paragraph {nth} of {len(blocks)} with {word}."
-
-
-def _bullets(rng: random.Random, text: str) -> Drawn:
-    count = len(re.findall(r"^\"?- ", text, re.MULTILINE))
-    return {"num_bullets": count}, f"List exactly {count} bullets."
-
-
-def _at_least(argument: str, pattern: str, wording: str) -> Callable[[random.Random, str], Drawn | None]:
-    """A constraint on how often `pattern` occurs at least."""
-
-    def draw(rng: random.Random, text: str) -> Drawn | None:
-        found = len(re.findall(pattern, text))
-        if not found:
-            return None
-        count = rng.randint(max(1, found - 1), found)
-        return {argument: count}, wording.format(count)
-
-    return draw
-
-
-def _capitals(rng: random.Random, text: str) -> Drawn | None:
-    drawn = _at_least("capital_frequency", r"\b[A-Z]{2,}\b", "Use {} or more capital words.")(rng, text)
-    return drawn and ({**drawn[0], "capital_relation": AT_LEAST}, drawn[1])
-
-
-def _sections(rng: random.Random, text: str) -> Drawn | None:
-    for head in lexicon.SPLITTERS:
-        count = len(re.findall(rf"{head} \d", text))
-        if count:
-            return {"section_spliter": head, "num_sections": count}, f"Write {count} or more sections named {head}."
-    return None
-
-
-def _postscript(rng: random.Random, text: str) -> Drawn | None:
-    for marker in lexicon.POSTSCRIPTS:
-        if f"\n{marker} " in text:
-            return {"postscript_marker": marker}, f"Add a {marker} line."
-    return None
-
-
-def _closing(rng: random.Random, text: str) -> Drawn | None:
-    for closing in lexicon.CLOSINGS:
-        if text.rstrip('"').endswith(closing):
-            return {"end_phrase": closing}, f"End with {closing}"
-    return None
-
-
-def _plain(wording: str) -> Callable[[random.Random, str], Drawn]:
-    return lambda rng, text: ({}, wording)
-
-
-# id -> (weight in the draw, proposal). What few texts have weighs more than what every text offers.
-PROPOSALS: dict[str, tuple[float, Callable[[random.Random, str], Drawn | None]]] = {
-    "keywords:existence": (2.0, _existence),
-    "keywords:forbidden_words": (1.0, _forbidden),
-    "keywords:frequency": (2.0, _frequency),
-    "length_constraints:number_words": (1.0, _number_words),
-    "length_constraints:number_sentences": (1.0, _number_sentences),
-    "length_constraints:number_paragraphs": (2.0, _paragraphs),
-    "length_constraints:nth_paragraph_first_word": (2.0, _first_word),
-    "detectable_format:number_bullet_lists": (2.0, _bullets),
-    "detectable_format:number_highlighted_sections": (
-        2.0,
-        _at_least("num_highlights", r"\*[^\n*]+\*", "Highlight {} or more parts."),
+# Feature -> the constraint that a value of it is asked for by.
+_CONSTRAINTS: dict[str, Callable[[random.Random, Any], Constraint]] = {
+    "paragraphs": _counted(
+        "length_constraints:number_paragraphs", "num_paragraphs", "Split the text by *** into {} parts."
     ),
-    "detectable_content:number_placeholders": (
-        2.0,
-        _at_least("num_placeholders", r"\[.*?\]", "Put in {} or more placeholders."),
-    ),
-    "detectable_format:multiple_sections": (2.0, _sections),
-    "detectable_format:title": (2.0, _plain("Add a title.")),
-    "detectable_content:postscript": (2.0, _postscript),
-    "startend:quotation": (2.0, _plain("Put quotes around the text.")),
-    "startend:end_checker": (2.0, _closing),
-    "punctuation:no_comma": (1.0, _plain("Use no commas.")),
-    "change_case:capital_word_frequency": (2.0, _capitals),
-}
-# One block is what nearly every text has: the proposals below say something only where there are several.
-_NEEDS = {
-    "length_constraints:number_paragraphs": "***",
-    "length_constraints:nth_paragraph_first_word": "\n\n",
-    "detectable_format:number_bullet_lists": "- ",
+    "bullets": _counted("detectable_format:number_bullet_lists", "num_bullets", "List exactly {} bullets."),
+    "questions": _counted("training:questions", "number", "Ask exactly {} questions."),
+    "repeated": _repeated,
+    "opening": _counted("tiny:begins_with", "phrase", "Start with {}."),
+    "closing": _counted("startend:end_checker", "end_phrase", "End with {}"),
+    "subject": _subject,
+    "postscript": _postscript,
+    "long": _length,
+    "presence": _presence,
 }
 
 
-def propose(rng: random.Random, id: str, text: str) -> Constraint | None:
-    """A constraint of this id that holds for `text`, with arguments drawn from it; None where there is none."""
-    if _NEEDS.get(id, "") not in text:
-        return None
-    drawn = PROPOSALS[id][1](rng, text)
-    if drawn is None:
-        return None
-    constraint = Constraint(id, drawn[0], drawn[1])
-    return constraint if registry.check(constraint, text) else None
+def ask(rng: random.Random, feature: str, value: Any) -> Constraint:
+    """The constraint that a feature has this value; `rng` chooses which word a constraint on "presence" is about."""
+    return _CONSTRAINTS[feature](rng, value)
 
 
-def draw_constraints(rng: random.Random, text: str, count: int, ids: Sequence[str] = ()) -> list[Constraint]:
-    """Up to `count` constraints of different ids (of `ids`, if any are given), all met by `text`, in random order."""
-    # Sampling without replacement by weight: the largest u^(1/w) first (Efraimidis and Spirakis, 2006).
-    order = sorted(ids or PROPOSALS, key=lambda id: -(rng.random() ** (1.0 / PROPOSALS[id][0])))
-    proposals = (propose(rng, id, text) for id in order)
-    constraints = list(itertools.islice((c for c in proposals if c is not None), count))
-    rng.shuffle(constraints)
-    return constraints
+# Feature -> the constraint types by which it is asked for.
+TYPES: dict[str, tuple[str, ...]] = {
+    feature: tuple(dict.fromkeys(ask(random.Random(0), feature, value).id for value in values))
+    for feature, values in grammar.FEATURES.items()
+}
+IDS = tuple(id for ids in TYPES.values() for id in ids)
+
+
+def draw_constraints(
+    rng: random.Random, specification: grammar.Specification, count: int, ids: Sequence[str] = ()
+) -> list[Constraint]:
+    """Up to `count` constraints on different features (of the types `ids`, if any are given), in random order."""
+    features = rng.sample(list(specification), len(specification))
+    drawn = [ask(rng, feature, specification[feature]) for feature in features]
+    return [constraint for constraint in drawn if not ids or constraint.id in ids][:count]
 
 
 # --- instructions ----------------------------------------------------------------------------------------------------
@@ -226,16 +117,14 @@ def split_of(instruction: Instruction) -> str:
     return SPLITS[hashlib.sha256(words.encode()).digest()[0] % _HELDOUT_SHARE == 0]
 
 
-def _with_noise(
-    rng: random.Random, constraints: list[Constraint], label_noise: float, ids: Sequence[str]
-) -> list[Constraint]:
-    """Each constraint, with probability `label_noise`, replaced by one that was drawn for another text."""
-    noisy: list[Constraint] = []
+def _with_noise(rng: random.Random, constraints: list[Constraint], label_noise: float) -> list[Constraint]:
+    """Each constraint, with probability `label_noise`, replaced by one on the same feature of another text."""
+    feature_of = {id: feature for feature, ids in TYPES.items() for id in ids}
+    noisy = []
     for constraint in constraints:
         if rng.random() < label_noise:
-            taken = {c.id for c in (*noisy, *constraints)}
-            others = (draw_constraints(rng, grammar.draw_text(rng), 1, ids) for _ in itertools.count())
-            constraint = next(c for drawn in others for c in drawn if c.id == constraint.id or c.id not in taken)
+            feature = feature_of[constraint.id]
+            constraint = ask(rng, feature, grammar.draw_specification(rng)[feature])
         noisy.append(constraint)
     return noisy
 
@@ -243,13 +132,13 @@ def _with_noise(
 def _draw(
     rng: random.Random, count: int, template: str, label_noise: float, ids: Sequence[str]
 ) -> tuple[Instruction, str] | None:
-    text = grammar.draw_text(rng)
-    constraints = draw_constraints(rng, text, count, ids)
-    nouns = [w for w in _words(text) if w in lexicon.NOUNS]
-    if len(constraints) < count or not nouns:
+    specification = grammar.draw_specification(rng)
+    constraints = draw_constraints(rng, specification, count, ids)
+    if len(constraints) < count:
         return None
-    task = f"Write a {rng.choice(lexicon.GENRES)} about the {nouns[0]}."
-    return Instruction(task, tuple(_with_noise(rng, constraints, label_noise, ids)), template), text
+    text = grammar.compose(rng, specification)
+    task = f"Write a {rng.choice(lexicon.GENRES)} about the {rng.choice(lexicon.NOUNS)}."
+    return Instruction(task, tuple(_with_noise(rng, constraints, label_noise)), template), text
 
 
 def generate(
@@ -265,10 +154,10 @@ def generate(
 ) -> list[tuple[Instruction, str]]:
     """`count` instructions with a witness each: row i is a function of (seed, split, i) and of the options.
 
-    The number of constraints is uniform in [min_constraints, max_constraints], at most 6. `label_noise` in [0, 1] is
-    the share of constraints that are drawn from another text instead, so that the witness meets them only by chance:
-    with 0 it meets them all; pairs with noise fit a weaker base model. `ids` are the constraint types to draw from, all
-    of PROPOSALS if empty. Raises InputError for options out of range.
+    The number of constraints is uniform in [min_constraints, max_constraints], at most one a feature. `label_noise` in
+    [0, 1] is the share of constraints whose value is another text's, so that the witness meets them only by chance: with 0 it
+    meets them all; pairs with noise fit a weaker base model. `ids` are the constraint types to draw from, all of IDS if
+    empty; name all types of a feature (TYPES), or its values are not drawn evenly. Raises InputError for options out of range.
     """
     if not 1 <= min_constraints <= max_constraints <= MAX_CONSTRAINTS:
         raise InputError(
@@ -282,11 +171,11 @@ def generate(
         raise InputError(f"count must not be negative, it is {count}")
     if not templates or any(name not in REWRITABLE for name in templates):
         raise InputError(f"templates must be some of {', '.join(REWRITABLE)}, not {list(templates)}")
-    unknown = [name for name in ids if name not in PROPOSALS]
-    if unknown or 0 < len(ids) < 2 * max_constraints:
+    unknown = [name for name in ids if name not in IDS]
+    usable = sum(any(not ids or id in ids for id in of_feature) for of_feature in TYPES.values())
+    if unknown or usable < max_constraints:
         raise InputError(
-            f"constraint types: at least {2 * max_constraints} for {max_constraints} a prompt, of {', '.join(PROPOSALS)}; "
-            f"not {list(ids)}"
+            f"constraint types: name some of at least {max_constraints} features, of {dict(TYPES)}; not {list(ids)}"
         )
     rows = []
     for index in range(count):

@@ -29,12 +29,13 @@ def texts() -> list[str]:
 
 def test_size_and_distinct_entries():
     entries = lexicon.vocabulary()
-    assert 200 <= len(entries) <= 500
+    assert 150 <= len(entries) <= 500
     assert len(set(entries)) == len(entries)
 
 
 def test_no_content_word_lies_inside_another_entry():
-    content = (*lexicon.NOUNS, *lexicon.ADJECTIVES, *lexicon.VERBS, *lexicon.ADVERBS, *lexicon.DETERMINERS)
+    content = (*lexicon.NOUNS, *lexicon.SUBJECTS, *lexicon.ADJECTIVES, *lexicon.VERBS, *lexicon.ADVERBS)
+    content += (*lexicon.PRESENT_OR_ABSENT, *lexicon.DETERMINERS, lexicon.REPEATED)
     for word in content:
         clashes = [e for e in lexicon.vocabulary() if word in e.lower() and e.strip().lower() != word]
         assert not clashes, f"{word!r} is part of {clashes}"
@@ -69,22 +70,23 @@ def test_offsets_cut_the_text_into_its_tokens(tokenizer, texts):
 
 def test_chat_template_and_stop_token(tokenizer):
     text = tokenizer.apply_chat_template(
-        [{"role": "user", "content": "Use no commas."}], tokenize=False, add_generation_prompt=True
+        [{"role": "user", "content": "Ask exactly 2 questions."}], tokenize=False, add_generation_prompt=True
     )
-    assert text == "<|user|>Use no commas.<|end|><|assistant|>"
+    assert text == "<|user|>Ask exactly 2 questions.<|end|><|assistant|>"
     ids = tokenizer.encode(text, add_special_tokens=False)
     assert tokenizer.convert_ids_to_tokens(ids) == [
         "<|user|>",
-        "Use",
-        " no",
-        " commas",
+        "Ask",
+        " exactly",
+        " 2",
+        " questions",
         ".",
         "<|end|>",
         "<|assistant|>",
     ]
     assert tokenizer.eos_token == "<|end|>"
     assert tokenizer.bos_token is None
-    assert tokenizer.decode(ids, skip_special_tokens=True) == "Use no commas."
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "Ask exactly 2 questions."
 
 
 def test_saved_tokenizer_is_an_ordinary_one(tokenizer, texts, tmp_path):
@@ -107,6 +109,6 @@ def test_generating_texts_needs_no_transformers():
 
 def test_a_text_fits_its_budget(tokenizer):
     rng = random.Random(0)
-    lengths = [len(tokenizer.encode(grammar.draw_text(rng))) + 1 for _ in range(300)]
+    lengths = [len(tokenizer.encode(grammar.compose(rng, grammar.draw_specification(rng)))) + 1 for _ in range(300)]
     assert max(lengths) <= grammar.MAX_TOKENS
     assert min(lengths) >= 8
