@@ -247,12 +247,14 @@ def _joined(
     frame: ChatFrame, instruction: Instruction, kept: Sequence[int], whole: list[int], pieces: list[int]
 ) -> EncodeError:
     """The refusal of a row whose pieces do not add up to the tokens of the prompt that keeps `kept`."""
-    numbers = ", ".join(str(c + 1) for c in kept)
-    where = f"{instruction.source}: template {instruction.template} with constraint {numbers} kept"
-    if blank := [c + 1 for c in kept if not instruction.constraints[c].text.strip()]:
+    blank = [i for i, c in enumerate(instruction.constraints, start=1) if not c.text.strip()]
+    if blank and instruction.template == "type6":
         return EncodeError(
-            f"{where}: constraint {blank[0]} has no text, which makes a blank line; give it one", "blank constraint"
+            f"{instruction.source}: constraint {blank[0]} has no text, which makes a blank line in template type6; give it one",
+            "blank constraint",
         )
+    numbers = ", ".join(str(c + 1) for c in kept)
+    where = f"{instruction.source}: template {instruction.template} with only the constraints {numbers}"
     return EncodeError(
         f"{where}: the tokenizer joins characters of neighbours ({_apart(frame, whole, pieces)}), so that a constraint's tokens "
         "depend on which others are kept; change the text there",
@@ -263,7 +265,10 @@ def _joined(
 def _apart(frame: ChatFrame, one: Sequence[int], other: Sequence[int]) -> str:
     """The first tokens in which two encodings of a prompt differ, for a message."""
     at = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
-    first, second = ([frame.tokenizer.decode([t]) for t in ids[max(0, at - 1) : at + 2]] for ids in (one, other))
+    show = frame.tokenizer.decode
+    first, second = (
+        [show([t], clean_up_tokenization_spaces=False) for t in ids[max(0, at - 1) : at + 2]] for ids in (one, other)
+    )
     return f"{first}, not {second}"
 
 
