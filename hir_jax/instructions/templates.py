@@ -1,7 +1,8 @@
 """Rendering an instruction: the six templates of the released data (`q_type`), and where each constraint lies in the text.
 
-type1, type2, type5 join sentences by spaces; type3 numbers lines, type4 bullets them, type6 writes one a line. type5 puts the
-constraints before the task. `verbatim` is the task alone, for published prompts whose wording holds their constraints.
+type1, type2, type5 join sentences by spaces; type3 numbers lines, type4 bullets them, type6 writes one a line,
+without white space before it. type5 puts the constraints before the task. `verbatim` is the task alone, for published prompts
+whose wording holds their constraints.
 """
 
 from __future__ import annotations
@@ -18,6 +19,11 @@ TEMPLATES = (*REWRITABLE, "verbatim")
 def is_numbered(template: str) -> bool:
     """Whether a constraint's text depends on its ordinal among the kept ones."""
     return template == "type3"
+
+
+def number(ordinal: int) -> str:
+    """What a numbered template puts before a space and the constraint at this ordinal (from 0)."""
+    return f"{ordinal + 1}."
 
 
 def _sentence(text: str) -> str:
@@ -48,10 +54,11 @@ def render_pieces(task: str, texts: Sequence[str], template: str) -> tuple[str, 
         return "", [*before_last, last + "\n\n"], task
     if template == "type3":
         before = task + "\n\n" + _RULES_HEADER
-        lines = [f"{i}. {t}" for i, t in enumerate(texts, start=1)]
+        lines = [f"{number(i)} {t}" for i, t in enumerate(texts)]
     else:
         before = task + "\n\n"
-        lines = [f"- {t}" if template == "type4" else t for t in texts]
+        # A newline at a line's beginning would become one token with the one before it, whosever that is.
+        lines = [f"- {t}" if template == "type4" else t.lstrip() for t in texts]
     return before.lstrip(), [line + "\n" for line in lines[:-1]] + [lines[-1].rstrip()], ""
 
 

@@ -62,6 +62,17 @@ def test_prompts_are_rendered_as_published(lines):
         assert render(instruction) == hir16k_rows.rendered(instruction.task, texts, instruction.template)
 
 
+def test_white_space_before_a_criterion_is_no_other_prompt(tmp_path):
+    """The published lines are the criteria as they are; type6 leaves out the white space before them."""
+    row, _ = hir16k_rows.good_row(0, "type1", "type6")
+    texts = row["criteria"] = ["\n" + row["criteria"][0], *row["criteria"][1:-1], "  " + row["criteria"][-1]]
+    row["extra_info"]["criteria"] = texts
+    row["prompt"] = hir16k_rows.rendered(row["extra_info"]["question"], texts, "type6")
+    (instruction,), errors = hir16k.read(write_lines(tmp_path / "rows.jsonl", [row]))
+    assert not errors and render(instruction).endswith("\n" + texts[-1].strip())
+    assert "\n\n\n" not in render(instruction)
+
+
 def test_messages_name_the_fault(lines):
     messages = "\n".join(str(error) for error in hir16k.read(lines)[1])
     for part in (
