@@ -27,9 +27,9 @@ from hir_jax.types import InputError
 METHODS = ("hir", "ilr", "clr", "hir_clr", "sft", "rft", "dpo")
 # Keys that do not change what is learnt: a run may be resumed with other values of these.
 FREE_ON_RESUME = (
-    "total_steps", "eval_every", "checkpoint_every", "checkpoint_keep", "save_model", "compilation_cache",
+    "total_steps", "eval_every", "eval_temperature", "checkpoint_every", "checkpoint_keep", "save_model", "compilation_cache",
     "data.eval_size", "data.eval_batch", "rollout.cache_bytes", "rollout.tensor", "constraints.workers",
-    "constraints.timeout_seconds", "mesh", "logging",
+    "constraints.timeout_seconds", "constraints.control", "mesh", "logging",
     *(f"constraints.judge.{name}" for name in (
         "cache", "base_url", "api_key_env", "concurrency", "deadline_seconds", "timeout_seconds", "retries",
         "backoff_seconds", "backoff_max_seconds", "price_in", "price_out", "batch_tokens",
@@ -49,7 +49,8 @@ def defaults() -> ml_collections.ConfigDict:
     c.method = "hir"  # hir | ilr | clr | hir_clr | sft | rft | dpo
     c.seed = 0  # of sampling, data order and initialisation
     c.total_steps = 100  # training steps (one rollout each)
-    c.eval_every = 10  # steps between greedy evaluations on held-out instructions; HiR: 10; 0: never
+    c.eval_every = 10  # steps between evaluations on held-out instructions; HiR: 10; 0: never
+    c.eval_temperature = 0.0  # of their one response a prompt; 0: greedy, as in the released run
     c.checkpoint_every = 100  # steps; HiR: 100
     c.checkpoint_keep = 2  # newest checkpoints kept
     c.save_model = True  # at the end, write workdir/model as a Hugging Face directory
@@ -116,6 +117,7 @@ def defaults() -> ml_collections.ConfigDict:
     # On the device: what can be decided on bytes. Where that is everything (and replay.fill is "mask", or nothing is
     # replayed) the whole step is one compiled function, and a response that is not ASCII is unknown.
     k.on_device = False  # check there first; the host decides what is left
+    k.control = True  # check responses against other prompts' constraints too: metrics `following`, ...; see replay/following.py
     k.code_checkers = False  # run HIR-16K's Python checkers, caged by bubblewrap; False: rows with one are left out
     # Who decides soft constraints; kind "": nobody, and rows that hold one are left out. Every key is explained there.
     k.judge = ml_collections.ConfigDict(dataclasses.asdict(JudgeSettings()))
@@ -261,6 +263,7 @@ def check(config) -> None:
         _require(flat[key] > 0, f"config.{key} is {flat[key]}; it must be positive")
     for key in (
         "eval_every",
+        "eval_temperature",
         "lora.rank",
         "rollout.slots",
         "rollout.cache_bytes",

@@ -36,14 +36,12 @@ from hir_jax import deciders
 from hir_jax.benchmarks import BENCHMARKS, Benchmark, Response, per_prompt, score_rows
 from hir_jax.constraints import registry
 from hir_jax.constraints.judge import JudgeSettings
-from hir_jax.constraints.verifier import Row, Verifier
 from hir_jax.engine import Engine
 from hir_jax.instructions import dataset
 from hir_jax.instructions.roles import encode
 from hir_jax.instructions.templates import render
 from hir_jax.judged import JUDGED, as_instructions, scored_rows
 from hir_jax.parallel import processes
-from hir_jax.replay import select
 from hir_jax.runs import files
 from hir_jax.runs.checkpoints import Checkpoints
 from hir_jax.runs.memory import keep_freed_memory
@@ -72,18 +70,6 @@ class Request(NamedTuple):
         limited = "" if self.limit is None else f"-first-{self.limit}"
         text = f"-{Path(self.prompts).stem}" if self.benchmark == TEXT else ""
         return f"{self.benchmark}{text}-step-{step}{decoding}{limited}"
-
-
-def accuracies(verifier: Verifier, instructions: Sequence[Instruction], texts: Sequence[str]) -> dict[str, float]:
-    """Mean ILA (over decided responses) and CLA (over those with any verdict) of one response to each instruction."""
-    rows = [Row(q.constraints, y, render(q), q.source) for q, y in zip(instructions, texts, strict=True)]
-    verdicts = verifier.verify(rows, max(len(q.constraints) for q in instructions))
-    ila, decided = (np.asarray(x) for x in select.ila(verdicts))
-    some = (verdicts.present & verdicts.known).any(-1)
-    return {
-        "ila": float(ila[decided].mean()) if decided.any() else 0.0,
-        "cla": float(np.asarray(select.cla(verdicts))[some].mean()) if some.any() else 0.0,
-    }
 
 
 def restored_params(engine: Engine, workdir: Path, step: int | None = None):

@@ -18,6 +18,7 @@ from hir_jax.instructions.templates import render
 from hir_jax.learner.losses import truncated_importance
 from hir_jax.parallel import processes
 from hir_jax.replay import select
+from hir_jax.replay.following import distinct
 from hir_jax.rollout.continuous import decode_steps
 from hir_jax.types import PromptBatch, Replays, Rollout, TrainBatch, Verdicts
 
@@ -57,9 +58,9 @@ def put_slots(whole, part, prompts: int, first: int):
 
 
 def verify(
-    engine: Engine, verifier: Verifier, rows: list[Encoded], rollout: Rollout, which, width: int, step: int, conditions
+    engine: Engine, verifier: Verifier, rows: list[Encoded], rollout: Rollout, wanted, width: int, step: int, conditions
 ) -> Verdicts:
-    """Every constraint of the samples `which`, bool[B]; row b belongs to prompt b // (B / N). `conditions`: of the N
+    """The constraints `wanted`, bool[B, C] or bool[B, 1]; row b belongs to prompt b // (B / N). `conditions`: of the N
     prompts, for the device to decide first, or None; of what is left each process decides its share, and `processes.union` of
     them is whole."""
     samples, per_prompt = len(rollout.filled), len(rollout.filled) // len(rows)
@@ -68,7 +69,7 @@ def verify(
         found = Verdicts(*map(np.array, engine.verify(conditions, rollout)))
     for b, present in enumerate(found.present):
         present[: len(rows[b // per_prompt].instruction.constraints)] = True
-    left = found.present & ~found.known & which[:, None]
+    left = found.present & ~found.known & wanted
     open_rows = processes.share(np.flatnonzero(left.any(-1)))  # only these have to become text
     if not len(open_rows):
         return found
@@ -109,14 +110,14 @@ def sample_and_verify(
     if conditions is not None:
         whole = engine.sample(*how)
         clock.lap("sample")
-        found = processes.union(verify(engine, verifier, rows, whole, whole.filled, width, step, conditions))
+        found = processes.union(verify(engine, verifier, rows, whole, whole.filled[:, None], width, step, conditions))
         clock.lap("verify")
         return whole, found
     verdicts = Verdicts(*(np.zeros((ids.size, width), bool) for _ in Verdicts._fields))
     for rollout, complete in engine.sample_in_parts(*how):
         clock.lap("sample")
         if complete.any():
-            part = verify(engine, verifier, rows, rollout, complete, width, step, None)
+            part = verify(engine, verifier, rows, rollout, complete[:, None], width, step, None)
             verdicts = jax.tree.map(lambda new, old, w=complete: np.where(w[:, None], new, old), part, verdicts)
         clock.lap("verify")
     verdicts = processes.union(verdicts)  # not sooner: it would wait for the decoding
@@ -204,9 +205,11 @@ def rollout_metrics(engine, rollout: Rollout, verdicts: Verdicts, replays: Repla
     integrity = np.asarray(select.cla(verdicts))
     tokens = max(1, int(rollout.mask.sum()))
     some = filled & (verdicts.present & verdicts.known).any(-1)
+    responses = zip(rollout.tokens[filled], rollout.mask[filled], strict=True)
     metrics = {
         "ila": float(ila[filled & decided].mean()) if (filled & decided).any() else 0.0,
         "cla": float(integrity[some].mean()) if some.any() else 0.0,
+        "distinct": float(distinct([row[mask].tobytes() for row, mask in responses]).mean()),
         "samples": int(filled.sum()),
         "undecided": int((filled & ~decided).sum()),
         "unknown_constraints": int((verdicts.present & ~verdicts.known).sum()),

@@ -23,10 +23,10 @@ from rich.logging import RichHandler
 
 from hir_jax import config as configs
 from hir_jax import deciders
+from hir_jax.accuracy import accuracies, control_of_step
 from hir_jax.constraints import on_device
 from hir_jax.constraints.judge import JudgeSettings
 from hir_jax.engine import Engine
-from hir_jax.evaluate import accuracies
 from hir_jax.export import write_model
 from hir_jax.instructions import dataset
 from hir_jax.parallel import mesh as meshes
@@ -144,12 +144,13 @@ class Run:
         return every > 0 and (step % every == 0 or step == self.config.total_steps)
 
     def evaluate(self, params, step: int) -> dict[str, float]:
-        """Greedy accuracy on the held-out instructions, where it is due."""
+        """Accuracy on the held-out instructions at `eval_temperature`, and the control beside it, where they are due."""
         if not self.data.heldout or not self.due(self.config.eval_every, step):
             return {}
         params = self.engine.policy(params)
-        texts = self.engine.texts(self.engine.respond(params, self.data.heldout, temperature=0.0))
-        found = accuracies(SharedVerifier(self.verifier), [row.instruction for row in self.data.heldout], texts)
+        texts = self.engine.texts(self.engine.respond(params, self.data.heldout, self.config.eval_temperature))
+        instructions, control = [row.instruction for row in self.data.heldout], self.config.constraints.control
+        found = accuracies(SharedVerifier(self.verifier), instructions, texts, control=control)
         return {f"heldout_{name}": value for name, value in found.items()}
 
     def judge_usage(self) -> dict[str, float]:
@@ -238,6 +239,10 @@ def policy_step(run: Run, state, ref_params, step: int, clock: Clock):
         clock.lap("update")
     metrics = rollout_metrics(engine, rollout, verdicts, replays, rounds) | run.judge_usage()
     metrics["decode_busy"] = decode_busy(engine, prompts, rollout)
+    if run.config.constraints.control:
+        clock.lap("report")
+        metrics |= control_of_step(engine, run.verifier, rows, rollout, verdicts, step, conditions)
+        clock.lap("control")
     shown = list(replay_rows(engine, rows, rollout, verdicts, replays, run.config.logging.replays_per_step))
     run.observe(step + 1, rows, rollout, verdicts, replays, shown)
     clock.lap("report")

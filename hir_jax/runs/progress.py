@@ -1,4 +1,4 @@
-"""What a run shows on the terminal: a bar with step, ILA, CLA, replays, tokens/s and time left; replayed pairs in colour."""
+"""What a run shows on the terminal: a bar with step, ILA, following, CLA, replays and so on; replayed pairs in colour."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class RunProgress:
         self._bar.stop()
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
-        shown = ("ila", "cla", "replays", "nll", "tokens_per_s", "heldout_ila")
+        shown = ("ila", "following", "cla", "replays", "nll", "tokens_per_s", "heldout_ila", "heldout_following")
         figures = "  ".join(f"{name} {metrics[name]:.3g}" for name in shown if name in metrics)
         self._bar.update(self._task, completed=step, figures=figures)
         now = time.monotonic()
