@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -22,6 +22,7 @@ from hir_jax.instructions.roles import Encoded
 from hir_jax.instructions.templates import render
 from hir_jax.parallel import processes
 from hir_jax.replay import following, select
+from hir_jax.statistics import bootstrap
 from hir_jax.step import verify
 from hir_jax.types import Constraint, Instruction, Rollout, Verdicts
 
@@ -53,7 +54,26 @@ class Shuffled(NamedTuple):
 
     def figures(self) -> dict[str, float]:
         """`following.figures` and `overlap`."""
-        return following.figures(self.own, self.others) | {"overlap": following.overlap(self.codes, self.other)}
+        return following.figures(self.own, self.others) | {"overlap": self.overlap}
+
+    @property
+    def overlap(self) -> float:
+        return following.overlap(self.codes, self.other)
+
+    def by_type(self, instructions: Sequence[Instruction]) -> dict[str, dict[str, Any]]:
+        """`following.by_type` by the type's id, means over prompts: `asked`, `not_asked`, and `gap`, their difference with its
+        interval over the `prompts` that count."""
+        ids = sorted({c.id for q in instructions for c in q.constraints})
+        types = np.full(self.codes.shape, -1, np.int32)
+        for n, q in enumerate(instructions):
+            types[n, : len(q.constraints)] = [ids.index(c.id) for c in q.constraints]
+        types[self.codes < 0] = -1
+        found = {}
+        for kind, (asked, not_asked) in following.by_type(self.own, self.others, self.other, types).items():
+            asked, not_asked = asked[~np.isnan(asked)], not_asked[~np.isnan(not_asked)]
+            means = {"asked": float(asked.mean()), "not_asked": float(not_asked.mean()), "prompts": len(asked)}
+            found[ids[kind]] = means | {"gap": bootstrap(asked - not_asked)}
+        return found
 
 
 def shuffled(verifier: Verifier, instructions: Sequence[Instruction], texts: Sequence[str], own: Verdicts) -> Shuffled:

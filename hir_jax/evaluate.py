@@ -1,7 +1,8 @@
 """Evaluates runs: their newest checkpoints (or, in a workdir without one, the config's own model) on a benchmark.
 
     python -m hir_jax.evaluate --workdir=DIR[@STEP],... --benchmark=NAME [--config=configs/X.py] [--prompts=FILE]
-        [--limit=N] [--temperature=0.6] [--samples=N] [--coordinator=HOST:PORT --processes=N --process=I]
+        [--limit=N] [--temperature=0.6] [--samples=N] [--control=shuffle|task]
+        [--coordinator=HOST:PORT --processes=N --process=I]
 
 Benchmarks: ifeval, ifbench, muldimif, hir16k (`--prompts` is the published file); heldout, the config's held-out instructions;
 unseen, instructions of constraint types that the run never trained on (`config.data.unseen_ids`); text, perplexity on the plain
@@ -13,10 +14,19 @@ DIR/evaluations/BENCHMARK-step-S/{responses,verdicts,prompts}.jsonl and summary.
 and prints the summary, last on stdout, as one JSON object. Several workdirs are compared with the first, on the prompts that both
 answered: the object then holds `runs` and `differences`, with paired intervals. Prompts that need a judge or a code checker
 which the config does not name are left out.
+
+Whether the responses follow their instructions is told by a control (`replay.following`). With --control=shuffle they are
+checked against the constraints of eight other prompts each, by the rules alone: `ila_shuffled`, `cla_shuffled`, `following`
+(ILA less ila_shuffled), `distinct`, `overlap`, and `by_type`, how often constraints of a type are met by the responses to
+prompts that ask for them and, the same constraints, by those to prompts that hold none of their type. That credits whatever
+tells the prompts apart, the task too. With --control=task responses to the task without its constraints are checked
+against them instead, by whoever decides them: `ila_task`, `cla_task` and `following_task` (ILA less ila_task). Each figure is a
+mean over prompts with its interval, and is compared between runs.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import math
@@ -33,6 +43,7 @@ from rich.table import Table
 
 from hir_jax import config as configs
 from hir_jax import deciders
+from hir_jax.accuracy import shuffled
 from hir_jax.benchmarks import BENCHMARKS, Benchmark, Response, per_prompt, score_rows
 from hir_jax.constraints import registry
 from hir_jax.constraints.judge import JudgeSettings
@@ -42,16 +53,18 @@ from hir_jax.instructions.roles import encode
 from hir_jax.instructions.templates import render
 from hir_jax.judged import JUDGED, as_instructions, scored_rows
 from hir_jax.parallel import processes
+from hir_jax.replay import following
 from hir_jax.runs import files
 from hir_jax.runs.checkpoints import Checkpoints
 from hir_jax.runs.memory import keep_freed_memory
 from hir_jax.runs.progress import use_compilation_cache
 from hir_jax.statistics import Interval, bootstrap, paired_differences, repetition
 from hir_jax.step import SharedVerifier
-from hir_jax.types import InputError, Instruction, Rollout
+from hir_jax.types import InputError, Instruction, Rollout, Verdicts
 
 OWN = {"heldout": dataset.heldout, "unseen": dataset.unseen}  # instructions that the config makes or names itself
 TEXT = "text"
+CONTROLS = (SHUFFLE, TASK) = ("shuffle", "task")
 _PLAIN = Benchmark(lambda path: ([], []), False, "key")  # strict verdicts, no labels
 
 
@@ -63,13 +76,15 @@ class Request(NamedTuple):
     limit: int | None = None
     temperature: float = 0.0
     samples: int = 1
+    control: str = SHUFFLE  # one of CONTROLS
 
     def directory(self, step: int) -> str:
         """One name for each way to ask, so that none replaces the files of another."""
         decoding = f"-t{self.temperature:g}-n{self.samples}" if self.temperature or self.samples > 1 else ""
         limited = "" if self.limit is None else f"-first-{self.limit}"
         text = f"-{Path(self.prompts).stem}" if self.benchmark == TEXT else ""
-        return f"{self.benchmark}{text}-step-{step}{decoding}{limited}"
+        control = "-task" if self.control == TASK else ""
+        return f"{self.benchmark}{text}-step-{step}{decoding}{limited}{control}"
 
 
 def restored_params(engine: Engine, workdir: Path, step: int | None = None):
@@ -133,17 +148,14 @@ def _of_responses(rollout: Rollout) -> dict[str, float]:
 def _answered(config, engine: Engine, params, request: Request, console: Console, label: str):
     """(summary, files to write: name -> rows) of responses to instructions."""
     instructions = _instructions(config, request, console)
+    if request.control == TASK:
+        _refuse_verbatim(instructions)
     rows = [encode(engine.frame, instruction, roles=False) for instruction in instructions]
     if request.benchmark in OWN:  # as in training: what is too long is left out
         rows = [row for row in rows if row.longest <= config.data.max_prompt]
         instructions = [row.instruction for row in rows]
-    with Progress(console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task(f"{request.benchmark}, {label}", total=len(rows))
-
-        def advance(done):
-            progress.update(task, completed=done)
-
-        rollout = engine.respond(params, rows, request.temperature, request.samples, advance)
+    responding = engine, params, request, console
+    rollout = _responses(*responding, rows, label)
     texts, asked = engine.texts(rollout), [q for q in instructions for _ in range(request.samples)]
     if request.benchmark in JUDGED:
         return _of_responses(rollout), {"responses": _response_rows(JUDGED[request.benchmark].id, asked, texts)}
@@ -153,14 +165,71 @@ def _answered(config, engine: Engine, params, request: Request, console: Console
             stack, JudgeSettings(**k.judge), code_checkers=k.code_checkers, workers=k.workers, timeout_seconds=k.timeout_seconds
         )  # fmt: skip
         answers = [Response(q, y, q.source) for q, y in zip(asked, texts, strict=True)]
-        scores, summary = score_rows(benchmark, answers, SharedVerifier(verifier))
-    found = per_prompt(asked, [score.strict for score in scores])
-    summary |= _of_responses(rollout) | {"intervals": {name: bootstrap(values) for name, values in found.items()}}
-    keys = list({str(q.key): render(q) for q in asked}.items())
-    prompts = [{"key": k, "prompt": p} | {name: found[name][i] for name in found} for i, (k, p) in enumerate(keys)]
-    responses = _response_rows(benchmark.id, asked, texts)
-    verdicts = [benchmark.output_row(q, s) for q, s in zip(asked, scores, strict=True)]
-    return summary, {"responses": responses, "verdicts": verdicts, "prompts": prompts}
+        verifier = SharedVerifier(verifier)
+        scores, summary = score_rows(benchmark, answers, verifier)
+        found, written = per_prompt(asked, [score.strict for score in scores]), {}
+        if request.control == SHUFFLE:
+            figures, more = _shuffle_control(verifier, instructions, asked, texts, scores)
+            summary |= more
+        else:
+            alone = [dataclasses.replace(q, constraints=()) for q in instructions]
+            tasks = [encode(engine.frame, q, roles=False) for q in alone]
+            others = engine.texts(_responses(*responding, tasks, f"{label}, task alone"))
+            answers = [Response(q, y, f"task alone, {q.source}") for q, y in zip(asked, others, strict=True)]
+            of_task = per_prompt(asked, [score.strict for score in score_rows(benchmark, answers, verifier)[0]])
+            figures = {f"{name}_task": np.asarray(of_task[name]) for name in ("ila", "cla")}
+            figures["following_task"] = found["ila"] - figures["ila_task"]
+            given = [q for q in alone for _ in range(request.samples)]
+            written["task_responses"] = _response_rows(benchmark.id, given, others)
+        found |= figures
+    found = {name: np.asarray(values, float) for name, values in found.items()}  # NaN: the prompt has no such figure
+    intervals = {name: bootstrap(some) for name, values in found.items() if len(some := values[~np.isnan(values)])}
+    summary |= _of_responses(rollout) | {"intervals": intervals}
+    prompts = [
+        {"key": key, "prompt": prompt} | {name: float(x[i]) for name, x in found.items() if not np.isnan(x[i])}
+        for i, (key, prompt) in enumerate({str(q.key): render(q) for q in asked}.items())
+    ]
+    written["responses"] = _response_rows(benchmark.id, asked, texts)
+    written["verdicts"] = [benchmark.output_row(q, s) for q, s in zip(asked, scores, strict=True)]
+    return summary, written | {"prompts": prompts}
+
+
+def _responses(engine: Engine, params, request: Request, console: Console, rows, label: str) -> Rollout:
+    """The responses that are asked for, with a progress bar."""
+    with Progress(console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task(f"{request.benchmark}, {label}", total=len(rows))
+
+        def advance(done):
+            progress.update(task, completed=done)
+
+        return engine.respond(params, rows, request.temperature, request.samples, advance)
+
+
+def _refuse_verbatim(instructions: Sequence[Instruction]) -> None:
+    """InputError for prompts from which their constraints cannot be taken away."""
+    if found := [q.source for q in instructions if q.template == "verbatim"]:
+        raise InputError(
+            f"--control=task: {found[0]}: the prompt's own wording holds its constraints (as in {len(found)} of "
+            f"{len(instructions)}), so there is no task without them; give rows with a task and constraints (heldout, unseen, "
+            "hir16k), or --control=shuffle"
+        )
+
+
+def _shuffle_control(
+    verifier: SharedVerifier, instructions: Sequence[Instruction], asked: Sequence[Instruction], texts, scores
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """(figures by prompt, in the order of `per_prompt`, NaN where it has none; what else goes into the summary)."""
+    shape = len(asked), max(len(q.constraints) for q in asked)
+    own = Verdicts(*(np.zeros(shape, bool) for _ in Verdicts._fields))
+    for b, score in enumerate(scores):
+        own.satisfied[b, : len(score.strict)], own.known[b, : len(score.known)] = score.strict, score.known
+        own.present[b, : len(score.strict)] = True
+    control = shuffled(verifier, instructions, texts, own)
+    places = {key: place for place, key in enumerate(dict.fromkeys(str(q.key) for q in asked))}
+    prompt = np.array([places[str(q.key)] for q in asked])
+    figures = following.per_prompt(control.own, control.others, prompt)
+    figures["distinct"] = np.bincount(prompt, following.distinct(texts)) / np.bincount(prompt)
+    return figures, {"overlap": control.overlap, "by_type": control.by_type(instructions)}
 
 
 def _response_rows(key: str, asked: Sequence[Instruction], texts: Sequence[str]) -> list[dict[str, Any]]:
@@ -206,6 +275,8 @@ def evaluate_run(config, workdir: Path, request: Request, step: int | None = Non
         raise InputError(f"--samples={request.samples} at temperature 0 are all the same: give --temperature")
     if request.samples > 1 and request.benchmark in JUDGED:
         raise InputError(f"--samples={request.samples}: {request.benchmark} is scored by one response to each prompt")
+    if request.control == TASK and request.benchmark in (TEXT, *JUDGED):
+        raise InputError(f"--control=task: {request.benchmark} holds no constraints that are checked here")
     console = Console(stderr=True, quiet=not processes.first())
     if request.benchmark == TEXT:
         config = config.copy_and_resolve_references()
@@ -272,7 +343,7 @@ def main(argv) -> None:
 
 def evaluate(args) -> None:
     """What the command line asks for."""
-    request = Request(args.benchmark, args.prompts, args.limit, args.temperature, args.samples)
+    request = Request(args.benchmark, args.prompts, args.limit, args.temperature, args.samples, args.control)
     runs, directories = {}, {}
     for name in args.workdir:
         workdir, step = _run_of(name)
@@ -303,6 +374,9 @@ if __name__ == "__main__":
     flags.DEFINE_integer("limit", None, "The first N prompts alone.", lower_bound=1)
     flags.DEFINE_float("temperature", 0.0, "0: greedy. The paper's benchmark decoding: 0.6.")
     flags.DEFINE_integer("samples", 1, "Responses to each prompt.", lower_bound=1)
+    flags.DEFINE_enum(
+        "control", SHUFFLE, CONTROLS, "What tells following from meeting: other prompts, or the task alone."
+    )
     processes.define_flags()
     flags.mark_flags_as_required(["workdir"])
     configs.run_program(main)

@@ -46,11 +46,14 @@ def bootstrap(values: Sequence[float], seed: int = 0) -> Interval:
 def paired_differences(
     first: Mapping[Hashable, Mapping[str, float]], other: Mapping[Hashable, Mapping[str, float]]
 ) -> dict[str, Interval]:
-    """Of each figure that both have, other - first with its 95% interval, paired over the units (prompts) in both: unit ->
-    figure -> value. Empty where no unit is in both."""
-    common = [unit for unit in other if unit in first]
-    figures = [figure for figure in first[common[0]] if figure in other[common[0]]] if common else []
-    return {figure: bootstrap([other[unit][figure] - first[unit][figure] for unit in common]) for figure in figures}
+    """Of each figure, other - first with its 95% interval, paired over the units (prompts) that have it in both: unit -> figure
+    -> value. Empty where no unit is in both."""
+    gaps: dict[str, list[float]] = {}
+    for unit in other:
+        for figure, value in first.get(unit, {}).items():
+            if figure in other[unit]:
+                gaps.setdefault(figure, []).append(other[unit][figure] - value)
+    return {figure: bootstrap(values) for figure, values in gaps.items()}
 
 
 def standard_error(values: Sequence[float]) -> float:

@@ -152,8 +152,8 @@ def test_a_run_logs_the_control_and_its_key_turns_it_off(tmp_path):
     assert "seconds/control" in with_control and 0 < with_control["distinct"] <= 1
     kept = {name for name in without if any(figure in name for figure in FIGURES)}
     assert kept == {"distinct", "heldout_distinct"} and "seconds/control" not in without
-    # a random model's greedy responses say one word again and again, whatever the prompt
-    assert with_control["heldout_distinct"] < 0.9 and without["heldout_distinct"] == 1
+    # a random model's greedy response is the same for some prompts, and none of its sampled ones is
+    assert with_control["heldout_distinct"] < 1 == without["heldout_distinct"]
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     shown = json.loads(text.split('<script type="application/json" id="data">')[1].split("</script>")[0])
     assert {"following", "ila_shuffled", "distinct", "heldout_following"} <= shown["curves"].keys()
