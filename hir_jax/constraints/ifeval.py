@@ -15,19 +15,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from hir_jax.constraints import english
-from hir_jax.constraints.registry import (
-    COUNT,
-    TEXT,
-    Argument,
-    DrawnValueError,
-    ScorerStopsError,
-    needs,
-    one_of,
-    pattern,
-    patterns,
-    register,
-)
+from hir_jax.constraints import english, registry
+from hir_jax.constraints.registry import COUNT, TEXT, Argument, needs, one_of, pattern, patterns, register
 
 needs(english.load)
 
@@ -100,7 +89,7 @@ def _letter(value: Any) -> str:
         raise ValueError
     letter = value.strip().lower()
     if len(letter) != 1 or not "a" <= letter <= "z":
-        raise DrawnValueError  # two published prompts ask for # and for !
+        raise registry.DrawnValueError  # two published prompts ask for # and for !
     return letter
 
 
@@ -317,7 +306,7 @@ def json_format(response: str) -> bool:
         text = text.removeprefix(fence)
     text = text.removesuffix("```").strip()
     if _nesting(text) > _MOST_LEVELS:
-        raise ScorerStopsError
+        raise registry.ScorerStopsError
     try:
         json.loads(text)
     except ValueError:
