@@ -3,10 +3,10 @@
     python -m hir_jax.train --config=configs/tiny_hir.py:sft --workdir=runs/tiny_sft
     python -m hir_jax.train --config=configs/tiny_hir.py --workdir=runs/tiny_hir --config.model.checkpoint=runs/tiny_sft/model
 
-A transformer of 0.35 M parameters over a lexicon of 174 words and marks. A text has nine features, each with two to four values that
-exclude one another; a constraint asks for one value, so a text that ignores its instruction meets a third of its constraints and
-next to no instruction. The first command fits the model to instructions with one to six constraints and right labels; the
-second trains it by HiR, in steps that are one compiled function, for the device decides every constraint.
+A transformer of 0.35 M parameters over a lexicon of 174 words and marks. A text has nine features, each with two to four values
+that exclude one another; a constraint asks for one value, so a text that ignores its instruction meets a third of its
+constraints and next to no instruction. The first command fits the model to instructions with one to six constraints and right
+labels; the second trains it by HiR, in steps that are one compiled function, for the device decides every constraint.
 
 Difficulty is the number of constraints: `:easy`, `:medium` (the same as no variant), `:hard` (experiments/PROTOCOL.md).
 Differs from the released run in learning rate, batch, one update a step, replay.fill, and evaluation at temperature 1.
