@@ -8,7 +8,8 @@ that exclude one another; a constraint asks for one value, so a text that ignore
 constraints and next to no instruction. The first command fits the model to instructions with one to six constraints and right
 labels; the second trains it by HiR, in steps that are one compiled function, for the device decides every constraint.
 
-Difficulty is the number of constraints: `:easy`, `:medium` (the same as no variant), `:hard` (experiments/PROTOCOL.md).
+Difficulty: `:easy` asks for six constraints, `:medium` (the same as no variant) for all nine; `:hard` does too, of a model that
+was fitted for a shorter time, by `:hard_sft` (experiments/PROTOCOL.md).
 Differs from the released run in learning rate, batch, one update a step, replay.fill, and evaluation at temperature 1.
 
 `:demo_sft` and `:demo` are what `make demo` runs.
@@ -18,9 +19,9 @@ from hir_jax.config import defaults
 from hir_jax.types import InputError
 
 # Constraints of an instruction in reinforcement learning, and the share of the base model's samples that meet them all.
-CONSTRAINTS = {"easy": 5, "medium": 8, "hard": 9}
+CONSTRAINTS = {"easy": 6, "medium": 9, "hard": 9}
 BASE_ILA = {"easy": 0.15, "medium": 0.03, "hard": 0.005}
-STAGES = ("sft", *CONSTRAINTS, "demo_sft", "demo")
+STAGES = ("sft", "hard_sft", *CONSTRAINTS, "demo_sft", "demo")
 
 
 def get_config(variant: str = "medium"):
@@ -64,6 +65,8 @@ def get_config(variant: str = "medium"):
         c.total_steps = 100
         c.eval_every = 20
         c.checkpoint_every = 50
+    if variant == "hard_sft":
+        c.total_steps = 350
     if variant == "demo_sft":
         c.data.max_constraints = 4
         c.total_steps = 300
