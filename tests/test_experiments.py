@@ -250,6 +250,21 @@ def test_what_was_tuned_for_a_method_serves_other_suites(tmp_path, monkeypatch):
     assert run.chosen("selection", "configs/smollm2_135m_hir.py", tmp_path) == {}
 
 
+@pytest.mark.parametrize(
+    ("file", "fit", "directory"),
+    [
+        (CONFIG, "sft", "default"),
+        (f"{CONFIG}:easy", "sft", "default"),
+        (f"{CONFIG}:hard", "hard_sft", "hard_sft/default"),
+    ],
+)
+def test_a_base_model_is_fitted_by_the_variants_own_fit_where_there_is_one(file, fit, directory, tmp_path):
+    (job,) = run.jobs("scope", file, tmp_path, ["batch"], [3], {}, {})
+    assert job.after.config == f"{CONFIG}:{fit}"
+    assert job.after.directory == tmp_path / "base" / directory / "seed-3"
+    assert job.overrides["model.checkpoint"] == str(job.after.directory / "model")
+
+
 def test_more_constraints_than_the_tiny_texts_have_are_left_out(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(run, "run_all", lambda todo, parallel: [])
     run.main(["constraints", f"--config={CONFIG}", f"--workdir={tmp_path}"])
