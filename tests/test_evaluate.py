@@ -134,7 +134,7 @@ def test_evaluation_changes_no_checkpoint(greedy, run):
 
 
 def test_held_out_and_unseen_instructions(run):
-    changed = config(data__unseen_ids=("punctuation:no_comma", "startend:quotation", "detectable_format:title"))
+    changed = config(data__unseen_ids=("training:word_times", "startend:end_checker", "tiny:one_of"))
     held, _ = evaluate_run(config(), run, Request("heldout"))
     assert held["rows"] == 4 and held["overall"] == held["intervals"]["ila"].mean
     other, out = evaluate_run(changed, run, Request("unseen"))
