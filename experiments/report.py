@@ -2,12 +2,13 @@
 
     python -m experiments.report D [--level=0.2] [--output=D/report]
 
-For each suite in D: Markdown and CSV with the mean over seeds +- its standard error of the ILA of the first step's samples (what
-the base model does), of held-out ILA and CLA (greedy, after the last step), pass@1 and pass@8 (sampled at temperature 1), the
-mean of held-out ILA over steps and over equally many generated samples, the generated samples to reach --level (the mean of the
-seeds that reach it, and how many they are), and the paired differences from the suite's first variant, or from what the suite
-says, 95% intervals by Student's t over seeds. Curves over both axes as PNG. report.md and
-the one page report.html, which needs no other file, hold them all, with the commands that made the runs.
+For each suite in D: Markdown and CSV with the mean over seeds +- its standard error of the FIGURES below: held-out `following`
+(the primary measure: ILA less the ILA of the same responses under other prompts' constraints), that control, ILA (pass@1),
+pass@8, the share of distinct responses and the entropy, all from 8 samples a prompt at temperature 1 after the last step;
+held-out following before the first step, its mean over steps and over equally many generated samples, and the generated samples
+until it first reaches --level (the mean of the seeds that reach it, and how many they are); and the paired differences from
+the suite's first variant, or from what the suite says, 95% intervals by Student's t over seeds. Curves over both axes as PNG.
+report.md and the one page report.html, which needs no other file, hold them all, with the commands that made the runs.
 """
 
 from __future__ import annotations
@@ -37,13 +38,15 @@ from hir_jax.statistics import area_under_curve, first_reaching, over_seeds, sta
 from hir_jax.types import InputError
 
 FIGURES = {
-    "start": "ILA before, sampled",
-    "ila": "ILA, greedy",
-    "cla": "CLA, greedy",
-    "pass@1": "pass@1",
+    "following": "following",
+    "ila_shuffled": "ILA, others' constraints",
+    "pass@1": "ILA (pass@1)",
     "pass@8": "pass@8",
-    "area_steps": "mean ILA over steps",
-    "area_samples": "mean ILA over samples",
+    "distinct": "distinct",
+    "entropy": "entropy",
+    "start": "following before",
+    "area_steps": "mean following over steps",
+    "area_samples": "mean following over samples",
     "to_level": "samples to reach the level",
 }
 
@@ -62,19 +65,21 @@ def figures(directory: Path, level: float, budget: float) -> dict[str, float]:
     rows = read_metrics(directory)
     curve = curves(rows)
     within = np.append([n for n in curve["samples"] if n < budget], budget)
-    if not curve["ila"]:
-        raise InputError(f"{directory}: no held-out accuracy was measured; run it with config.eval_every above 0")
-    passes = json.loads(_evaluation(directory).read_text(encoding="utf-8"))["pass_at_k"]
-    last = next(row for row in reversed(rows) if row.get("heldout_ila") is not None)
-    return {
-        "start": next((row["ila"] for row in rows if "ila" in row), math.nan),
-        "ila": last["heldout_ila"],
-        "cla": last["heldout_cla"],
-        "pass@1": passes["1"],
-        "pass@8": passes["8"],
-        "area_steps": area_under_curve(curve["step"], curve["ila"]),
-        "area_samples": area_under_curve(within, np.interp(within, curve["samples"], curve["ila"])),
-        "to_level": first_reaching(curve["samples"], curve["ila"], level),
+    if not curve["following"]:
+        raise InputError(
+            f"{directory}: no held-out following was measured; run it with config.eval_every above 0 and "
+            "config.constraints.control"
+        )
+    summary = json.loads(_evaluation(directory).read_text(encoding="utf-8"))
+    sampled = {name: summary["intervals"][name][0] for name in ("following", "ila_shuffled", "distinct")}
+    return sampled | {
+        "pass@1": summary["pass_at_k"]["1"],
+        "pass@8": summary["pass_at_k"]["8"],
+        "entropy": summary["entropy"],
+        "start": curve["following"][0],
+        "area_steps": area_under_curve(curve["step"], curve["following"]),
+        "area_samples": area_under_curve(within, np.interp(within, curve["samples"], curve["following"])),
+        "to_level": first_reaching(curve["samples"], curve["following"], level),
     }
 
 
@@ -147,14 +152,14 @@ def tables(rows: list[dict]) -> list[tuple[str, list[list[str]]]]:
     by = {(row["variant"], row["figure"]): row for row in rows}
     lines = [["variant", "seeds", *FIGURES.values()]]
     for label in labels:
-        lines.append([label, str(by[label, "ila"]["seeds"]), *(by[label, name]["shown"] for name in FIGURES)])
+        lines.append([label, str(by[label, "following"]["seeds"]), *(by[label, name]["shown"] for name in FIGURES)])
     caption = "Mean over seeds +- its standard error; samples to reach the level: mean of the seeds that reach it"
     found = [(f"{caption} (how many, where not all do):", lines)]
-    if compared := [label for label in labels if by[label, "ila"]["against"]]:
+    if compared := [label for label in labels if by[label, "following"]["against"]]:
         named = [name for name in FIGURES if any("difference" in by[label, name] for label in labels)]
         lines = [["variant", "against", *(FIGURES[name] for name in named)]]
         for label in compared:
-            lines.append([label, by[label, "ila"]["against"], *(_difference(by[label, name]) for name in named)])
+            lines.append([label, by[label, "following"]["against"], *(_difference(by[label, name]) for name in named)])
         caption = "Differences of a variant from the one in `against`, paired by seed, with 95% intervals over seeds:"
         found.append((caption, lines))
     return found
@@ -186,7 +191,7 @@ th:first-child, td:first-child { text-align: left } img { max-width: 100% }
 {% for part in parts %}
 <h2 id="{{ part.name }}">{{ part.name }}</h2>
 <p>{{ part.question }}</p>
-<img alt="Held-out ILA over steps and over generated samples" src="data:image/png;base64,{{ part.picture }}">
+<img alt="Held-out following over steps and over generated samples" src="data:image/png;base64,{{ part.picture }}">
 {% for caption, lines in part.tables %}
 <p>{{ caption }}</p>
 <div class="wide" tabindex="0"><table>
@@ -199,16 +204,18 @@ th:first-child, td:first-child { text-align: left } img { max-width: 100% }
 
 
 def plot(suite: Path, labels: list[str], path: Path) -> None:
-    """Mean held-out ILA over seeds of the finished runs, shaded by its standard error, over steps and over generated samples."""
+    """Mean held-out following over seeds of the finished runs, shaded by its standard error, by steps and by generated samples."""
     figure, axes = plt.subplots(1, 2, figsize=(11, 4), sharey=True, layout="constrained")
     for label in labels:
-        runs = [run for path in finished(suite, label).values() if len((run := curves(read_metrics(path)))["ila"]) > 1]
+        runs = [
+            run for path in finished(suite, label).values() if len((run := curves(read_metrics(path)))["following"]) > 1
+        ]
         if not runs:
             continue
         for axis, name in zip(axes, ("step", "samples"), strict=True):
             end = min(run[name][-1] for run in runs)
             x = np.linspace(0, end, 50)
-            heights = np.array([np.interp(x, run[name], run["ila"]) for run in runs])
+            heights = np.array([np.interp(x, run[name], run["following"]) for run in runs])
             error = np.array([standard_error(column) for column in heights.T]) if len(runs) > 1 else np.zeros(len(x))
             (line,) = axis.plot(x, heights.mean(0), label=label)
             axis.fill_between(
@@ -216,7 +223,7 @@ def plot(suite: Path, labels: list[str], path: Path) -> None:
             )
             axis.set_xlabel({"step": "step", "samples": "generated samples"}[name])
             axis.grid(alpha=0.3)
-    axes[0].set(ylabel="held-out ILA, greedy", ylim=(0, None))
+    axes[0].set(ylabel="held-out following", ylim=(0, None))
     axes[0].legend()
     figure.suptitle(f"{suite.name} (mean over seeds, shaded: standard error)")
     figure.savefig(path, dpi=110)
@@ -225,7 +232,7 @@ def plot(suite: Path, labels: list[str], path: Path) -> None:
 
 def write(root: Path, output: Path, level: float) -> str:
     """Everything of all suites found; returns the Markdown."""
-    parts, texts, about = [], [], f"The level that samples are counted to is a held-out ILA of {level:g}."
+    parts, texts, about = [], [], f"The level that samples are counted to is a held-out following of {level:g}."
     output.mkdir(parents=True, exist_ok=True)
     for suite in (root / name for name in SUITES if (root / name).is_dir()):
         found = collect(suite, level)
@@ -273,7 +280,7 @@ def write(root: Path, output: Path, level: float) -> str:
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.report", allow_abbrev=False)
     parser.add_argument("workdir", type=Path)
-    parser.add_argument("--level", type=float, default=0.2, help="held-out ILA that 'samples to reach' is about")
+    parser.add_argument("--level", type=float, default=0.2, help="held-out following that 'samples to reach' is about")
     parser.add_argument("--output", type=Path)
     args = parser.parse_args(arguments)
     output = args.output or args.workdir / "report"

@@ -15,9 +15,9 @@ model is fitted here (it is small then), else one.
 Protocol (PROTOCOL.md beside this file). Each variant has the same grid: with each weight of the KL in KLS, the learning rates
 FACTORS times the config's, and one rate more where the best lies at the edge (a weight given by override is the only one, a rate
 so given the middle). `--tune` runs it on seeds that are never reported (TUNING_SEEDS) and writes, for each variant, the pair with
-the largest area under held-out ILA to D/SUITE/tuned.json. Without --tune the pairs are those in that file, or else in
-experiments/tuned.json (a variant of another suite takes its method's); a variant that stands in neither has the config's.
-Overrides given here come before them, the variant's own before both.
+the largest mean of held-out following over generated samples to D/SUITE/tuned.json. Without --tune the pairs are those in that
+file, or else in experiments/tuned.json (a variant of another suite takes its method's); a variant that is in neither has the
+config's. Overrides given here come before them, the variant's own before both.
 """
 
 from __future__ import annotations
@@ -248,12 +248,12 @@ def usual_jobs(fits: bool) -> int:
 
 
 def curves(rows: list[dict]) -> dict[str, list[float]]:
-    """Held-out ILA where it was measured, with the step and the number of samples generated until then."""
-    generated, found = 0, {"step": [], "samples": [], "ila": []}
+    """Held-out following where it was measured, with the step and the number of samples generated until then."""
+    generated, found = 0, {"step": [], "samples": [], "following": []}
     for row in rows:
         generated += row.get("samples") or 0
-        if row.get("heldout_ila") is not None:
-            for name, value in zip(found, (row["step"], generated, row["heldout_ila"]), strict=True):
+        if row.get("heldout_following") is not None:
+            for name, value in zip(found, (row["step"], generated, row["heldout_following"]), strict=True):
                 found[name].append(value)
     return found
 
@@ -277,7 +277,7 @@ def tune(suite: str, file: str, root: Path, labels: list[str], extra: Overrides,
             return errors
         for (label, kl, rate), some in todo.items():
             runs = [curves(read_metrics(job.directory)) for job in some]
-            areas = [area_under_curve(run["step"], run["ila"]) for run in runs]
+            areas = [area_under_curve(run["samples"], run["following"]) for run in runs]
             found[label, kl][rate] = sum(areas) / len(areas)
         wanted = {each: _beyond(areas) for each, areas in found.items()}
     chosen, table = {}, {}

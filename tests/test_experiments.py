@@ -134,7 +134,7 @@ def test_tuning_takes_the_rate_with_the_largest_area(tmp_path, monkeypatch):
         assert (rate, kl) not in asked.setdefault((label, workdir[-1]), [])
         asked[label, workdir[-1]].append((rate, kl))
         height = 0.5 if (rate, kl) == best[label] else 0.1 + rate / 100
-        rows = [{"step": 0, "heldout_ila": 0.0}, {"step": 60, "heldout_ila": height}]
+        rows = [{"step": 0, "heldout_following": 0.0}, {"step": 60, "samples": 128, "heldout_following": height}]
         with open(f"{workdir}/metrics.jsonl", "w") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
         os.makedirs(f"{workdir}/checkpoints/60")

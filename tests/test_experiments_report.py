@@ -12,7 +12,7 @@ from scipy import stats
 from experiments import report
 from hir_jax.types import InputError
 
-CURVES = {  # held-out ILA at steps 0, 10 and 20, of seeds 0 and 1; 8 samples a step
+CURVES = {  # held-out following at steps 0, 10 and 20, of seeds 0 and 1; 8 samples a step
     "batch": ([0.0, 0.1, 0.2], [0.0, 0.2, 0.4]),
     "group": ([0.0, 0.2, 0.4], [0.0, 0.4, 0.5]),
 }
@@ -20,19 +20,21 @@ CURVES = {  # held-out ILA at steps 0, 10 and 20, of seeds 0 and 1; 8 samples a 
 
 def write_run(directory, curve, passes, samples=8):
     directory.mkdir(parents=True)
-    rows = [{"step": 0, "heldout_ila": curve[0], "heldout_cla": 0.5}]
+    rows = [{"step": 0, "heldout_following": curve[0]}]
     for step in range(1, 21):
         row = {"step": step, "samples": samples, "ila": 0.1}
         if step % 10 == 0:
-            row |= {"heldout_ila": curve[step // 10], "heldout_cla": 0.6}
+            row |= {"heldout_following": curve[step // 10]}
         rows.append(row)
     text = "".join(json.dumps(row) + "\n" for row in rows)
     (directory / "metrics.jsonl").write_text(text + '{"step": 21, "sam')  # as a kill leaves it
     (directory / "config.json").write_text('{"total_steps": 20}')
+    intervals = {"following": [curve[-1], 0, 1], "ila_shuffled": [0.02, 0, 1], "distinct": [0.9, 0, 1]}
+    sampled = {"intervals": intervals, "entropy": 1.5}
     for step, found in ((9, {"1": 0.9, "8": 0.9}), (20, passes)):  # an earlier one, which comes later in the alphabet
         evaluation = directory / "evaluations" / f"heldout-step-{step}-t1-n8"
         evaluation.mkdir(parents=True)
-        (evaluation / "summary.json").write_text(json.dumps({"pass_at_k": found}))
+        (evaluation / "summary.json").write_text(json.dumps({"pass_at_k": found} | sampled))
 
 
 @pytest.fixture
@@ -48,7 +50,7 @@ def runs(tmp_path):
 def test_figures_worked_by_hand(runs):
     found = report.figures(runs / "scope" / "batch" / "seed-1", level=0.3, budget=120)
     assert found == {
-        "start": 0.1, "ila": 0.4, "cla": 0.6, "pass@1": 0.2, "pass@8": 0.6,
+        "start": 0.0, "following": 0.4, "ila_shuffled": 0.02, "distinct": 0.9, "entropy": 1.5, "pass@1": 0.2, "pass@8": 0.6,
         "area_steps": pytest.approx(0.2), "to_level": pytest.approx(120),
         # 0, 0.2 and 0.3 after 0, 80 and 120 samples
         "area_samples": pytest.approx((0.1 * 80 + 0.25 * 40) / 120),
@@ -65,19 +67,22 @@ def test_means_over_samples_end_with_the_run_that_has_generated_the_fewest(runs)
 
 def test_tables_hold_means_and_paired_differences(runs):
     shown = report.write(runs, runs / "report", level=0.15)
-    assert "| batch | 2 | 0.100 +- 0.000 | 0.300 +- 0.100 |" in shown and "even" not in shown
+    assert "| batch | 2 | 0.300 +- 0.100 | 0.020 +- 0.000 |" in shown and "even" not in shown
     assert (runs / "report" / "scope.png").stat().st_size > 10_000
     assert shown in (runs / "report" / "report.md").read_text()
     page = (runs / "report" / "report.html").read_text()
     cells = [re.findall("<t[hd][^>]*>(.*?)</t[hd]>", line) for line in page.splitlines() if line.startswith("<tr>")]
-    assert ["batch", "2", "0.100 +- 0.000", "0.300 +- 0.100"] in [line[:4] for line in cells]
+    assert ["batch", "2", "0.300 +- 0.100", "0.020 +- 0.000"] in [line[:4] for line in cells]
     assert page.count("data:image/png;base64,") == 1 and not re.search(r'(src|href)="(?!data:|#)', page)
     with open(runs / "report" / "scope.csv") as file:
         rows = {(row["variant"], row["figure"]): row for row in csv.DictReader(file)}
-    gap = rows["group", "ila"]  # 0.2 and 0.1: mean 0.15, standard error 0.05
+    gap = rows["group", "following"]  # 0.2 and 0.1: mean 0.15, standard error 0.05
     assert float(gap["difference"]) == pytest.approx(0.15)
     assert float(gap["high"]) - 0.15 == pytest.approx(0.05 * stats.t.ppf(0.975, 1))
-    assert gap["against"] == "batch" and rows["batch", "ila"]["against"] == rows["batch", "ila"]["difference"] == ""
+    assert (
+        gap["against"] == "batch"
+        and rows["batch", "following"]["against"] == rows["batch", "following"]["difference"] == ""
+    )
     assert "| variant | against |" in shown and "\n| group | batch | " in shown
     assert float(rows["group", "to_level"]["mean"]) == pytest.approx((80 * 0.75 + 80 * 0.375) / 2)
 
@@ -92,7 +97,7 @@ def test_samples_to_a_level_are_of_the_seeds_that_reach_it(runs):
     assert (batch["seeds"], batch["reached"], float(batch["mean"])) == ("2", "1", pytest.approx(120))
     assert (group["seeds"], group["reached"], float(group["mean"])) == ("2", "2", pytest.approx(90))
     assert float(group["standard_error"]) == pytest.approx(30) and group["difference"] == ""
-    assert rows["batch", "ila"]["reached"] == "2"
+    assert rows["batch", "following"]["reached"] == "2"
 
 
 def test_methods_are_compared_at_the_same_setting(tmp_path):
@@ -115,8 +120,8 @@ def test_methods_are_compared_at_the_same_setting(tmp_path):
     assert shown.count("\n| hir-0.97 |") == 1 == shown.count("\n| ilr-0.5 |")  # in the table of figures alone
     with open(tmp_path / "report" / "difficulty.csv") as file:
         rows = {(row["variant"], row["figure"]): row for row in csv.DictReader(file)}
-    assert [rows[label, "ila"]["against"] for label in last] == ["ilr-0.5", "", "ilr-0.9", "", ""]
-    assert float(rows["hir-0.9", "ila"]["difference"]) == pytest.approx(-0.15)
+    assert [rows[label, "following"]["against"] for label in last] == ["ilr-0.5", "", "ilr-0.9", "", ""]
+    assert float(rows["hir-0.9", "following"]["difference"]) == pytest.approx(-0.15)
 
 
 def test_nothing_to_report_and_broken_rows_are_named(tmp_path, runs):
@@ -124,7 +129,7 @@ def test_nothing_to_report_and_broken_rows_are_named(tmp_path, runs):
         report.write(tmp_path / "empty", tmp_path / "out", 0.2)
     path = runs / "scope" / "group" / "seed-0" / "metrics.jsonl"
     path.write_text("".join(json.dumps({"step": step, "samples": 8}) + "\n" for step in range(21)))
-    with pytest.raises(InputError, match=r"group/seed-0: no held-out accuracy was measured.*eval_every"):
+    with pytest.raises(InputError, match=r"group/seed-0: no held-out following was measured.*eval_every"):
         report.write(runs, tmp_path / "out", 0.2)
     path = runs / "scope" / "batch" / "seed-0" / "metrics.jsonl"
     path.write_text("{broken\n" + path.read_text())
