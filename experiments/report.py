@@ -204,7 +204,7 @@ th:first-child, td:first-child { text-align: left } img { max-width: 100% }
 
 
 def plot(suite: Path, labels: list[str], path: Path) -> None:
-    """Mean held-out following over seeds of the finished runs, shaded by its standard error, by steps and by generated samples."""
+    """Mean held-out following over seeds of the finished runs, shaded by its standard error, by steps and by samples."""
     figure, axes = plt.subplots(1, 2, figsize=(11, 4), sharey=True, layout="constrained")
     for label in labels:
         runs = [
