@@ -45,6 +45,7 @@ SMALL = {
     "learner.schedule": "constant",
     "total_steps": 2,
     "eval_every": 0,
+    "eval_temperature": 0.0,
     "checkpoint_every": 100,
 }
 

@@ -112,6 +112,7 @@ def test_responses_to_a_prompt_are_checked_against_another_ones_constraints_for_
 @pytest.mark.parametrize("device", [False, True])
 def test_the_control_of_a_step_equals_a_loop_over_texts_and_checks(device):
     few = {"data__min_constraints": 1, "data__max_constraints": 2, "rollout__max_response": 6}
+    few["data__constraint_ids"] = ("tiny:no_postscript", "keywords:forbidden_words", "length_constraints:number_words")
     engine = Engine(small_config(replay__fill="mask", **few))
     data = dataset.load(engine.config, engine.frame, engine.stop_ids[0], frozenset())
     asked = data.rows[:8]
