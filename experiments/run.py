@@ -3,13 +3,14 @@
     python -m experiments.run SUITE --config=configs/tiny_hir.py --seeds=5 --workdir=D [--only=NAME,...] [--tune] [--jobs=N]
         [--config.KEY=VALUE ...]
 
-Where the config names no checkpoint, base models are fitted first, one for each seed, by the file's variant `:sft` (D/base,
-shared by suites). All variants start from it, but for those that ask for another one by overrides `base.KEY`. Each run is a
-process of `python -m hir_jax.train` in D/SUITE/LABEL/seed-S (its output: log.txt there), followed by an evaluation on the
-held-out instructions, 8 samples each at temperature 1. A run that another suite of D has made already, to the letter of its
-config, is not made again: its directory becomes a link to that one. D/SUITE/commands.txt says which commands of which commit
-have worked on the suite. --jobs=N does N at a time, each with its share of the cores
-and a GPU of its own. Without it: one a GPU; on a CPU one a core where the base model is fitted here (it is small then), else one.
+Where the config names no checkpoint, base models are fitted first, one for each seed, by the file's variant `:sft`, or
+`:VARIANT_sft` where the config is FILE:VARIANT and has one (D/base, shared by suites). All variants start from it, but for
+those that ask for another one by overrides `base.KEY`. Each run is a process of `python -m hir_jax.train` in
+D/SUITE/LABEL/seed-S (its output: log.txt there), followed by an evaluation on the held-out instructions, 8 samples each at
+temperature 1. A run that another suite of D has made already, to the letter of its config, is not made again: its directory
+becomes a link to that one. D/SUITE/commands.txt says which commands of which commit have worked on the suite. --jobs=N does N
+at a time, each with its share of the cores and a GPU of its own. Without it: one a GPU; on a CPU one a core where the base
+model is fitted here (it is small then), else one.
 
 Protocol (PROTOCOL.md beside this file). Each variant has the same grid: with each weight of the KL in KLS, the learning rates
 FACTORS times the config's, and one rate more where the best lies at the edge (a weight given by override is the only one, a rate
@@ -121,16 +122,28 @@ def _written(config: dict[str, Any]) -> frozenset[tuple[str, str]]:
     return frozenset((key, str(tuple(v) if isinstance(v, list) else v)) for key, v in config.items())
 
 
+def _base_file(file: str) -> str:
+    """The config of the fit that runs of `file` start from: the variant VARIANT_sft where the file has it, else sft."""
+    path, _, variant = file.partition(":")
+    try:
+        configs.load_file(own := f"{path}:{variant}_sft")
+    except InputError:
+        return f"{path}:sft"
+    return own
+
+
 def _base(file: str, root: Path, seed: int, overrides: Overrides, extra: Overrides) -> Job:
     """The fit that variants of a seed start from, where the config names no checkpoint; `overrides` of its own config, of which
     those that say what it says anyway are dropped, so that it is the one of other suites."""
-    config = configs.load_file(f"{file}:sft")
+    fit = _base_file(file)
+    config = configs.load_file(fit)
     unseen = {UNSEEN: extra[UNSEEN]} if UNSEEN in extra else {}  # else they were trained on after all
     given = _written(configs.flatten(config))
     overrides = {key: value for key, value in (overrides | unseen).items() if not _written({key: value}) <= given}
     name = slug(",".join(f"{key}={value}" for key, value in overrides.items())) or "default"
     own = {"seed": seed, "save_model": True, "checkpoint_every": config.total_steps} | overrides
-    return Job(root / "base" / name / f"seed-{seed}", own, f"{file}:sft", config.total_steps, evaluates=False)
+    of = [] if fit.endswith(":sft") else [fit.partition(":")[2]]
+    return Job(root.joinpath("base", *of, name, f"seed-{seed}"), own, fit, config.total_steps, evaluates=False)
 
 
 def fits_base_models(file: str, extra: Overrides) -> bool:
@@ -164,7 +177,7 @@ def jobs(
             if own and not fits:
                 raise InputError(f"{suite}, {label}: asks for a base model of its own; give no config.model.checkpoint")
             if fits:
-                base = _base(file.split(":")[0], root, seed, (SUITES[suite].base or {}) | own, extra)
+                base = _base(file, root, seed, (SUITES[suite].base or {}) | own, extra)
                 overrides["model.checkpoint"] = str(base.directory / "model")
             directory = root / below / suite / slug(label) / f"seed-{seed}"
             found.append(Job(directory, overrides, file, steps, base, evaluates))
