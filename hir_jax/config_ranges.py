@@ -21,7 +21,8 @@ RANGES: Mapping[str, Sequence[str]] = {
         f"{_JUDGE}.batch_tokens", f"{_JUDGE}.max_length",
     ),
     "[0, inf)": (
-        "eval_every", "eval_temperature", "lora.rank", "data.seed", "data.hold_out", "data.eval_size", "rollout.top_k", "rollout.slots",
+        "eval_every", "eval_temperature", "lora.rank", "data.seed", "data.hold_out", "data.eval_size", "rollout.top_k",
+        "rollout.slots",
         "rollout.cache_bytes", "rollout.tensor", "constraints.workers", "replay.k", "replay.lambda_0", "replay.eta",
         "replay.min_kept", "learner.std_floor", "learner.learning_rate", "learner.warmup_steps",
         "learner.weight_decay", "learner.max_grad_norm", "learner.clip_high", "learner.importance_cap", "learner.kl",
