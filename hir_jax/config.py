@@ -17,6 +17,7 @@ import ml_collections
 from absl import app, flags
 from ml_collections import config_flags
 
+from hir_jax import config_ranges
 from hir_jax.constraints.judge import JudgeSettings
 from hir_jax.instructions.joint import FAMILIES
 from hir_jax.instructions.templates import REWRITABLE
@@ -82,7 +83,8 @@ def defaults() -> ml_collections.ConfigDict:
     d.path = ""  # of training rows: file (jsonl, hir16k), directory (hir16k, tfds) or hub id (hir16k)
     d.name = ""  # of the prepared data set, for source = tfds
     d.template = ""  # type1 to type6: of hir16k rows that name none; "": such rows are left out
-    d.eval_path = ""  # held-out rows in the same form, for jsonl and hir16k; "": no evaluation. tfds: the split heldout
+    d.eval_path = ""  # held-out rows in the same form, for jsonl and hir16k; "": see hold_out. tfds: the split heldout
+    d.hold_out = 0  # rows of path that are kept out of training and evaluated on, for jsonl and hir16k; 0: none
     d.seed = 0  # of the generators
     d.size = 2000  # generated training instructions (or pairs, for sft)
     d.eval_size = 64  # held-out instructions
@@ -106,7 +108,9 @@ def defaults() -> ml_collections.ConfigDict:
     r.top_k = 0  # 0: off
     r.top_p = 1.0  # 1: off
     r.method = "gumbel"  # gumbel | inverse_cdf: how a word is drawn from the soft-max; see rollout/sample.py
-    r.dtype = ""  # of the sampler's weights, float32 | bfloat16; "": model.compute_dtype. See learner.importance_cap
+    r.dtype = ""  # of the sampler's weights, float32 | bfloat16; "": model.compute_dtype
+    # Whose log-prob pi_old is; the trainer's (released code) takes one more pass over the samples. See learner.importance_cap
+    r.old_logp = ""  # sampler | trainer; "": trainer if dtype is another than model.compute_dtype, else sampler
     r.slots = 0  # rows decoded at a time, refilled as they end (continuous batching); 0: see cache_bytes
     r.cache_bytes = 0  # of keys and values that a device may hold: without `slots`, as many as fit; 0: no limit
     r.tensor = 0  # devices that share heads, MLP and words while sampling, others share rows; 0: the layout of `mesh`
@@ -147,11 +151,11 @@ def defaults() -> ml_collections.ConfigDict:
     o.weight_decay = 0.01  # HiR: 0.01
     o.beta1 = 0.9  # AdamW; HiR: 0.9
     o.beta2 = 0.999  # HiR: 0.999
-    o.max_grad_norm = 1.0  # HiR: 1.0
+    o.max_grad_norm = 1.0  # of a gradient's norm; HiR: 1.0; 0: no clipping
     o.clip_low = 0.2  # PPO; HiR: 0.2
     o.clip_high = 0.2  # HiR: 0.2
     o.dual_clip = 3.0  # bound on the loss where the advantage is negative; HiR: 3
-    o.importance_cap = 2.0  # of trainer / sampler, which corrects the loss if rollout.dtype is not the trainer's
+    o.importance_cap = 2.0  # of the weight pi_old / pi_sampler in the loss (1 if pi_old is the sampler's); 0: no weight
     o.kl = 0.001  # beta of the KL to the reference policy; HiR: 0.001; 0: none is kept
     o.kl_in = "reward"  # reward (HiR; k1) | loss
     o.kl_estimator = "k3"  # k1 | k2 | k3, of kl_in = "loss"
@@ -233,6 +237,7 @@ def check(config) -> None:
         "model.remat": ("none", "dots", "full"),
         "rollout.method": ("gumbel", "inverse_cdf"),
         "rollout.dtype": ("", "float32", "bfloat16"),
+        "rollout.old_logp": ("", "sampler", "trainer"),
         "model.compute_dtype": ("float32", "bfloat16"),
         "model.param_dtype": ("float32", "bfloat16"),
         "lora.base_dtype": ("float32", "bfloat16"),
@@ -253,43 +258,21 @@ def check(config) -> None:
     flat = flatten(config)
     for key, allowed in choices.items():
         _require(flat[key] in allowed, f"config.{key} is {flat[key]!r}; it must be one of {', '.join(allowed)}")
-    positive = (
-        "total_steps", "checkpoint_every", "checkpoint_keep", "data.batch_prompts", "data.max_prompt", "rollout.m",
-        "rollout.max_response", "learner.mini_batches", "learner.micro_batch_tokens", "constraints.timeout_seconds",
-        "data.eval_batch", "rollout.temperature", "learner.importance_cap", "learner.dpo_beta",
-        "lora.alpha",
-    )  # fmt: skip
-    for key in positive:
-        _require(flat[key] > 0, f"config.{key} is {flat[key]}; it must be positive")
-    for key in (
-        "eval_every",
-        "eval_temperature",
-        "lora.rank",
-        "rollout.slots",
-        "rollout.cache_bytes",
-        "rollout.tensor",
-        "replay.k",
-        "logging.distributions_every",
-        "replay.lambda_0",
-        "replay.min_kept",
-        "replay.min_integrity",
-        "learner.std_floor",
-        "learner.kl",
-        "learner.pack_columns",
-        "constraints.workers",
-        "data.label_noise",
-        "learner.learning_rate",
-    ):
-        _require(flat[key] >= 0, f"config.{key} is {flat[key]}; it must not be negative")
-    _require(0 < flat["rollout.top_p"] <= 1, f"config.rollout.top_p is {flat['rollout.top_p']}; it must be in (0, 1]")
+    for message in config_ranges.faults(flat):
+        raise ConfigError(message)
     if config.data.source in ("jsonl", "hir16k", "tfds"):
         _require(config.data.path, f"config.data.source is {config.data.source!r}: set config.data.path")
     _require(config.data.source != "tfds" or config.data.name, "config.data.source is 'tfds': set config.data.name")
+    _require(
+        not config.data.hold_out or (config.data.source in ("jsonl", "hir16k") and not config.data.eval_path),
+        f"config.data.hold_out = {config.data.hold_out} takes rows out of the file of source jsonl or hir16k, for want of an "
+        f"eval_path; with source {config.data.source!r} and eval_path {config.data.eval_path!r} set it to 0",
+    )
     JudgeSettings(**config.constraints.judge)  # raises JudgeError
     _require(
-        1 <= config.data.min_constraints <= config.data.max_constraints,
+        config.data.min_constraints <= config.data.max_constraints,
         f"config.data.min_constraints = {config.data.min_constraints} and max_constraints = {config.data.max_constraints}: "
-        "1 <= min <= max",
+        "the first must not be above the second",
     )
     _require(
         config.data.templates and set(config.data.templates) <= set(REWRITABLE),
@@ -310,7 +293,7 @@ def check(config) -> None:
         _require(name in MATRICES, f"config.lora.targets has no {name!r}, only {', '.join(MATRICES)}{hint}")
     width, heads = config.model.hidden_size, config.model.num_heads
     _require(
-        config.model.checkpoint or (heads > 0 and width % (2 * heads) == 0),
+        config.model.checkpoint or width % (2 * heads) == 0,
         f"config.model.hidden_size = {width} must be a multiple of twice config.model.num_heads = {heads}",
     )
     rows = sequences(config)
@@ -335,13 +318,8 @@ def check(config) -> None:
     )
     limit = config.data.max_prompt
     _require(
-        all(0 < b <= limit for b in config.data.prompt_buckets),
-        f"config.data.prompt_buckets = {config.data.prompt_buckets}: each must be positive and at most "
-        f"config.data.max_prompt = {limit}",
-    )
-    _require(
-        all(b > 0 for b in config.rollout.response_buckets),
-        f"config.rollout.response_buckets = {config.rollout.response_buckets}: each must be positive",
+        all(b <= limit for b in config.data.prompt_buckets),
+        f"config.data.prompt_buckets = {config.data.prompt_buckets}: each must be at most config.data.max_prompt = {limit}",
     )
 
 

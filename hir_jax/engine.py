@@ -27,6 +27,7 @@ from hir_jax.rollout.sample import Sampling, finished
 from hir_jax.types import InputError, PromptBatch, Replays, Rollout, TrainBatch, TrainState, Verdicts
 
 _BYTES_PER_TOKEN = 8  # room for text on the device; English has 3 to 5
+_PROBE_TOKENS = 32  # of a prompt's end, to see whether a policy gives finite log-probs
 
 
 def bucket(length: int, buckets: Sequence[int], longest: int) -> int:
@@ -137,7 +138,7 @@ class Engine(Functions):
     def _train_step(self):
         plan = fused.Plan(
             self._sampler, self.model, self.settings, self.rollout_sampling, self.replays, self._selection, self.reward_settings,
-            self.first_samples, self.samples, self.corrects, self._text_width, self.shard, meshes.row_devices(self.mesh),
+            self.first_samples, self.samples, self._text_width, self.shard, meshes.row_devices(self.mesh),
         )  # fmt: skip
         state = jax.tree.map(lambda s: s.sharding, self.abstract_state)
         whole, rows = meshes.replicated(self.mesh), meshes.rows(self.mesh)
@@ -206,6 +207,17 @@ class Engine(Functions):
         arrays = self._rows((tokens, prompt_length, response_mask))
         with jax.set_mesh(self.mesh):
             return self.fetch(self._score(params, *arrays))
+
+    def is_finite(self, params, prompts: PromptBatch) -> bool:
+        """Whether a policy gives finite log-probs: of one token behind the end of each prompt. Shapes are those of a step."""
+        columns = prompts.tokens.shape[1]
+        tokens = np.full((len(prompts.tokens), columns + self.config.rollout.max_response), self.pad_id, np.int32)
+        tokens[:, :columns] = prompts.tokens
+        mask = np.zeros((len(tokens), self.config.rollout.max_response), bool)
+        mask[:, 0] = True
+        given = tokens, np.minimum(prompts.length, _PROBE_TOKENS), mask
+        logp = self.score(params, *(np.repeat(x, self.samples, axis=0) for x in given))
+        return bool(np.isfinite(logp).all())
 
     def relabel(
         self,

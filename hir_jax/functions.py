@@ -29,12 +29,20 @@ ATTENTION = {"tpu": "splash", "gpu": "triton"}  # by platform; see models/attent
 INIT, SAMPLE, SELECT, EVALUATE, ADAPT = range(5)  # purposes of random keys
 
 
+def old_logp(config) -> str:
+    """Whose log-prob pi_old is, "sampler" or "trainer": `rollout.old_logp`, or if that is empty the trainer's where the
+    sampler's weights have another dtype."""
+    same = config.rollout.dtype in ("", config.model.compute_dtype)
+    return config.rollout.old_logp or ("sampler" if same else "trainer")
+
+
 def learner_settings(config) -> LearnerSettings:
     """The `learner` group and what else the update depends on."""
     group = {k: v for k, v in config.learner.items() if k not in ("mask_truncated", "dpo_pairs")}
     loss = {"sft": "sft", "rft": "sft", "dpo": "dpo"}.get(config.method, "policy")
     return LearnerSettings(
         loss=loss,
+        old_logp=old_logp(config),
         temperature=1.0 if loss == "sft" else config.rollout.temperature,
         decay_steps=0 if config.learner.schedule == "constant" else config.total_steps * config.learner.mini_batches,
         **group,
@@ -66,7 +74,6 @@ class Functions:
         self.samples = config.rollout.m + config.replay.k
         dtype = config.rollout.dtype or self.model.compute_dtype
         self.sampler_model = dataclasses.replace(self.model, compute_dtype=dtype)
-        self.corrects = dtype != self.model.compute_dtype
         self.replays = config.method in ("hir", "hir_clr") and config.replay.k > 0
         self.pairs_instructions = config.method == "dpo" and config.learner.dpo_pairs != "response"
         self.first_samples = config.rollout.m if self.replays else self.samples  # without replay all slots are sampled
@@ -213,7 +220,8 @@ class Functions:
 
     @cached_property
     def _relabel(self):
-        return jax.jit(partial(relabel, samples=self.samples, pad_id=self.pad_id), out_shardings=meshes.rows(self.mesh))
+        fixed = {"samples": self.samples, "pad_id": self.pad_id, "mini_batches": self.settings.mini_batches}
+        return jax.jit(partial(relabel, **fixed), out_shardings=meshes.rows(self.mesh))
 
     @cached_property
     def _select(self):

@@ -35,7 +35,6 @@ class Plan(NamedTuple):
     rewards: dict  # arguments of `select.rewards`
     samples: int
     slots: int
-    corrects: bool  # the sampler's weights have another dtype than the trainer's
     text_width: int  # bytes of a response that are looked at
     shard: decoder.Shard = decoder.no_shard
     multiple: int = 1  # devices that share rows
@@ -84,14 +83,14 @@ def train_step(
     if ref_params is not None:
         ref_logp = score_responses(ref_params, *given, **fixed)
     corrected = {}
-    if plan.corrects:
+    if plan.learner.scores_old:
         trainer = score_responses(params, *given, **fixed)
         cap = plan.learner.importance_cap
         importance, corrected = truncated_importance(trainer, rollout.sampler_logp, rollout.mask, cap)
         rollout = rollout._replace(sampler_logp=trainer)
     batch = relabel(
         prompts.tokens, prompts.length, prompts.parts, rollout, ref_logp, importance, reward, weight, verdicts, replays,
-        samples=plan.slots, pad_id=pad_id,
+        samples=plan.slots, pad_id=pad_id, mini_batches=plan.learner.mini_batches,
     )  # fmt: skip
     if plan.selection["config"].behaviour == "rewritten":
         given = batch.tokens, batch.prompt_length, batch.response_mask

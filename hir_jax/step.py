@@ -169,10 +169,11 @@ def build_pairs(engine, ref_params, prompts, rollout, verdicts, replays) -> Trai
 
 
 def build_batch(engine, ref_params, params, prompts, rollout, verdicts, replays) -> tuple[TrainBatch, dict[str, float]]:
-    """Reference log-probs, rewards, and the relabelling: the TrainBatch of a step. Where the sampler's weights have another
-    dtype, the trainer's log-probs take the place of the sampler's, and their ratio corrects the loss: metrics say how far
-    the two are apart. With `replay.behaviour` "rewritten" a replay's pi_old and pi_ref are given q', so that the ratio starts
-    at 1 and the KL is that of one conditional; as released, both are given q, under which y was sampled."""
+    """Reference log-probs, rewards, and the relabelling: the TrainBatch of a step. With `rollout.old_logp` "trainer" (as the
+    released code) the trainer's log-probs take the place of the sampler's; their ratio corrects the loss if there is a
+    `learner.importance_cap`, and metrics say how far the two are apart. With `replay.behaviour` "rewritten" a replay's pi_old
+    and pi_ref are given q', so that the ratio starts at 1 and the KL is that of one conditional; as released, both are given
+    q, under which y was sampled."""
     reward, weight = select.rewards(rollout, verdicts, **engine.reward_settings)
     ref_logp, importance = np.zeros_like(rollout.sampler_logp), np.ones_like(rollout.sampler_logp)
     whole = np.concatenate([np.repeat(prompts.tokens, engine.samples, 0), rollout.tokens], axis=1)
@@ -180,7 +181,7 @@ def build_batch(engine, ref_params, params, prompts, rollout, verdicts, replays)
     if ref_params is not None:
         ref_logp = engine.score(ref_params, *given)
     metrics = {}
-    if engine.corrects:
+    if engine.settings.scores_old:
         trainer = engine.score(params, *given)
         cap = engine.settings.importance_cap
         importance, metrics = jax.device_get(truncated_importance(trainer, rollout.sampler_logp, rollout.mask, cap))

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import shutil
 import signal
 from contextlib import ExitStack
 from pathlib import Path
+from typing import NoReturn
 
 import jax
 from absl import flags
@@ -53,6 +55,13 @@ from hir_jax.step import (
 from hir_jax.types import InputError
 
 log = logging.getLogger(__name__)
+
+# Metrics that are finite if a step's log-probs are: of the trainer, and of the sampler
+_OF_LOG_PROBS = ("nll", "policy_entropy")
+
+
+class DivergedError(InputError):
+    """A policy whose log-probs are not finite; the message names the step and the last good checkpoint."""
 
 
 class Run:
@@ -185,7 +194,22 @@ class Run:
         """Whether SIGTERM has come: the run is to be saved and left after this step."""
         return self.stopping or self.checkpoints.reached_preemption(step)
 
+    def refuse_diverged(self, step: int) -> NoReturn:
+        """DivergedError in all processes. All checkpoints are good: `save` writes no other policy."""
+        self.checkpoints.wait()
+        latest = processes.agree(self.checkpoints.latest)
+        where = f"{self.checkpoints.directory / str(latest)}" if latest is not None else "none"
+        raise DivergedError(
+            f"step {step}: the policy's log-probs are not finite, so the run ends here. Last good checkpoint: {where}. "
+            "Start another --workdir with a smaller config.learner.learning_rate, or see what grew in "
+            f"{self.workdir / 'metrics.jsonl'}"
+        )
+
     def save(self, step: int, state) -> None:
+        """Saves a state whose policy gives finite log-probs on the prompts of its step. DivergedError for another."""
+        prompts = self.engine.prompts([self.data.rows[i] for i in self.data.indices(step - 1)], self.data.shapes)
+        if not self.engine.is_finite(self.engine.policy(state.params), prompts):
+            self.refuse_diverged(step)
         meta = {"step": step, "mesh": dict(self.engine.mesh.shape), "config": configs.flatten(self.config)}
         self.checkpoints.save(step, state, meta | self.engine.base)
 
@@ -279,6 +303,8 @@ def train(config, workdir: Path, make_run: type[Run] = Run) -> None:
             metrics |= run.evaluate(state.params, done)
             clock.lap("evaluate")
             run.record(done, metrics, clock, tokens, replays)
+            if not all(math.isfinite(metrics.get(name, 0.0)) for name in _OF_LOG_PROBS):
+                run.refuse_diverged(done)
             stops = run.stops_after(done)
             if stops or run.due(config.checkpoint_every, done):
                 run.save(done, state)

@@ -111,7 +111,7 @@ class TrainBatch(NamedTuple):
     response_mask: Array  # bool[B, R]
     behaviour_logp: Array  # f32[B, R]
     ref_logp: Array  # f32[B, R]
-    importance: Array  # f32[B, R]: weight of a token in the loss, for a sampler that is not quite the trainer; else 1
+    importance: Array  # f32[B, R]: weight of a token in the loss, pi_old / pi_sampler truncated (see `losses`), or 1
     reward: Array  # f32[B]
     weight: Array  # f32[B]: 0 takes the row out of the loss and of every statistic
     group: Array  # i32[B]: index of the prompt the row comes from

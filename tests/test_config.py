@@ -1,15 +1,17 @@
 """Config: every key declared, values checked before anything is loaded, what may change on resume."""
 
 import json
+import math
 import re
 import runpy
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hir_jax import config as configs
+from hir_jax import config_ranges
 from hir_jax.parallel import mesh as meshes
 from hir_jax.types import InputError
 
@@ -28,6 +30,17 @@ def test_files_in_configs_pass_the_check_and_explain_themselves(path):
     found = runpy.run_path(str(path))
     configs.check(found["get_config"]())
     assert "python -m hir_jax" in found["__doc__"]
+
+
+@pytest.mark.parametrize("name", ["llama32_3b", "qwen25_7b", "qwen3_4b"])
+def test_configs_of_the_papers_backbones_follow_the_released_code(name):
+    """pi_old is the trainer's, uncorrected, and something is evaluated, before training too (`test_train` has step 0)."""
+    path = ROOT / "configs" / f"{name}_hir.py"
+    config = configs.load_file(str(path))
+    assert config.rollout.old_logp == "trainer" and config.learner.importance_cap == 0
+    assert config.eval_every == 10 and config.data.hold_out > 0 and config.data.eval_size > 0
+    text = path.read_text(encoding="utf-8")
+    assert ("settings of the released run for Qwen3-4B" in text) == (name != "qwen3_4b") and "float32" not in text
 
 
 TINY = "configs/tiny_hir.py"
@@ -149,6 +162,91 @@ def test_values_that_cannot_work_are_refused_by_name(key, value, words):
     with pytest.raises(configs.ConfigError, match=words) as caught:
         configs.check(config)
     assert key in str(caught.value)
+
+
+NUMBERS = {key: value for key, value in FLAT.items() if type(value) in (int, float)}
+BUCKETS = ("data.prompt_buckets", "rollout.response_buckets")
+
+
+def ends(interval):
+    """The parts of "-1 or [1, inf)": (low, high, whether low belongs to it, whether high does)."""
+    for part in interval.split(" or "):
+        bare = part.strip("[]()")
+        low, high = (float(x) for x in (bare.split(",") if "," in bare else (bare, bare)))
+        yield low, high, part[0] != "(", part[-1] != ")"
+
+
+def outside(interval):
+    def is_out(x):
+        return not any(low < x < high or (x == low and a) or (x == high and b) for low, high, a, b in ends(interval))
+
+    at_the_ends = [x for low, high, *_ in ends(interval) for x in (low, high, low - 1, high + 1, low - 1e-3)]
+    return st.one_of(st.sampled_from([*at_the_ends, math.nan, math.inf, -math.inf]), st.floats()).filter(is_out)
+
+
+def test_every_numeric_key_has_one_range_that_holds_its_default():
+    listed = [key for keys in config_ranges.RANGES.values() for key in keys]
+    assert sorted(listed) == sorted([*NUMBERS, *BUCKETS])
+    assert list(config_ranges.faults(FLAT)) == []
+
+
+@given(st.data(), st.sampled_from(sorted([*NUMBERS, *BUCKETS])))
+@settings(max_examples=300, deadline=None)
+def test_numbers_outside_of_their_range_are_refused_by_name(data, key):
+    interval = next(interval for interval, keys in config_ranges.RANGES.items() if key in keys)
+    value = data.draw(outside(interval))
+    if key in BUCKETS or isinstance(NUMBERS[key], int):
+        value = int(value) if math.isfinite(value) and value == int(value) else None
+    if value is None:
+        return
+    config = configs.defaults()
+    config.update_from_flattened_dict({key: (value,) if key in BUCKETS else value})
+    with pytest.raises(configs.ConfigError, match=f"^config.{key} is ") as caught:
+        configs.check(config)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("learner.learning_rate", math.nan, "finite"),
+        ("learner.learning_rate", 1e39, "finite in float32"),
+        ("learner.beta1", 1.0, r"in \[0, 1\)"),
+        ("learner.beta2", 1 - 1e-9, r"which is 1.0 in float32; it must be in \[0, 1\)"),
+        ("rollout.temperature", 1e-50, "which is 0.0 in float32; it must be positive"),
+        ("learner.max_grad_norm", -1.0, "must not be negative"),
+        ("data.label_noise", 1.5, r"in \[0, 1\]"),
+        ("seed", -1, r"in \[0, 4294967295\]"),
+        ("rollout.top_k", -1, "must not be negative"),
+        ("learner.dual_clip", 1.0, r"in \(1, inf\)"),
+        ("mesh.fsdp", 0, "be -1 or positive"),
+        ("constraints.judge.threshold", 1.0, r"in \[0, 1\)"),
+    ],
+)
+def test_ranges_worked_by_hand(key, value, words):
+    config = configs.defaults()
+    config.update_from_flattened_dict({key: value})
+    with pytest.raises(configs.ConfigError, match=f"^config.{key} is .*{words}"):
+        configs.check(config)
+
+
+CASES = ROOT.parent / "shared" / "cases" / "wrong_results.jsonl"
+
+
+@pytest.mark.skipif(not CASES.exists(), reason=f"{CASES} is not here")
+def test_recorded_overrides_are_refused_or_taken():
+    rows = [json.loads(line) for line in CASES.read_text(encoding="utf-8").splitlines()]
+    rows = [row for row in rows if row["what"] == "9 ranges"]
+    assert rows
+    for row in rows:
+        key, value = row["override"].split("=")
+        config = configs.defaults()
+        config.update_from_flattened_dict({key: type(FLAT[key])(value)})
+        if row["right"].startswith("refused"):
+            with pytest.raises(configs.ConfigError, match=f"^config.{key} is {FLAT[key].__class__(value)}; it must"):
+                configs.check(config)
+        else:
+            configs.check(config)
 
 
 def test_an_unknown_key_in_a_config_file_names_the_nearest():

@@ -102,3 +102,50 @@ def test_log_probs_of_replays_stand_under_q_or_its_rewriting(behaviour):
     ratios = ratio[batch.is_replay[:, None] & batch.response_mask]
     assert (np.abs(ratios - 1) < 1e-4).all() == (behaviour == "rewritten")
     assert (np.abs(ratio - 1) < 1e-4)[~batch.is_replay].all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "whose", "corrected"),
+    [
+        ({}, "sampler", False),
+        ({"rollout__old_logp": "trainer"}, "trainer", True),
+        ({"rollout__old_logp": "trainer", "learner__importance_cap": 0.0}, "trainer", False),
+        ({"rollout__dtype": "bfloat16"}, "trainer", True),  # as ever
+        ({"rollout__dtype": "bfloat16", "rollout__old_logp": "sampler"}, "sampler", False),
+    ],
+    ids=lambda x: "-".join(map(str, x.values())) if isinstance(x, dict) else str(x),
+)
+def test_whose_log_prob_pi_old_is(changes, whose, corrected):
+    """Without replay, row b of the batch is sample b; the correction is that of the cap, worked in NumPy."""
+    engine = Engine(small_config(method="ilr", **changes))
+    rows, prompts = training_rows(engine, 4)
+    params = engine.load_params()
+    with Verifier(0, 5.0) as verifier:
+        rollout, verdicts, rounds = roll_out(engine, verifier, params, rows, prompts, 0, Clock())
+    replays = select_replays(engine, rollout, verdicts, rounds, 0)
+    batch, metrics = build_batch(engine, params, params, prompts, rollout, verdicts, replays)
+    found = engine.fetch(batch)
+    trainer = engine.score(params, found.tokens, found.prompt_length, found.response_mask)
+    old = {"sampler": rollout.sampler_logp, "trainer": trainer}[whose]
+    np.testing.assert_allclose(found.behaviour_logp, old, atol=1e-6)
+    weight = np.minimum(np.exp(trainer - rollout.sampler_logp), 2.0) if corrected else np.ones_like(old)
+    np.testing.assert_allclose(found.importance, weight, rtol=1e-5)
+    assert ("importance_cut" in metrics) == corrected and ("sampler_gap" in metrics) == (whose == "trainer")
+    _, learned = engine.update(engine.init_state(params), batch)
+    gap = np.abs(trainer - rollout.sampler_logp)[rollout.mask].mean()
+    assert (metrics | learned)["sampler_gap"] == pytest.approx(gap, rel=1e-3, abs=1e-6)
+    assert (gap > 1e-4) == ("rollout__dtype" in changes)
+
+
+@pytest.mark.parametrize("method", ["sft", "rft", "dpo"])
+def test_methods_without_pi_old_never_ask_for_it(method):
+    assert not Engine(small_config(method=method, rollout__old_logp="trainer", rollout__m=3)).settings.scores_old
+
+
+def test_a_broken_policy_is_told_from_a_whole_one():
+    engine = Engine(small_config())
+    _, prompts = training_rows(engine, 4)
+    params = engine.load_params()
+    assert engine.is_finite(params, prompts)
+    assert not engine.is_finite(jax.tree.map(lambda x: 1e25 * x, params), prompts)  # finite, but their products are not
+    assert not engine.is_finite(jax.tree.map(lambda x: x * np.nan, params), prompts)

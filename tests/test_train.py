@@ -156,6 +156,21 @@ def test_checks_on_the_device_change_nothing(tmp_path):
             np.testing.assert_allclose(values, seen[other][2][tensor], rtol=0, atol=tolerance, err_msg=tensor)
 
 
+def test_pi_old_of_the_trainer_is_the_same_in_one_function(tmp_path):
+    seen = []
+    for name in ("host", "device"):
+        how = {
+            "rollout__old_logp": "trainer",
+            "rollout__dtype": "bfloat16",
+            "replay__fill": "mask",
+            "learner__mini_batches": 2,
+        }
+        train(small_config(constraints__on_device=name == "device", **how), tmp_path / name)
+        seen.append(trajectory(tmp_path / name)[1:])
+    for step, other in zip(*seen, strict=True):
+        assert other == pytest.approx(step, rel=1e-3, abs=1e-6) and step["sampler_gap"] > 1e-4
+
+
 def test_keys_outside_the_trajectory_may_change_and_a_finished_run_goes_on(tmp_path, capsys):
     run = tmp_path / "run"
     train(small_config(method="ilr"), run)

@@ -134,7 +134,7 @@ COLUMNS = (
     "GB used",
     "of",
     "least seconds a step",
-    "sampling + reference + update",
+    "sampling + reference (+ old log-probs) + update",
     "known by",
 )
 

@@ -127,7 +127,7 @@ def _settings(name: str, config, split_heads: bool) -> Sequence[str]:
             [] if split_heads else ["a config.rollout.tensor that divides the key heads, so that the cache is split"]
         )
         return [cache, layout, *heads, *state]
-    if name in ("update", "score"):
+    if name in ("update", "score", "score_old"):
         own = [
             f"a smaller config.learner.micro_batch_tokens (now {config.learner.micro_batch_tokens}) or pack_columns "
             f"({config.learner.pack_columns})"

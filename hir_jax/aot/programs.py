@@ -201,13 +201,15 @@ def programs(functions: Functions) -> Sequence[Program]:
             functions.sampler_mesh,
         )
     )  # fmt: skip
-    if keeps_reference:
-        given = batch.tokens, batch.prompt_length, batch.response_mask
-        loops = _learner_loops(functions, b)
+    scored = {"score": (first, reference)} if keeps_reference else {}  # name -> (weights, their bytes)
+    if functions.settings.scores_old:
+        scored["score_old"] = params, device_bytes(params)
+    for name, (weights, own) in scored.items():
+        given = weights, *_abstract(rows, (batch.tokens, batch.prompt_length, batch.response_mask))
         found.append(
             Program(
-                "score", jitted["score"], (first, *_abstract(rows, given)), {}, everything - reference,
-                _score_work(functions), loops, functions.mesh,
+                name, jitted["score"], given, {}, everything - own, _score_work(functions), _learner_loops(functions, b),
+                functions.mesh,
             )
         )  # fmt: skip
     found += [

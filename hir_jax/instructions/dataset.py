@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -82,9 +83,39 @@ def _training(config, left_out: Counter) -> list[tuple[Instruction, str]]:
             return _unanswered(synthesis.generate(data.seed, data.size, split="train", **how))
 
 
+def _hold_out(data, pairs):
+    """(the pairs that are trained on, `data.hold_out` or a few more held-out instructions) of the pairs of one file. Held out are
+    the tasks whose hashes are the least, with all their rows: the choice depends on nothing but the file's tasks, and no task
+    is both trained and evaluated on. DataError where nothing would be left to train on."""
+    marks = {hashlib.sha256(q.task.encode("utf-8", "surrogatepass")).digest(): q.task for q, _ in pairs}
+    count, tasks, rows = Counter(q.task for q, _ in pairs), set(), 0
+    for mark in sorted(marks):
+        if rows < data.hold_out:
+            tasks.add(marks[mark])
+            rows += count[marks[mark]]
+    kept = [pair for pair in pairs if pair[0].task not in tasks]
+    if not kept:
+        raise DataError(
+            f"config.data.hold_out = {data.hold_out} leaves no task of {data.path} to train on ({len(count)} tasks in "
+            f"{len(pairs)} rows): give fewer, or 0 and a config.data.eval_path"
+        )
+    return kept, [q for q, _ in pairs if q.task in tasks]
+
+
+def _read(config, left_out: Counter) -> tuple[list[tuple[Instruction, str]], list[Instruction]]:
+    """(pairs to train on, held-out instructions); a file that holds both is read once."""
+    pairs = _training(config, left_out)
+    if not config.data.hold_out:
+        return pairs, heldout(config, left_out)
+    pairs, held = _hold_out(config.data, pairs)
+    return pairs, held[: config.data.eval_size]
+
+
 def heldout(config, left_out: Counter | None = None) -> list[Instruction]:
     """The config's held-out instructions, `data.eval_size` at most."""
     data, left_out = config.data, Counter() if left_out is None else left_out
+    if data.hold_out:
+        return _read(config, left_out)[1]
     match data.source:
         case "jsonl":
             found = native.read(data.eval_path) if data.eval_path else []
@@ -168,7 +199,7 @@ def load(config, frame: ChatFrame, stop_id: int, deciders: frozenset[str] = froz
     Raises RowError (file:line) for rows that break the format, DataError where nothing is left to train on.
     """
     left_out: Counter = Counter()
-    pairs, held = _training(config, left_out), heldout(config, left_out)
+    pairs, held = _read(config, left_out)
     # Without replay nothing is rewritten, but a baseline should see the rows that HiR sees.
     fit = _Fit(frame, config.data.max_prompt, config.method != "sft", deciders)
     kept = list(_encode_rows(fit, [instruction for instruction, _ in pairs], left_out))

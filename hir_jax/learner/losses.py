@@ -50,11 +50,13 @@ def preference_coefficients(chosen: Array, rejected: Array, beta: float) -> tupl
 def truncated_importance(trainer: Array, sampler: Array, mask: Array, cap: float) -> tuple[Array, dict[str, Array]]:
     """min(pi_trainer / pi_sampler, cap) of each token, f32[B, R], 1 outside the mask: the weight that corrects the expectation
     of a loss over tokens which a sampler of other precision drew (truncated importance sampling, Ionides 2008; Yao et al.
-    2025 for this use). trainer, sampler: f32[B, R] log-probs under the same parameters. Also returns metrics: the mean
-    absolute gap between the two and the share of weights that are cut.
+    2025 for this use); 1 everywhere if cap is 0. trainer, sampler: f32[B, R] log-probs under the same parameters. Also
+    returns metrics: the mean absolute gap between the two and, with a cap, the share of weights that are cut.
     """
     gap = jnp.where(mask, trainer - sampler, 0.0)
     ratio = jnp.exp(jnp.clip(gap, -20.0, 20.0))
     count = jnp.maximum(mask.sum(), 1)
-    metrics = {"sampler_gap": jnp.abs(gap).sum() / count, "importance_cut": (mask & (ratio > cap)).sum() / count}
-    return jnp.minimum(ratio, cap), metrics
+    metrics = {"sampler_gap": jnp.abs(gap).sum() / count}
+    if not cap:
+        return jnp.ones_like(ratio), metrics
+    return jnp.minimum(ratio, cap), metrics | {"importance_cut": (mask & (ratio > cap)).sum() / count}

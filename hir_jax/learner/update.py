@@ -38,7 +38,8 @@ class LearnerSettings:
     clip_low: float = 0.2
     clip_high: float = 0.2
     dual_clip: float = 3.0
-    importance_cap: float = 2.0  # of the weights for a sampler of another dtype
+    old_logp: str = "sampler"  # whose log-prob pi_old is: sampler | trainer
+    importance_cap: float = 2.0  # of pi_old / pi_sampler, a weight in the loss; 0: no such weight
     mini_batches: int = 1
     micro_batch_tokens: int = 8192
     pack_columns: int = 0
@@ -49,7 +50,12 @@ class LearnerSettings:
     weight_decay: float = 0.01
     beta1: float = 0.9
     beta2: float = 0.999
-    max_grad_norm: float = 1.0
+    max_grad_norm: float = 1.0  # 0: no clipping
+
+    @property
+    def scores_old(self) -> bool:
+        """Whether the trainer computes the samples' log-probs before the update, as pi_old."""
+        return self.loss == "policy" and self.old_logp == "trainer"
 
 
 def learning_rate(settings: LearnerSettings) -> optax.Schedule:
@@ -68,8 +74,9 @@ def learning_rate(settings: LearnerSettings) -> optax.Schedule:
 
 def optimizer(settings: LearnerSettings) -> optax.GradientTransformation:
     """AdamW behind clipping by global norm; weight decay on every parameter (as the released run)."""
+    clip = optax.clip_by_global_norm(settings.max_grad_norm) if settings.max_grad_norm else optax.identity()
     return optax.chain(
-        optax.clip_by_global_norm(settings.max_grad_norm),
+        clip,
         optax.adamw(
             learning_rate(settings), settings.beta1, settings.beta2, eps=1e-8, weight_decay=settings.weight_decay
         ),
@@ -219,6 +226,7 @@ def _loss(head, hidden, real, fields: _Tokens, frozen_head, model: ModelConfig, 
         change = fixed - fields.behaviour_logp
         outside = (change > jnp.log1p(settings.clip_high)) | (change < jnp.log1p(-settings.clip_low))
         seen |= found | {"gap": jnp.abs(change), "replay_outside": outside & fields.is_replay}
+        seen["original_gap"] = jnp.abs(change) * ~fields.is_replay
     total = (loss * share).sum()
     sums = {name: jax.lax.stop_gradient((value * weight).sum()) for name, value in seen.items()}
     return total, sums | {"loss": jax.lax.stop_gradient(total)}
@@ -298,9 +306,10 @@ def gradients(
     grads = shard.parameters(grads | joined, axes)
     replay_tokens = (batch.response_mask * (batch.weight * batch.is_replay)[:, None]).sum()
     metrics = {"loss": sums.pop("loss")}
-    outside = sums.pop("replay_outside", None)
-    if outside is not None:
-        metrics["replay_outside_clip"] = outside / jnp.maximum(replay_tokens, 1.0)
+    if settings.loss == "policy":
+        original_tokens = (batch.response_mask * (batch.weight * ~batch.is_replay)[:, None]).sum()
+        metrics["replay_outside_clip"] = sums.pop("replay_outside") / jnp.maximum(replay_tokens, 1.0)
+        metrics["original_gap"] = sums.pop("original_gap") / jnp.maximum(original_tokens, 1.0)
     filled, lengths = places.length.sum(), batch.prompt_length + batch.response_mask.sum(-1) - 1
     metrics["padding"] = 1 - filled / jnp.maximum(computed * multiple * size.columns, 1)
     metrics["shared"] = 1 - filled / jnp.maximum(jnp.where(places.length > 0, lengths, 0).sum(), 1)
@@ -335,7 +344,9 @@ def update(
     With loss "dpo" rows 2j and 2j + 1 are a pair, the better one first (see `replay.pairs`). `frozen`: as for `gradients`.
 
     An update with a non-finite gradient norm leaves parameters and moments as they were and is counted in `skipped`.
-    Metrics are means over the updates; `multiple` is the number of devices that share the batch axis.
+    Metrics are means over the updates; `multiple` is the number of devices that share the batch axis. If pi_old is the
+    sampler's, `sampler_gap` is the mean absolute gap between trainer and sampler on the originals of the first mini-batch,
+    whose log-probs are computed before any update.
     """
     transform = optimizer(settings)
     values = jnp.zeros_like(batch.behaviour_logp)
@@ -367,6 +378,8 @@ def update(
 
     carry, history = jax.lax.scan(one, (state.params, state.opt_state, state.skipped), parts)
     params, opt_state, skipped = carry
-    metrics = {name: values.mean() for name, values in history.items()}
-    metrics["updates_skipped"] = skipped
+    first_gap = history.pop("original_gap", None)
+    metrics = {name: values.mean() for name, values in history.items()} | {"updates_skipped": skipped}
+    if settings.loss == "policy" and not settings.scores_old:
+        metrics["sampler_gap"] = first_gap[0]
     return TrainState(state.step + 1, params, opt_state, skipped), metrics

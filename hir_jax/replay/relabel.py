@@ -38,6 +38,18 @@ def assemble(parts: PromptParts, keep: Array, columns: int, pad_id: int) -> tupl
     return tokens, total.astype(jnp.int32)
 
 
+def dealt(count: Array, rows: int, parts: int) -> Array:
+    """An order of `rows` places, the first `count` of which are filled, i32[rows]: each of the `parts` equal parts gets its share
+    of the filled ones, in their order, and behind them its share of the empty ones. The shares differ by one at most; where
+    all places are filled, the order is that of the places."""
+    place = jnp.arange(rows, dtype=jnp.int32)
+    part, within = place // (rows // parts), place % (rows // parts)
+    share = count // parts + (part < count % parts)
+    before = part * (count // parts) + jnp.minimum(part, count % parts)  # filled places in the parts before
+    empty = count + part * (rows // parts) - before + within - share
+    return jnp.where(within < share, before + within, empty)
+
+
 def relabel(
     prompts: Array,
     prompt_length: Array,
@@ -52,13 +64,15 @@ def relabel(
     *,
     samples: int,
     pad_id: int,
+    mini_batches: int = 1,
 ) -> TrainBatch:
     """Originals and replays as one TrainBatch of B rows, each replay (q', y) behind its source row.
 
     prompts: i32[N, P]; rollout, verdicts and ref_logp, importance, reward, weight: of B = N * samples slots, slot b of prompt
-    b // samples; replays: K places. Slots without a sample and replays that are not valid leave places at weight 0,
-    which come last. A replay keeps the response tokens and the log-probs of its source; its reward is R(q', y) = 1, beside the
-    R(q, y) = ILA (hir) or CLA (hir_clr) of the source (see `select.rewards`).
+    b // samples; replays: K places. Slots without a sample and replays that are not valid leave places at weight 0, which
+    are dealt out evenly to the `mini_batches` equal parts, at the end of each (see `dealt`). A replay keeps the response
+    tokens and the log-probs of its source; its reward is R(q', y) = 1, beside the R(q, y) = ILA (hir) or CLA (hir_clr) of
+    the source (see `select.rewards`).
     """
     slots = rollout.mask.shape[0]
     group = jnp.arange(slots) // samples
@@ -69,7 +83,7 @@ def relabel(
     source = jnp.concatenate([jnp.arange(slots), row])
     is_replay = jnp.arange(slots + row.shape[0]) >= slots
     present = jnp.concatenate([rollout.filled, replays.valid])
-    order = jnp.lexsort((is_replay, source, ~present))[:slots]
+    order = jnp.lexsort((is_replay, source, ~present))[:slots][dealt(present.sum(), slots, mini_batches)]
     source, is_replay, present = source[order], is_replay[order], present[order]
 
     def both(original, replay):

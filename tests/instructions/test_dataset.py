@@ -7,7 +7,7 @@ import pytest
 from tokenizers import normalizers
 
 from hir_jax import config as configs
-from hir_jax.instructions import dataset
+from hir_jax.instructions import dataset, lexicon, native
 from hir_jax.instructions.roles import chat_frame
 from hir_jax.models.checkpoint import open_checkpoint
 from hir_jax.types import Constraint, Instruction
@@ -60,3 +60,46 @@ def test_refused_rows_are_counted_by_their_reason(caplog):
     counts, fit = Counter(), dataset._Fit(chat_frame(tokenizer), 200, True, frozenset())
     assert [i for i, _ in dataset._encode_rows(fit, rows, counts)] == [1, 3]
     assert counts == {"normal form": 2} and caplog.text.count("left out (normal form): row 0: ") == 1
+
+
+def file_config(path, tasks, **data):
+    """A config of a file with two rows for each task, of different constraints."""
+    ids = ("punctuation:no_comma", "startend:quotation")
+    native.write(
+        path, [Instruction(task, (Constraint(id, {}, "."),), "type1", task + id) for id in ids for task in tasks]
+    )
+    config = configs.defaults()
+    config.data.update({"source": "jsonl", "path": str(path)} | data)
+    configs.check(config)
+    return config
+
+
+def test_rows_held_out_of_a_file(tmp_path):
+    """With all rows of their tasks, whatever the file's order; at most eval_size of them are evaluated, none is trained on."""
+    tasks = [f"write {i} words" for i in range(20)]
+    config = file_config(tmp_path / "rows.jsonl", tasks, hold_out=5)
+    pairs, held = dataset._read(config, Counter())
+    assert len(held) == 6 and len(pairs) == 34  # three tasks, two rows each
+    assert not {q.task for q in held} & {q.task for q, _ in pairs}
+    assert [q.key for q in dataset.heldout(config)] == [q.key for q in held]
+    turned, _ = dataset._read(file_config(tmp_path / "turned.jsonl", tasks[::-1], hold_out=5), Counter())
+    assert {q.key for q, _ in turned} == {q.key for q, _ in pairs}
+    few = file_config(tmp_path / "rows.jsonl", tasks, hold_out=5, eval_size=2)
+    assert len(dataset.heldout(few)) == 2 and len(dataset._read(few, Counter())[0]) == 34
+    loaded = dataset.load(config, chat_frame(lexicon.build_tokenizer()), 0)
+    assert len(loaded.rows) == 34 and [row.instruction.key for row in loaded.heldout] == [q.key for q in held]
+
+
+def test_holding_everything_out_is_refused(tmp_path):
+    with pytest.raises(
+        dataset.DataError, match=r"config.data.hold_out = 3 leaves no task of .*rows.jsonl to train on \(2 tasks"
+    ):
+        dataset._read(file_config(tmp_path / "rows.jsonl", ["a", "b"], hold_out=3), Counter())
+
+
+@pytest.mark.parametrize("changes", [{"source": "generated"}, {"eval_path": "more.jsonl"}], ids=str)
+def test_holding_out_where_there_is_no_such_file_is_refused(changes):
+    config = configs.defaults()
+    config.data.update({"source": "jsonl", "path": "rows.jsonl", "hold_out": 3} | changes)
+    with pytest.raises(configs.ConfigError, match=r"config.data.hold_out = 3 .* set it to 0"):
+        configs.check(config)

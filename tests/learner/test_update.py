@@ -132,6 +132,26 @@ def test_truncated_importance_worked_by_hand():
     assert float(metrics["importance_cut"]) == pytest.approx(1 / 3)
 
 
+def test_no_cap_is_no_correction():
+    trainer, sampler = jnp.log(jnp.array([[0.5, 0.2]])), jnp.log(jnp.array([[0.25, 0.4]]))
+    weight, metrics = losses.truncated_importance(trainer, sampler, jnp.array([[True, True]]), 0.0)
+    assert weight.tolist() == [[1.0, 1.0]] and metrics.keys() == {"sampler_gap"}
+    assert float(metrics["sampler_gap"]) == pytest.approx(np.log(2), rel=1e-6)
+
+
+def test_the_gap_to_the_sampler_is_that_of_the_first_mini_batch(params, batch):
+    """Originals of weight above 0 among rows 0 to 2, before any update; not said where the update is not given the sampler's."""
+    settings = dataclasses.replace(SETTINGS, mini_batches=2)
+    batch = batch._replace(is_replay=np.array([0, 1, 0, 0, 0, 0], bool))
+    _, metrics = jax.jit(partial(update, model=MODEL, settings=settings))(init_state(params, settings), batch)
+    gap = np.abs(np.asarray(plain_logp(params, batch)) - batch.behaviour_logp)[[0, 2]]
+    assert float(metrics["sampler_gap"]) == pytest.approx(gap[batch.response_mask[[0, 2]]].mean(), rel=1e-4)
+    for changes in ({"old_logp": "trainer"}, {"loss": "sft"}):
+        settings = dataclasses.replace(SETTINGS, **changes)
+        _, metrics = jax.jit(partial(update, model=MODEL, settings=settings))(init_state(params, settings), batch)
+        assert "sampler_gap" not in metrics
+
+
 def test_importance_weighs_each_token_of_the_loss(params, batch):
     """Twice the weight on every token is twice the gradient; weight 0 on a row is a row without gradient."""
     run = jax.jit(partial(gradients, model=MODEL, settings=SETTINGS))
@@ -318,6 +338,24 @@ def test_parameters_and_moments_in_bfloat16(batch, tied):
     assert {x.dtype for x in jax.tree.leaves((found.params, found.opt_state)) if x.ndim} == {jnp.dtype(jnp.bfloat16)}
     for a, b in zip(jax.tree.leaves(found.params), jax.tree.leaves(wanted.params), strict=True):
         np.testing.assert_allclose(a.astype(np.float32), b, rtol=2**-7, atol=2e-3)
+
+
+@pytest.mark.parametrize("clip", [0.0, 1e-2])
+def test_no_limit_to_the_norm_is_no_clipping(params, batch, clip):
+    """The moments are those of plain AdamW on the gradients as they are, or scaled by hand to the limit."""
+    settings = dataclasses.replace(SETTINGS, max_grad_norm=clip)
+    values = advantages(batch, settings.estimator, settings.kl)
+    grads, _ = jax.jit(partial(gradients, model=MODEL, settings=settings))(params, batch, values)
+    norm = float(optax.tree.norm(grads))
+    assert norm > 1e-2
+    scaled = jax.tree.map(lambda g: g * (clip / norm if clip else 1.0), grads)
+    plain = optax.adamw(learning_rate(settings), settings.beta1, settings.beta2, eps=1e-8, weight_decay=0.01)
+    _, moments = plain.update(scaled, plain.init(params), params)
+    state, metrics = jax.jit(partial(update, model=MODEL, settings=settings))(init_state(params, settings), batch)
+    assert float(metrics["grad_norm"]) == pytest.approx(norm, rel=1e-5)
+    found = [moment for moment in jax.tree.leaves(state.opt_state) if moment.ndim]
+    wanted = [moment for moment in jax.tree.leaves(moments) if moment.ndim]
+    assert relative_error(found, wanted) < 1e-5 and relative_error(state.params, params) > 0
 
 
 def test_mini_batches_are_updates_in_row_order(params, batch):

@@ -12,7 +12,7 @@ from hir_jax.instructions import lexicon, synthesis, witness
 from hir_jax.instructions.roles import PartShapes, chat_frame, encode, prompt_batch, tokenise_rendering
 from hir_jax.instructions.templates import REWRITABLE
 from hir_jax.models.checkpoint import open_checkpoint
-from hir_jax.replay.relabel import assemble, relabel
+from hir_jax.replay.relabel import assemble, dealt, relabel
 from hir_jax.types import Replays, Rollout, Verdicts
 
 # The splitting patterns of the Llama 3 and Qwen 2 tokenizers (published in their tokenizer.json).
@@ -93,12 +93,32 @@ def test_assemble_equals_render_and_tokenise(name, template, frames, instruction
             assert (tokens[i, : columns - length[i]] == 0).all()
 
 
-@given(st.integers(0, 10_000), st.integers(1, 4), st.integers(1, 4), st.integers(0, 2))
+@given(st.integers(1, 5), st.integers(1, 6), st.data())
+@settings(max_examples=50, deadline=None)
+def test_empty_places_are_dealt_out_evenly(parts, size, data):
+    """Every place once, the filled ones in their order, and as many empty ones in each part as in any other, but for one."""
+    rows = parts * size
+    count = data.draw(st.integers(0, rows))
+    order = np.asarray(dealt(np.int32(count), rows, parts))
+    assert sorted(order) == list(range(rows))
+    assert [place for place in order if place < count] == list(range(count))
+    filled = (order < count).reshape(parts, size)
+    assert np.ptp(filled.sum(-1)) <= 1
+    assert all(part.tolist() == sorted(part.tolist(), reverse=True) for part in filled)  # empty ones at the end
+    assert count < rows or order.tolist() == list(range(rows))
+
+
+def test_places_dealt_worked_by_hand():
+    assert np.asarray(dealt(np.int32(5), 8, 2)).tolist() == [0, 1, 2, 5, 3, 4, 6, 7]
+
+
+@given(st.integers(0, 10_000), st.integers(1, 4), st.integers(1, 4), st.integers(0, 2), st.booleans())
 @settings(max_examples=25, deadline=None)
-def test_train_batch_layout(seed, prompts, samples, k):
-    """Each filled slot and each valid replay once, a replay right behind its source; the rest at weight 0, last."""
+def test_train_batch_layout(seed, prompts, samples, k, halved):
+    """Each filled slot and each valid replay once, a replay behind its source; the rest at weight 0, at the end of each half."""
     rng = np.random.default_rng(seed)
     slots = prompts * (samples + k)
+    mini_batches = 2 if halved and slots % 2 == 0 else 1
     filled = (np.arange(slots) % (samples + k)) < samples
     sources = np.flatnonzero(filled)
     count = int(rng.integers(0, min(k * prompts, len(sources)) + 1))
@@ -135,8 +155,12 @@ def test_train_batch_layout(seed, prompts, samples, k):
             replays,
             samples=samples + k,
             pad_id=0,
+            mini_batches=mini_batches,
         )
     )
+    assert np.ptp(batch.weight.reshape(mini_batches, -1).sum(-1)) <= 1
+    filled_first = np.argsort(batch.weight == 0, kind="stable")
+    batch = jax.tree.map(lambda x: x[filled_first], batch)
     expected = []
     for b in range(slots):
         if filled[b]:

@@ -1,0 +1,87 @@
+"""The range of every numeric key of a config; `config.check` refuses what is outside, before anything is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
+
+# Interval -> keys. Of a tuple the range is that of its elements.
+_JUDGE = "constraints.judge"
+RANGES: Mapping[str, Sequence[str]] = {
+    "[0, 4294967295]": ("seed",),  # jax takes a seed modulo 2^32
+    "[1, 2147483647]": ("total_steps",),  # the step is an int32
+    "[1, inf)": (
+        "checkpoint_every", "checkpoint_keep", "model.hidden_size", "model.intermediate_size", "model.num_layers",
+        "model.num_heads", "data.size", "data.eval_batch", "data.min_constraints", "data.max_constraints",
+        "data.batch_prompts", "data.max_prompt", "data.prompt_buckets", "rollout.m", "rollout.max_response",
+        "rollout.response_buckets", "learner.mini_batches", "learner.micro_batch_tokens", f"{_JUDGE}.concurrency",
+        f"{_JUDGE}.batch_tokens", f"{_JUDGE}.max_length",
+    ),
+    "[0, inf)": (
+        "eval_every", "eval_temperature", "lora.rank", "data.seed", "data.hold_out", "data.eval_size", "rollout.top_k",
+        "rollout.slots",
+        "rollout.cache_bytes", "rollout.tensor", "constraints.workers", "replay.k", "replay.lambda_0", "replay.eta",
+        "replay.min_kept", "learner.std_floor", "learner.learning_rate", "learner.warmup_steps",
+        "learner.weight_decay", "learner.max_grad_norm", "learner.clip_high", "learner.importance_cap", "learner.kl",
+        "learner.pack_columns", "logging.distributions_every", "logging.replays_per_step", f"{_JUDGE}.retries",
+        f"{_JUDGE}.backoff_seconds", f"{_JUDGE}.backoff_max_seconds", f"{_JUDGE}.max_tokens", f"{_JUDGE}.price_in",
+        f"{_JUDGE}.price_out",
+    ),
+    "(0, inf)": (
+        "lora.alpha", "rollout.temperature", "constraints.timeout_seconds", "learner.dpo_beta",
+        f"{_JUDGE}.deadline_seconds", f"{_JUDGE}.timeout_seconds",
+    ),
+    "(0, 1]": ("rollout.top_p",),
+    "[0, 1]": ("data.label_noise", "replay.min_integrity", "learner.clip_low"),
+    "[0, 1)": ("learner.beta1", "learner.beta2", f"{_JUDGE}.threshold"),
+    "(1, inf)": ("learner.dual_clip",),  # as verl; at 1 and below it would bound the loss of unclipped tokens too
+    "-1 or [1, inf)": ("mesh.data", "mesh.fsdp", "mesh.tensor"),
+    "(-inf, inf)": (f"{_JUDGE}.temperature",),
+}  # fmt: skip
+_WORDS = {
+    "[1, 2147483647]": "be positive and at most 2147483647",
+    "[1, inf)": "be positive",
+    "(0, inf)": "be positive",
+    "[0, inf)": "not be negative",
+    "-1 or [1, inf)": "be -1 or positive",
+}
+
+
+def _within(interval: str, value: float) -> bool:
+    """Whether a number is in "[0, 1)", say; or in one of several parts ("-1 or [1, inf)")."""
+    for part in interval.split(" or "):
+        if part[0] not in "[(":
+            inside = value == float(part)
+        else:
+            low, high = map(float, part[1:-1].split(","))
+            inside = (value >= low if part[0] == "[" else value > low) and (
+                value <= high if part[-1] == "]" else value < high
+            )
+        if inside:
+            return True
+    return False
+
+
+def _fault(interval: str, value: float) -> str:
+    """What is wrong with a number, or "". A float has to be in its range as the float32 that it becomes on the device."""
+    wanted = "it must " + _WORDS.get(interval, f"be in {interval}")
+    if not -_FLOAT32_MAX <= value <= _FLOAT32_MAX:  # NaN is not either
+        return f"; {wanted}, and be finite in float32"
+    if not _within(interval, value):
+        return f"; {wanted}"
+    rounded = float(np.float32(value)) if isinstance(value, float) else value
+    return "" if _within(interval, rounded) else f", which is {rounded} in float32; {wanted}"
+
+
+def faults(flat: Mapping[str, object]) -> Iterator[str]:
+    """One message for each number of a flattened config that is outside of its key's range."""
+    for interval, keys in RANGES.items():
+        for key in keys:
+            given = flat[key]
+            for value in given if isinstance(given, list) else [given]:
+                if fault := _fault(interval, value):
+                    shown = tuple(given) if isinstance(given, list) else given
+                    yield f"config.{key} is {shown}{fault}"
