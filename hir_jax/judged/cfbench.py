@@ -20,7 +20,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hir_jax.instructions.readers import RowError
 from hir_jax.judged.base import (
     Ask,
     JudgedBenchmark,
@@ -33,6 +32,7 @@ from hir_jax.judged.base import (
     text_of,
     unknown_counts,
 )
+from hir_jax.textfiles import RowError
 
 PRIMARY, SECONDARY = "主需", "次需"
 SPLITS = ("easy", "hard")

@@ -22,7 +22,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hir_jax.instructions.readers import RowError
 from hir_jax.judged import followbench_rules
 from hir_jax.judged.base import (
     Ask,
@@ -36,6 +35,7 @@ from hir_jax.judged.base import (
     text_of,
     unknown_counts,
 )
+from hir_jax.textfiles import RowError
 
 TYPES = ("content", "situation", "style", "format", "example", "mixed")
 LEVELS = range(1, 6)

@@ -18,7 +18,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hir_jax.instructions.readers import RowError
 from hir_jax.judged.base import (
     Ask,
     JudgedBenchmark,
@@ -31,6 +30,7 @@ from hir_jax.judged.base import (
     texts_of,
     unknown_counts,
 )
+from hir_jax.textfiles import RowError
 
 SUBSETS = ("Easy_set", "Hard_set")
 SYSTEM = """\
