@@ -1,9 +1,9 @@
-# make demo | make test [TORCH=1] [SLOW=1] | make peers | make aot | make tokenizers | make lint. The environment is .venv, made from PYTHON (3.11 or 3.12).
+# make demo | make demo-smollm2 | make test [TORCH=1] [SLOW=1] | make peers | make aot | make tokenizers | make lint. The environment is .venv, made from PYTHON (3.11 or 3.12).
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint environment peers aot tokenizers
+.PHONY: demo demo-smollm2 test lint environment peers aot tokenizers
 .DELETE_ON_ERROR:
 environment: $(VENV)/ready
 
@@ -47,3 +47,6 @@ lint: $(VENV)/ready
 
 demo: $(VENV)/ready
 	$(BIN)/python -m experiments.demo
+
+demo-smollm2: $(VENV)/ready
+	$(BIN)/python -m experiments.demo --smollm2

@@ -1,12 +1,14 @@
-"""`make demo`: a tiny model fitted by sft and trained by HiR, its curve, then two real steps of SmolLM2-135M.
+"""`make demo`: a tiny model fitted by sft and trained by HiR, with what that gained, then two real steps of SmolLM2-135M.
 
-    python -m experiments.demo [DIR]        (DIR: runs/demo)
+    python -m experiments.demo [DIR] [--smollm2]        (DIR: runs/demo; --smollm2: the last part alone)
 
 Each part is a run of `python -m hir_jax.train`, so a demo that was stopped goes on where it was.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import subprocess
 import sys
 import time
@@ -22,59 +24,96 @@ from experiments.run import read_metrics
 TINY, SMOLLM2 = "configs/tiny_hir.py:demo", "configs/smollm2_135m_hir.py:demo"
 
 
-def run(title: str, config: str, workdir: Path, *overrides: str) -> None:
-    """One training run in its own process; ends the demo if it fails."""
+FIGURES = {"ila": "ILA", "following": "following"}
+
+
+def program(title: str, module: str, *arguments: str) -> str:
+    """One program in its own process, its command and seconds printed; what it writes to stdout is shown, and returned. Ends the
+    demo if it fails."""
     print(f"\n== {title}", flush=True)
-    command = [sys.executable, "-m", "hir_jax.train", f"--config={config}", f"--workdir={workdir}", *overrides]
+    command = [sys.executable, "-m", module, *arguments]
     print("   " + " ".join(["python", *command[1:]]), flush=True)
-    started = time.monotonic()
-    if status := subprocess.run(command).returncode:
-        sys.exit(f"error: that command ended with status {status}; the lines above say why")
+    started, said = time.monotonic(), []
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        for line in process.stdout:
+            said.append(line)
+            if not line.startswith("{"):  # the summary that `evaluate` ends with is for programs
+                print(line, end="", flush=True)
+    if process.returncode:
+        sys.exit(f"error: that command ended with status {process.returncode}; the lines above say why")
     print(f"   {time.monotonic() - started:.0f} s", flush=True)
+    return "".join(said)
 
 
-def plot(workdir: Path, path: Path) -> tuple[float, float]:
-    """Accuracy over steps as a PNG; returns held-out ILA before and after."""
+def gains(said: str) -> list[str]:
+    """A line a figure of FIGURES: before, after, and the gain with its 95% interval, from what `evaluate` printed last."""
+    found = json.loads(said.splitlines()[-1])
+    before, after = (run["intervals"] for run in found["runs"].values())
+    (gap,) = found["differences"].values()
+    return [
+        f"{label}: {before[key][0]:.3f} before, {after[key][0]:.3f} after; gain {gap[key][0]:+.3f} "
+        f"(95% interval {gap[key][1]:+.3f} to {gap[key][2]:+.3f})"
+        for key, label in FIGURES.items()
+    ]
+
+
+def plot(workdir: Path, path: Path) -> None:
+    """Shares met over steps as a PNG: sampled in training, and on held-out instructions."""
     rows = read_metrics(workdir)
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     for key, label, colour in (
         ("cla", "constraints met (CLA)", "tab:gray"),
         ("ila", "instructions met (ILA)", "tab:blue"),
+        ("ila_shuffled", "other instructions met (control)", "tab:red"),
     ):
         sampled = [(r["step"], r[key]) for r in rows if key in r]
         heldout = [(r["step"], r[f"heldout_{key}"]) for r in rows if f"heldout_{key}" in r]
         axes.plot(*zip(*sampled, strict=True), color=colour, alpha=0.3, linewidth=1)
-        axes.plot(*zip(*heldout, strict=True), color=colour, marker="o", label=f"{label}, held-out, greedy")
+        axes.plot(*zip(*heldout, strict=True), color=colour, marker="o", label=f"{label}, held-out")
     axes.set(
-        xlabel="step", ylabel="share", ylim=(0, 1), title="HiR on the tiny environment (faint: sampled, in training)"
+        xlabel="step", ylabel="share", ylim=(0, 1), title="HiR on the tiny environment (faint: the training's samples)"
     )
     axes.grid(alpha=0.3)
     axes.legend(loc="upper left")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
-    first, *_, last = [r["heldout_ila"] for r in rows if "heldout_ila" in r]
-    return first, last
 
 
-def main(directory: Path) -> None:
-    base, tiny, real = directory / "tiny_sft", directory / "tiny_hir", directory / "smollm2_hir"
-    run("1/3 a tiny model, fitted to instructions with one or two constraints (sft)", f"{TINY}_sft", base)
-    run(
-        "2/3 the same model, trained by HiR on three or four",
-        TINY,
-        tiny,
-        f"--config.model.checkpoint={base / 'model'}",
-    )
-    before, after = plot(tiny, directory / "curve.png")
-    print(f"   ILA on held-out instructions, greedy: {before:.1%} before, {after:.1%} after")
-    run("3/3 two steps of SmolLM2-135M-Instruct, with what is replayed", SMOLLM2, real)
+def tiny_part(directory: Path) -> None:
+    base, tiny = directory / "tiny_sft", directory / "tiny_hir"
+    train = "hir_jax.train"
+    fit = (f"--config={TINY}_sft", f"--workdir={base}")
+    program("1/4 a tiny model, fitted to instructions with one to four constraints (sft)", train, *fit)
+    how = (f"--config={TINY}", f"--workdir={tiny}", f"--config.model.checkpoint={base / 'model'}")
+    program("2/4 the same model, trained by HiR on four", train, *how)
+    plot(tiny, directory / "curve.png")
+    steps = read_metrics(tiny)[-1]["step"]
+    asked = (f"--workdir={tiny}@0,{tiny}@{steps}", "--benchmark=heldout", "--samples=4", "--temperature=1")
+    said = program("3/4 1,024 samples at temperature 1 on held-out instructions", "hir_jax.evaluate", *asked)
+    print("\n".join(f"   {line}" for line in gains(said)))
     print(
         f"\ncurve:                 {directory / 'curve.png'}\n"
-        f"tiny run:              {tiny} (report.html, metrics.jsonl, replays.jsonl, tensorboard/, checkpoints/, model/)\n"
-        f"SmolLM2 run:           {real}\n"
-        f"look at curves with:   pip install tensorboard; tensorboard --logdir {directory}"
+        f"tiny run:              {tiny} (report.html, metrics.jsonl, replays.jsonl, tensorboard/, checkpoints/, model/)"
     )
+
+
+def smollm2_part(directory: Path) -> None:
+    real = directory / "smollm2_hir"
+    how = (f"--config={SMOLLM2}", f"--workdir={real}")
+    program("4/4 two steps of SmolLM2-135M-Instruct, with what is replayed", "hir_jax.train", *how)
+    print(f"\nSmolLM2 run:           {real}")
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m experiments.demo", allow_abbrev=False)
+    parser.add_argument("directory", nargs="?", default="runs/demo", type=Path)
+    parser.add_argument("--smollm2", action="store_true", help="the two steps of SmolLM2 alone")
+    args = parser.parse_args(arguments)
+    if not args.smollm2:
+        tiny_part(args.directory)
+    smollm2_part(args.directory)
+    print(f"look at curves with:   pip install tensorboard; tensorboard --logdir {args.directory}")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else "runs/demo"))
+    main(sys.argv[1:])

@@ -2,7 +2,8 @@
 
 The score of a case is P(yes) / (P(yes) + P(no)) of the first word of the answer, where P(yes) sums the probabilities of
 the tokens of "Yes", "yes", "YES", with and without a space before, as far as each is one token (`answer_tokens`), and
-P(no) likewise. A case is met if its score is above the threshold of the settings.
+P(no) likewise. A case is met if its score is above the threshold of the settings. Where the chat template opens the model's
+reasoning, it is closed again at once, so that the next word is the answer's.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from hir_jax.constraints.judge import (
     Unanswered,
     Usage,
 )
+from hir_jax.constraints.replies import leaves_reasoning_open
 from hir_jax.instructions.roles import chat_frame
 from hir_jax.models import decoder
 from hir_jax.models.checkpoint import Checkpoint, open_checkpoint
@@ -36,6 +38,7 @@ from hir_jax.models.config import ModelConfig
 from hir_jax.parallel import mesh as meshes
 
 SHORTEST = 128  # columns of the smallest bucket; each next one is twice as wide
+REASONING_END = "\n</think>\n\n"
 WORDING = """\
 Here is a request that somebody made, a response to it, and one requirement that the response has to meet.
 
@@ -114,7 +117,9 @@ class LocalModel:
         checkpoint = checkpoint or open_checkpoint(settings.model)
         self._settings = settings
         self._tokenizer = checkpoint.tokenizer
-        self._frame = chat_frame(self._tokenizer)
+        frame = chat_frame(self._tokenizer)
+        closing = REASONING_END if leaves_reasoning_open(frame.after) else ""
+        self._frame = dataclasses.replace(frame, after=frame.after + closing)
         yes, no = yes_no_tokens(self._tokenizer)
         model = dataclasses.replace(checkpoint.config, compute_dtype=settings.dtype, remat="none")
         self._longest = min(settings.max_length, model.max_position)

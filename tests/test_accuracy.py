@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from small_runs import DEVICE_TYPES, rows, small_config
+from small_runs import rows, small_config
 
 from hir_jax.accuracy import accuracies, constraint_codes, control_of_step, shuffled
 from hir_jax.constraints import on_device, registry
@@ -22,7 +22,7 @@ FIGURES = ("ila_shuffled", "cla_shuffled", "following", "distinct", "overlap")
 
 
 def instructions(count, low=1, high=3):
-    drawn = witness.generate(0, count, min_constraints=low, max_constraints=high, ids=DEVICE_TYPES, split="heldout",
+    drawn = witness.generate(0, count, min_constraints=low, max_constraints=high, split="heldout",
                              templates=("type1",))  # fmt: skip
     return [q for q, _ in drawn]
 
@@ -65,7 +65,7 @@ def test_one_text_for_all_held_out_instructions_follows_exactly_nothing():
 
 
 def test_a_text_that_follows_is_told_from_one_that_does_not():
-    drawn = witness.generate(0, 64, min_constraints=3, max_constraints=3, ids=DEVICE_TYPES, split="heldout",
+    drawn = witness.generate(0, 64, min_constraints=3, max_constraints=3, split="heldout",
                              templates=("type1",))  # fmt: skip
     asked, answers = zip(*drawn, strict=True)
     with Verifier(0, 5.0) as verifier:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from small_runs import DEVICE_TYPES, small_config
+from small_runs import small_config
 
 from hir_jax.bench import __main__ as bench
 from hir_jax.bench import machine, peer_hf, scaling, start, steps, table, verify
@@ -23,7 +23,6 @@ SMALL = (
     "--config.model.intermediate_size=32", "--config.compilation_cache=", "--config.data.size=24", "--prompts=2",
     "--samples=3", "--new_tokens=8", "--tail_tokens=20", "--slots=2", "--verify_rows=4", "--rounds=2", "--steps=3",
     "--config.data.batch_prompts=2", "--config.constraints.on_device=True", "--config.constraints.workers=2",
-    f"--config.data.constraint_ids={DEVICE_TYPES}",
 )  # fmt: skip
 
 

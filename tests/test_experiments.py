@@ -16,7 +16,7 @@ from hir_jax import config as configs
 from hir_jax.types import InputError
 
 # a base fit and runs of one step on four prompts; the model's shape must be that of the base
-CHANGES = SMALL | {"total_steps": 1, "eval_every": 1, "save_model": False, "data.constraint_ids": ()}
+CHANGES = SMALL | {"total_steps": 1, "eval_every": 1, "save_model": False}
 for key in ("method", "model.checkpoint", "checkpoint_every", "save_model"):
     CHANGES.pop(key)
 OVERRIDES = [f"--config.{key}={value}" for key, value in CHANGES.items()]
@@ -49,7 +49,7 @@ def started(tmp_path_factory):
     """Two variants and one seed from a checkpoint that a first run made."""
     root = tmp_path_factory.mktemp("suite")
     base = root / "base_run"
-    sft = SMALL | {"method": "sft", "total_steps": 1, "rollout.max_response": 48, "data.constraint_ids": ()}
+    sft = SMALL | {"method": "sft", "total_steps": 1, "rollout.max_response": 48}
     job = run.Job(base, sft, CONFIG, 1, evaluates=False)
     assert job.run({}) == "" and (base / "model").is_dir()
     command = ["scope", f"--config={CONFIG}", f"--workdir={root}", "--seeds=1", "--only=batch,group", *OVERRIDES]
@@ -253,7 +253,7 @@ def test_what_was_tuned_for_a_method_serves_other_suites(tmp_path, monkeypatch):
 def test_more_constraints_than_the_tiny_texts_have_are_left_out(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(run, "run_all", lambda todo, parallel: [])
     run.main(["constraints", f"--config={CONFIG}", f"--workdir={tmp_path}"])
-    assert "at most 6 constraints: hir-8, ilr-8, hir-10, ilr-10" in capsys.readouterr().out
+    assert "at most 9 constraints: hir-10, ilr-10" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ def cache(tmp_path_factory):
         yield directory
 
 
-EASY = ("punctuation:no_comma", "keywords:forbidden_words")
+EASY = ("tiny:no_postscript", "keywords:forbidden_words")
 
 
 @pytest.mark.parametrize(

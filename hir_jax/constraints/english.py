@@ -1,7 +1,15 @@
-"""English sentences, words, tags and syllables as the published scorers cut them, and the language of a text.
+r"""English sentences, words, tags and syllables as the published scorers cut them, and the language of a text.
 
 All offline and deterministic. NLTK and its like are imported on first use: that takes over a second, which readers of
 the registry need not pay. What is asked of one response by several checks is kept for the next one.
+
+Two regular expression engines are at work, and they differ beyond ASCII. NLTK 3.10.4, whose verdicts are recorded,
+compiles its own patterns with the `regex` package: there \w has combining marks, joiners and all connectors (U+203F) and
+lacks numbers that are no digits (a superscript two), and \s lacks U+001C to U+001F. Of NLTK's patterns only the contractions
+of the word tokenizer ("can|not") are compiled with Python's `re`. The published scorers' own patterns use `re`, where \w
+is `str.isalnum` and the underscore, so that the vowel signs of Hindi end a word, and \s is `str.isspace`. What is NLTK's
+there goes through NLTK here (`sentences`, `word_tokens`, `first_tag`, `word_runs`); every pattern written out in the
+families' modules is one of the scorers' own and stays with `re`.
 """
 
 from __future__ import annotations
@@ -20,6 +28,7 @@ from hir_jax.types import InputError
 
 if TYPE_CHECKING:
     from nltk.tag.perceptron import PerceptronTagger
+    from nltk.tokenize import RegexpTokenizer
     from nltk.tokenize.destructive import NLTKWordTokenizer
     from nltk.tokenize.punkt import PunktSentenceTokenizer
 
@@ -92,7 +101,15 @@ def _word_tokenizer() -> NLTKWordTokenizer:
     return NLTKWordTokenizer()
 
 
+@functools.cache
+def _run_tokenizer() -> RegexpTokenizer:
+    from nltk.tokenize import RegexpTokenizer
+
+    return RegexpTokenizer(r"\w+")
+
+
 _PLAIN = re.compile(r"[\t\n\r -~]*")
+_ASCII_RUN = re.compile(r"\w+", re.ASCII)
 
 
 @functools.cache
@@ -126,6 +143,7 @@ def load() -> None:
     if missing:
         raise MissingDataError("\n".join(missing))
     _plain_word_tokenizer()
+    word_runs("\u00e9")
     langid.load()
     syllables("")
 
@@ -147,6 +165,16 @@ def first_word_tokens(text: str) -> Iterator[str]:
 def word_tokens(text: str) -> tuple[str, ...]:
     """Treebank tokens of each sentence, as `nltk.word_tokenize` gives them."""
     return tuple(first_word_tokens(text))
+
+
+@functools.lru_cache(_KEPT_TEXTS)
+def word_runs(text: str) -> tuple[str, ...]:
+    r"""Words as IFEval and IFBench count them: matches of \w+ by NLTK's RegexpTokenizer, that is, by the `regex` package.
+
+    A combining mark belongs to the word that it is in; an apostrophe or a hyphen divides words. ASCII text is matched by
+    `re`, which is quicker and agrees there.
+    """
+    return tuple(_ASCII_RUN.findall(text) if text.isascii() else _run_tokenizer().tokenize(text))
 
 
 def first_tag(text: str) -> str:

@@ -3,7 +3,13 @@
 Behaviour: allenai/IFBench as evaluated with HiR (arXiv 2512.23457), whose sentences are `english.rule_sentences`. This
 module holds count and ratio; words and sentence are in `ifbench_words`, format in `ifbench_format`, custom and repeat
 in `ifbench_custom`. A quirk is named where a reader would stumble on it. Where the published code draws a random
-argument, here it is an error (see `registry`); where it stops with an exception on a response, the verdict is False.
+argument, here it is an error (see `registry`); where it stops with an exception on a response, the verdict is False, and
+in loose mode that of all forms (`registry.ScorerStopsError`).
+
+Engines: the patterns written out in the four modules are the scorer's own, for Python's `re`, and those of
+`english.rule_sentences` too. Runs of letters, which count:word_count_range and ratio:stop_words count, and the tokens and
+tags of `english.word_tokens` are NLTK's, with the `regex` package (see `english`). Words between white space are those of
+`str.split`.
 """
 
 from __future__ import annotations
@@ -14,10 +20,9 @@ import re
 from typing import Any
 
 from hir_jax.constraints import english
-from hir_jax.constraints.registry import COUNT, TEXT, Argument, register
+from hir_jax.constraints.registry import COUNT, TEXT, Argument, ScorerStopsError, register
 
 _OUTER = english.MARKS + " "
-_WORD = re.compile(r"\w+")
 _NUMBER = re.compile(r"\d+")
 
 
@@ -66,7 +71,7 @@ def _in_order(min_words: int, max_words: int) -> str | None:
     max_words=COUNT,
 )
 def word_count_range(response: str, min_words: int, max_words: int) -> bool:
-    return min_words <= len(_WORD.findall(response)) <= max_words
+    return min_words <= len(english.word_runs(response)) <= max_words
 
 
 @register("count:unique_word_count", lambda N: f"Use at least {plural(N, 'different word')}.", N=COUNT)
@@ -167,10 +172,12 @@ def words_japanese(response: str, N: int) -> bool:
     percentage=PERCENTAGE,
 )
 def stop_words(response: str, percentage: float) -> bool:
-    words = _WORD.findall(response)
+    words = english.word_runs(response)
+    if not words:
+        raise ScorerStopsError
     known = english.stop_words()
     stops = sum(word.lower() in known for word in words)
-    return bool(words) and stops / len(words) * 100 <= percentage
+    return stops / len(words) * 100 <= percentage
 
 
 @functools.lru_cache(maxsize=64)
@@ -190,7 +197,7 @@ def _trigrams(text: str) -> frozenset[tuple[str, ...]]:
 def overlap(response: str, reference_text: str, percentage: float) -> bool:
     trigrams = _trigrams(response)
     if not trigrams:
-        return False
+        raise ScorerStopsError
     share = len(trigrams & _trigrams(reference_text)) / len(trigrams)
     return percentage - 2 <= share * 100 <= percentage + 2
 

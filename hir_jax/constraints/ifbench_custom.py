@@ -9,10 +9,11 @@ import re
 import string
 import unicodedata
 from collections.abc import Sequence
+from typing import Any
 
 from hir_jax.constraints import english
 from hir_jax.constraints.ifbench import POSITION, bare
-from hir_jax.constraints.registry import TEXT, register
+from hir_jax.constraints.registry import TEXT, Argument, DrawnValueError, ScorerStopsError, register
 
 
 @register("custom:multiples", lambda: "Count from 10 to 50, but write only the multiples of 7.")
@@ -102,11 +103,11 @@ def european_capitals_sort(response: str) -> bool:
 
 
 def _records(text: str, delimiter: str = ",") -> list[list[str]]:
-    """The records of a CSV text; none where it is not CSV."""
+    """The records of a CSV text. ScorerStopsError where it is not CSV."""
     try:
         return list(csv.reader(io.StringIO(text), delimiter=delimiter))
     except csv.Error:
-        return []
+        raise ScorerStopsError from None
 
 
 def _has_header(text: str, names: Sequence[str], between: str) -> bool:
@@ -138,9 +139,11 @@ _MARK_IN_QUOTES = re.compile(r'".*[^\w\s].*"')
     lambda: _table(14, _PRODUCT, "comma") + ", one field of which has a special character and stands in double quotes.",
 )
 def csv_special_character(response: str) -> bool:
+    if not _has_header(response, _PRODUCT, ",[ \t]*"):
+        return False
     # Quotes are tripled, so that the reader leaves them in the fields.
     records = _records(response.replace('"', '"""'))
-    if len(records) != 15 or not _has_header(response, _PRODUCT, ",[ \t]*"):
+    if len(records) != 15:
         return False
     for record in records[1:]:
         if len(record) != 5:
@@ -155,13 +158,17 @@ def csv_special_character(response: str) -> bool:
     lambda: _table(3, _STUDENT, "tab") + ", with every field in double quotes.",
 )
 def csv_quotes(response: str) -> bool:
-    records = _records(response.replace('"', '"""'), delimiter="\t")
-    if len(records) != 4 or not _has_header(response, _STUDENT, "\t *"):
+    if not _has_header(response, _STUDENT, "\t *"):
         return False
-    return all(
-        len(record) == 5 and all(field.strip()[:1] == field.strip()[-1:] == '"' for field in record)
-        for record in records
-    )
+    records = _records(response.replace('"', '"""'), delimiter="\t")
+    return len(records) == 4 and all(len(record) == 5 and all(map(_is_quoted, record)) for record in records)
+
+
+def _is_quoted(field: str) -> bool:
+    field = field.strip()
+    if not field:
+        raise ScorerStopsError
+    return field[0] == field[-1] == '"'
 
 
 _DATE = re.compile(r"(\d{4})-(\d{2})-(\d{2})")
@@ -208,6 +215,12 @@ def repeat_simple(response: str) -> bool:
     return response.strip().lower() == _SENTENCE.lower()
 
 
+def _start(value: Any) -> int:
+    if value == 0:
+        raise DrawnValueError  # the published scorer takes 0 for missing and draws a number; one published prompt has it
+    return POSITION.parse(value)
+
+
 @register(
     "repeat:repeat_span",
     lambda prompt_to_repeat, n_start, n_end: (
@@ -215,7 +228,7 @@ def repeat_simple(response: str) -> bool:
         f'from 0 and separated by white space, of this text: "{prompt_to_repeat.strip()}".'
     ),
     prompt_to_repeat=TEXT,
-    n_start=POSITION,  # the published scorer takes 0 for missing and draws a number
+    n_start=Argument(POSITION.what, _start),
     n_end=POSITION,
 )
 def repeat_span(response: str, prompt_to_repeat: str, n_start: int, n_end: int) -> bool:

@@ -8,7 +8,7 @@ import string
 
 from hir_jax.constraints import english
 from hir_jax.constraints.ifbench import bare
-from hir_jax.constraints.registry import TEXT, register
+from hir_jax.constraints.registry import TEXT, ScorerStopsError, register
 
 _BRACKET = re.compile(r"[()\[\]{}]")
 _QUOTE = re.compile("[\"']")
@@ -85,13 +85,17 @@ def _is_emoji(character: str) -> bool:
 @register("format:emoji", lambda: "End every sentence with an emoji.")
 def emoji(response: str) -> bool:
     sentences = [english.without_marks(sentence).strip() for sentence in english.rule_sentences(response)]
-    if not all(sentences):
-        return False
     # The last character but one, for an emoji with a modifier after it; the next sentence's first, for one that
     # stands after the period. Quirk: one of several code points, such as a flag, is none by its characters.
-    return all(
-        any(map(_is_emoji, sentence[-2:] + after[:1])) for sentence, after in zip(sentences, [*sentences[1:], ""])
-    )
+    for sentence, after in zip(sentences, [*sentences[1:], None]):
+        if not sentence:
+            raise ScorerStopsError
+        if not any(map(_is_emoji, sentence[-2:])):
+            if after == "":
+                raise ScorerStopsError
+            if after is None or not _is_emoji(after[0]):
+                return False
+    return True
 
 
 @register("format:line_indent", lambda: "Indent each line by more spaces than the line before.")
@@ -113,7 +117,12 @@ _EDGES = string.digits + english.MARKS.replace('"', "")
 def quote_unquote(response: str) -> bool:
     text = response.replace("“", '"').replace("”", '"').replace("'\"'", "")
     text = "".join(text.split())
-    return '""' not in text and text.strip(_EDGES)[-1:] not in ("", '"')
+    if '""' in text:
+        return False
+    text = text.strip(_EDGES)
+    if not text:
+        raise ScorerStopsError
+    return text[-1] != '"'
 
 
 @register("format:list", lambda sep: f'Answer with a list and put "{sep}" in place of bullets.', sep=TEXT)

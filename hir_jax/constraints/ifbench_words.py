@@ -9,7 +9,7 @@ import string
 
 from hir_jax.constraints import english
 from hir_jax.constraints.ifbench import POSITION, bare, ordinal, plural
-from hir_jax.constraints.registry import COUNT, TEXT, register
+from hir_jax.constraints.registry import COUNT, TEXT, ScorerStopsError, register
 
 
 def _words(text: str) -> list[str]:
@@ -23,8 +23,10 @@ def _words(text: str) -> list[str]:
 )
 def alphabet(response: str) -> bool:
     words = english.without_marks(response).split()
-    first = words[0][0].lower() if words else ""
-    if not first or first not in string.ascii_lowercase:
+    if not words:
+        raise ScorerStopsError
+    first = words[0][0].lower()
+    if first not in string.ascii_lowercase:
         return False
     start = string.ascii_lowercase.index(first)
     letters = itertools.islice(itertools.cycle(string.ascii_lowercase), start + 1, None)
@@ -84,15 +86,22 @@ def last_first(response: str) -> bool:
         # Quirk: only the outer marks of the whole sentence go, so that a word quoted at its start keeps a quote.
         last = before.rstrip(english.MARKS + " ").split()[-1:]
         first = after.lstrip(english.MARKS + " ").split()[:1]
-        if not last or not first or last[0].lower() != first[0].lower():
+        if not last or not first:
+            raise ScorerStopsError
+        if last[0].lower() != first[0].lower():
             return False
     return True
 
 
 @register("words:paragraph_last_first", lambda: "Each line of the answer must end with the word that it begins with.")
 def paragraph_last_first(response: str) -> bool:
-    lines = [bare(line.strip().lower()).split() for line in response.split("\n") if line.strip()]
-    return all(words and words[0] == words[-1] for words in lines)
+    for line in response.split("\n"):
+        words = bare(line.strip().lower()).split()
+        if not words and line.strip():
+            raise ScorerStopsError  # at a line of marks alone, unless a line above has failed
+        if words and words[0] != words[-1]:
+            return False
+    return True
 
 
 @register("words:no_consecutive", lambda: "No two words that follow each other may begin with the same letter.")

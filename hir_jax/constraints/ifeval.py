@@ -3,6 +3,9 @@
 Behaviour: google-research/instruction_following_eval as evaluated with HiR (arXiv 2512.23457), which adds five Chinese
 answers to constrained_response and reads langdetect's "zh-cn" as "zh". A quirk is named where a reader would stumble on
 it. Unlike there, unusable arguments are errors (see `registry`), and so are blank keywords, phrases and markers.
+
+Engines: the patterns written out here are the scorer's own, for Python's `re` (keywords, dividers, markers and section
+heads among them). Counts of words, sentences and capital words are NLTK's, with the `regex` package (see `english`).
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from hir_jax.constraints import english
+from hir_jax.constraints import english, registry
 from hir_jax.constraints.registry import COUNT, TEXT, Argument, needs, one_of, pattern, patterns, register
 
 needs(english.load)
@@ -82,9 +85,11 @@ def forbidden_words(response: str, forbidden_words: Sequence[str]) -> bool:
 
 
 def _letter(value: Any) -> str:
-    letter = value.strip().lower() if isinstance(value, str) else ""
-    if len(letter) != 1 or not "a" <= letter <= "z":
+    if not isinstance(value, str):
         raise ValueError
+    letter = value.strip().lower()
+    if len(letter) != 1 or not "a" <= letter <= "z":
+        raise registry.DrawnValueError  # two published prompts ask for # and for !
     return letter
 
 
@@ -147,7 +152,7 @@ def number_sentences(response: str, num_sentences: int, relation: str) -> bool:
     relation=RELATION,
 )
 def number_words(response: str, num_words: int, relation: str) -> bool:
-    return _holds(len(re.findall(r"\w+", response)), relation, num_words)
+    return _holds(len(english.word_runs(response)), relation, num_words)
 
 
 def _pieces(response: str, divider: str) -> list[str] | None:
@@ -206,7 +211,15 @@ def nth_paragraph_first_word(response: str, num_paragraphs: int, nth_paragraph: 
     num_placeholders=COUNT,
 )
 def number_placeholders(response: str, num_placeholders: int) -> bool:
-    return len(re.findall(r"\[.*?\]", response)) >= num_placeholders
+    return sum(map(_bracketed, response.split("\n"))) >= num_placeholders
+
+
+def _bracketed(line: str) -> int:
+    r"""How many matches of \[.*?\] the line has, in time linear in its length."""
+    count = end = 0
+    while (start := line.find("[", end)) >= 0 and (close := line.find("]", start)) >= 0:
+        count, end = count + 1, close + 1
+    return count
 
 
 _POSTSCRIPTS = {"P.S.": r"p\.\s?s\.", "P.P.S": r"p\.\s?p\.\s?s"}
@@ -291,11 +304,30 @@ def json_format(response: str) -> bool:
     text = response.strip()
     for fence in ("```json", "```Json", "```JSON", "```"):
         text = text.removeprefix(fence)
+    text = text.removesuffix("```").strip()
+    if _nesting(text) > _MOST_LEVELS:
+        raise registry.ScorerStopsError
     try:
-        json.loads(text.removesuffix("```").strip())
+        json.loads(text)
     except ValueError:
         return False
     return True
+
+
+_MOST_LEVELS = 800  # The scorer ends with a RecursionError near 1,000; the exact depth depends on the interpreter.
+_JSON_MARK = re.compile(r'"(?:[^"\\]|\\.)*+"?|[\[{]|[\]}]', re.DOTALL)
+
+
+def _nesting(text: str) -> int:
+    """The deepest level of brackets and braces outside JSON strings, which need not match."""
+    level = deepest = 0
+    for mark in _JSON_MARK.findall(text):
+        if mark in ("[", "{"):
+            level += 1
+            deepest = max(deepest, level)
+        elif mark in ("]", "}"):
+            level -= 1
+    return deepest
 
 
 @register(

@@ -5,7 +5,8 @@ again after a growing, jittered wait, Retry-After honoured; what says that no re
 ends the batch; whatever has no verdict in the end is unknown.
 
 The key is read from the environment once and leaves this process in the Authorization header alone: redirects are not
-followed, and what a server says about a failure is never repeated, since a server can say the key.
+followed, and what a server says about a failure is never repeated, since a server can say the key. One answer is logged,
+with the key blotted out, where none of a batch could be read.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import asyncio
 import contextlib
 import email.utils
 import json
+import logging
 import math
 import os
 import random
@@ -37,6 +39,7 @@ from hir_jax.constraints.judge import (
     Usage,
     digest,
 )
+from hir_jax.constraints.replies import shown, without_reasoning, yes_or_no
 
 SYSTEM = """\
 You grade one requirement. You get a user's request, a response to it, and a single requirement that the response has to \
@@ -62,6 +65,7 @@ Does the response meet the requirement?"""
 REMINDER = "Your last line was neither YES nor NO. Write one line that is exactly YES or exactly NO."
 SECOND_ASKS = 1  # of a question whose answer could not be read
 
+_LOG = logging.getLogger(__name__)
 _PASSING = (408, 409, 425, 429)  # and all from 500 on: the same request may succeed later
 _HOPELESS = {
     401: "it refuses the key; check the environment variable that judge.api_key_env names",
@@ -71,9 +75,10 @@ _HOPELESS = {
 
 
 class _Reply(NamedTuple):
-    """An answer's text; "" where there was none, or where it was cut."""
+    """An answer's text; "" where there was none, or where it was cut. seen: what a message shows of it."""
 
     text: str
+    seen: str
 
 
 class _Failed(NamedTuple):
@@ -94,12 +99,13 @@ class _Batch:
     resume: float = 0.0  # nobody sends before: the server asked for it
     hopeless: str = ""
     failures: dict[Case, Unanswered] = field(default_factory=dict)
+    unread: str = ""  # an answer that could not be read
 
 
 def verdict(text: str) -> float | None:
-    """1.0 or 0.0 of an answer whose last line (that is not blank) is exactly YES or NO; else None."""
-    lines = text.rstrip().splitlines()
-    return {"YES": 1.0, "NO": 0.0}.get(lines[-1].strip()) if lines else None
+    """1.0 or 0.0 of an answer that ends in YES or NO (`replies.yes_or_no`); else None."""
+    found = yes_or_no(text)
+    return None if found is None else float(found)
 
 
 def read_key(settings: JudgeSettings) -> str:
@@ -246,6 +252,9 @@ class Endpoint:
                         group.create_task(self._work(batch, waiting, kept))
             except TimeoutError:
                 pass
+        if len(batch.failures) == len(cases) and all(one.reason == UNREADABLE for one in batch.failures.values()):
+            answer = batch.unread.replace(self._key, "[key]") if s.api_key_env else batch.unread
+            _LOG.warning("the judge's answers could not be read, none of %d; one is %s", len(cases), shown(answer))
         rest = batch.hopeless or f"not answered within the {s.deadline_seconds:g} s of a batch"
         left = {case: Unanswered(UNANSWERED, rest) for case in cases if case not in answered}
         return left | batch.failures
@@ -273,8 +282,10 @@ class Endpoint:
             found = verdict(reply.text)
             if found is not None:
                 return found
-            if reply.text.strip():
-                said = {"role": "assistant", "content": reply.text}
+            batch.unread = reply.seen or batch.unread
+            answer = without_reasoning(reply.text)
+            if answer.strip():
+                said = {"role": "assistant", "content": answer}
                 messages = [*messages[:2], said, {"role": "user", "content": REMINDER}]
         return Unanswered(UNREADABLE, f"asked {1 + SECOND_ASKS} times, no answer ended in a line of YES or NO")
 
@@ -334,7 +345,9 @@ class Endpoint:
         try:
             body = json.loads(raw.http_response.content)
         except (ValueError, RecursionError):
-            return _Reply("")
+            return _Reply("", "")
         _count(self.usage, s, body.get("usage") if isinstance(body, dict) else None)
         text, finish = _first_choice(body)
-        return _Reply("" if finish == "length" else text)  # cut: its last line need not be the verdict
+        if finish == "length":  # cut: its last line need not be the verdict
+            return _Reply("", f"{text} [cut at the limit of tokens]")
+        return _Reply(text, text)

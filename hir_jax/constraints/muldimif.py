@@ -1,9 +1,13 @@
-"""MulDimIF (arXiv 2505.07591): 12 families of constraints that are given as text, from which a rule is read.
+r"""MulDimIF (arXiv 2505.07591): 12 families of constraints that are given as text, from which a rule is read.
 
 The published scorer (github.com/Junjie-Ye/MulDimIF, Apache-2.0) looks for certain wordings, mostly English, and has its
 own idea of each unit. The rules here follow its verdicts, the odd ones included, so that accuracies can be compared.
 A constraint there is [first level, second level, text]; here `name` is "First_Second" and `wording` the text, which
 also is what stands in an instruction. The response is checked as it stands, a blank one too; there is no loose mode.
+
+Engines: the patterns of these modules, for wordings and responses alike, are for Python's `re`, as the scorer's own are:
+\w is a letter, a digit or the underscore and no combining mark. Only its sentences (Content_Punctuation) are Punkt's, cut
+by NLTK with the `regex` package (see `english`). Words are those of `str.split`, or Chinese characters.
 """
 
 from __future__ import annotations

@@ -35,6 +35,7 @@ IS_SPACE = np.isin(np.arange(256), [*range(9, 14), *range(28, 33)])  # ASCII whi
 _IS_DIGIT = np.isin(np.arange(256), list(b"0123456789"))
 _IS_CAPITAL = np.isin(np.arange(256), list(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ"))
 _IS_LETTER = np.isin(np.arange(256) | 32, list(b"abcdefghijklmnopqrstuvwxyz")) & (np.arange(256) < 128)
+# Verdicts are for ASCII alone, where \w is the same for `re` and for NLTK's engine (see `english`).
 IS_WORD = _IS_LETTER | _IS_DIGIT | (np.arange(256) == ord("_"))
 CHARACTER = (
     (np.where(_IS_CAPITAL, np.arange(256) | 32, np.arange(256)) & _LOWER | _IS_CAPITAL * _UPPER | _TEXT)

@@ -10,6 +10,7 @@ scorers draw one there).
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import inspect
@@ -29,6 +30,18 @@ class ConstraintError(InputError):
 
 class UnknownConstraintError(ConstraintError):
     """No constraint of this id is registered."""
+
+
+class DrawnArgumentError(ConstraintError):
+    """An argument in whose place the published scorer draws a random value. Published prompts have such arguments."""
+
+
+class DrawnValueError(ValueError):
+    """Raised by `Argument.parse` for a value that makes a DrawnArgumentError."""
+
+
+class ScorerStopsError(Exception):
+    """Raised by a check for a text on which the published scorer ends with an exception. `check` then returns False."""
 
 
 @dataclass(frozen=True)
@@ -125,11 +138,6 @@ def _entry(id: str) -> Entry:
     return _ENTRIES[id]
 
 
-def require_id(id: str) -> None:
-    """Raise UnknownConstraintError, with the nearest known id, unless `id` is registered."""
-    _entry(id)
-
-
 def missing_decider(constraints: Iterable[Constraint], deciders: Container[str]) -> str:
     """The name of a decider that one of the constraints needs and `deciders` lacks; "" where there is none."""
     needed = (decider(constraint.id) for constraint in constraints)
@@ -150,7 +158,8 @@ def _parsed(entry: Entry, arguments: Mapping[str, Any]) -> dict[str, Any]:
         except (ValueError, OverflowError) as error:
             why = f" ({error})" if str(error) else ""
             shown = reprlib.repr(arguments[name])
-            raise ConstraintError(f"{entry.id}: argument {name!r} must be {kind.what}, not {shown}{why}") from error
+            kind_of_error = DrawnArgumentError if isinstance(error, DrawnValueError) else ConstraintError
+            raise kind_of_error(f"{entry.id}: argument {name!r} must be {kind.what}, not {shown}{why}") from error
     complaint = entry.together(**parsed) if entry.together else None
     if complaint:
         raise ConstraintError(f"{entry.id}: {complaint}")
@@ -160,6 +169,15 @@ def _parsed(entry: Entry, arguments: Mapping[str, Any]) -> dict[str, Any]:
 def validate(constraint: Constraint) -> None:
     """Raise ConstraintError (UnknownConstraintError for the id) unless `check` can decide this constraint."""
     _parsed(_entry(constraint.id), constraint.arguments)
+
+
+def validate_published(constraint: Constraint) -> None:
+    """`validate` for published prompts, which have arguments that make a DrawnArgumentError: those are let through.
+
+    A verifier's verdict on such a constraint is unknown.
+    """
+    with contextlib.suppress(DrawnArgumentError):
+        validate(constraint)
 
 
 def describe(id: str, arguments: Mapping[str, Any]) -> str:
@@ -172,19 +190,24 @@ def loose_variants(response: str) -> Iterator[str]:
     """The forms of a response of which one has to pass in loose mode; equal and blank ones are left out.
 
     As it is; without its first line, its last line, both (these three stripped); each of the four also without any
-    asterisk. Source: the loose accuracy of IFEval (arXiv 2311.07911), as scored by the published code.
+    asterisk. In the order in which the published code tries them (it matters where a check raises ScorerStopsError): the
+    response with and without asterisks, the three cuts, the cuts without asterisks. Source: the loose accuracy of IFEval
+    (arXiv 2311.07911), as scored by the published code.
     """
     lines = response.split("\n")
-    cuts = (response, *("\n".join(part).strip() for part in (lines[1:], lines[:-1], lines[1:-1])))
-    variants = dict.fromkeys(form for cut in cuts for form in (cut, cut.replace("*", "")))
+    cuts = ["\n".join(part).strip() for part in (lines[1:], lines[:-1], lines[1:-1])]
+    forms = (response, response.replace("*", ""), *cuts, *(cut.replace("*", "") for cut in cuts))
+    variants = dict.fromkeys(forms)
     return (variant for variant in variants if variant.strip())
 
 
 def check(constraint: Constraint, response: str, prompt: str = "", *, loose: bool = False) -> bool:
     """Whether `response` meets the constraint. `prompt` is the user's request in full.
 
-    As in IFEval a blank response meets none and loose mode tries `loose_variants`, except for `as_is` entries. Raises
-    ConstraintError for what `validate` refuses, and whatever the check itself raises.
+    As in IFEval a blank response meets none and loose mode tries `loose_variants`, except for `as_is` entries. Where a
+    check raises ScorerStopsError the verdict is False, and loose mode tries no later form: the published scorer ends there,
+    and recorded verdicts count that as false. Raises ConstraintError for what `validate` refuses, and whatever else the
+    check raises.
     """
     entry = _entry(constraint.id)
     if entry.check is None:
@@ -192,11 +215,14 @@ def check(constraint: Constraint, response: str, prompt: str = "", *, loose: boo
     arguments = _parsed(entry, constraint.arguments)
     if entry.takes_prompt:
         arguments["prompt"] = prompt
-    if entry.as_is:
-        return bool(entry.check(response, **arguments))
-    if loose:
-        return any(entry.check(variant, **arguments) for variant in loose_variants(response))
-    return bool(response.strip()) and bool(entry.check(response, **arguments))
+    try:
+        if entry.as_is:
+            return bool(entry.check(response, **arguments))
+        if loose:
+            return any(entry.check(variant, **arguments) for variant in loose_variants(response))
+        return bool(response.strip()) and bool(entry.check(response, **arguments))
+    except ScorerStopsError:
+        return False
 
 
 # Kinds of arguments that families share.

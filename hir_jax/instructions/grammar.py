@@ -1,6 +1,6 @@
 """The texts of the tiny environment: a specification is drawn first, and a text is composed from it.
 
-A specification gives each of ten features one of two to four values that exclude one another, drawn uniformly and
+A specification gives each of nine features one of two to four values that exclude one another, drawn uniformly and
 independently. So a text that ignores its instruction meets a constraint on a feature of n values with probability 1/n,
 whatever it looks like: only reading the instruction pays.
 """
@@ -23,7 +23,6 @@ _MOST_SENTENCES = 6
 FEATURES: dict[str, tuple[Any, ...]] = {
     "paragraphs": (1, 2, 3, 4),
     "bullets": (0, 1, 2, 3),
-    "questions": (0, 1, 2, 3),
     "repeated": (0, 1, 2, 3),  # how often lexicon.REPEATED occurs
     "opening": lexicon.OPENINGS,
     "closing": lexicon.CLOSINGS,
@@ -50,16 +49,15 @@ class _Sentence:
     adjective: str = ""
     adverbs: list[str] = field(default_factory=list)
     place: str = ""
-    end: str = "."
 
     def __str__(self) -> str:
         parts = (self.determiner.capitalize(), self.adjective, self.noun, self.verb, *self.adverbs, self.place)
-        return " ".join(filter(None, parts)) + self.end
+        return " ".join(filter(None, parts)) + "."
 
 
 def _count(text: str) -> int:
     """Words as IFEval counts them: "P.S." is two."""
-    return len(text.replace(".", " ").replace("?", " ").replace("-", " ").replace("*", " ").split())
+    return len(text.replace(".", " ").replace("-", " ").replace("*", " ").split())
 
 
 class _Draft:
@@ -69,7 +67,7 @@ class _Draft:
         self._rng, self._spec = rng, specification
         self._nouns = rng.sample(lexicon.NOUNS, 4)
         s = specification
-        least = max(s["paragraphs"], s["questions"], s["repeated"] + 1, 2 if s["bullets"] else 1)
+        least = max(s["paragraphs"], s["repeated"] + 1, 2 if s["bullets"] else 1)
         self.sentences = [self._sentence() for _ in range(least)]
         self.bullets = [rng.choice(self._nouns) for _ in range(s["bullets"])]
         self.postscript = (
@@ -114,8 +112,6 @@ class _Draft:
 
     def __str__(self) -> str:
         rng, s = self._rng, self._spec
-        for sentence in rng.sample(self.sentences, s["questions"]):
-            sentence.end = "?"
         breaks = set(rng.sample(range(1, len(self.sentences)), s["paragraphs"] - 1))
         listed = rng.randrange(len(self.sentences) - 1) if self.bullets else None
         text = ""

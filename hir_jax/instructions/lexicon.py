@@ -40,10 +40,10 @@ LARGEST_NUMBER = 24
 
 _CONSTRAINT_WORDS = _words(
     """
-    a about at least less than only words word times text parts line by into exactly with no bullets questions
+    a about at least less than only words word times text parts line by into exactly with no bullets
     """
 )
-_FIRST_WORDS = _words("Write Use Avoid Split List Add End Start Ask Name")
+_FIRST_WORDS = _words("Write Use Avoid Split List Add End Start Name")
 # The fixed words of template type3 ("The output must follow the following rules:").
 _TEMPLATE_WORDS = _words("output must follow following rules")
 _TIGHT_MARKS = (*_words(". , ! ? : ; - *"), "\n", "\n\n", "\n***\n", " ")

@@ -139,7 +139,7 @@ def first_line(error: Exception) -> str:
 
 def read(directory: str | Path, name: str, split: str) -> list[Instruction]:
     """The instructions of a prepared split (see `open_split` for names, slices and errors), equal to those written.
-    An id that is not registered is an InputError too."""
+    An id that is not registered, or arguments that its check cannot use, are an InputError that names the row's source."""
     return [instruction for instruction, _ in read_pairs(directory, name, split)]
 
 
@@ -149,11 +149,12 @@ def read_pairs(directory: str | Path, name: str, split: str) -> list[Row]:
         rows = [decode(example) for example in open_split(directory, name, split)]
     except RuntimeError as error:  # array_record's, for a file that is missing, cut short or changed
         raise InputError(f"{directory}: {name!r} cannot be read: {first_line(error)}; prepare it again") from error
-    for id in dict.fromkeys(c.id for instruction, _ in rows for c in instruction.constraints):
-        try:
-            registry.require_id(id)
-        except registry.UnknownConstraintError as error:
-            raise InputError(f"{directory}: {name!r}: {error}") from error
+    for instruction, _ in rows:
+        for constraint in instruction.constraints:
+            try:
+                registry.validate_published(constraint)
+            except registry.ConstraintError as error:
+                raise InputError(f"{directory}: {name!r}: {instruction.source}: {error}") from error
     return rows
 
 

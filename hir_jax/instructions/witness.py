@@ -76,7 +76,6 @@ _CONSTRAINTS: dict[str, Callable[[random.Random, Any], Constraint]] = {
         "length_constraints:number_paragraphs", "num_paragraphs", "Split the text by *** into {} parts."
     ),
     "bullets": _counted("detectable_format:number_bullet_lists", "num_bullets", "List exactly {} bullets."),
-    "questions": _counted("training:questions", "number", "Ask exactly {} questions."),
     "repeated": _repeated,
     "opening": _counted("tiny:begins_with", "phrase", "Start with {}."),
     "closing": _counted("startend:end_checker", "end_phrase", "End with {}"),

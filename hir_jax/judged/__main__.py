@@ -71,6 +71,8 @@ def score_files(
     errors += bad
     for error in errors:
         print(error, file=sys.stderr)
+    if complaint := records.unreadable(benchmark, answered, texts, found):
+        print(complaint, file=sys.stderr)
     if not answered:
         raise RefusedError(f"{responses}: no row can be scored")
     judged = records.judgements(benchmark, answered, texts, found, published_quirks)

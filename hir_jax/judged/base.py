@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from hir_jax.constraints.judge import digest
+from hir_jax.constraints.replies import without_reasoning
 from hir_jax.textfiles import RowError, read_jsonl
 
 UNDECIDED = 2  # ComplexBench: the rule of a question is of no known kind
@@ -63,8 +64,9 @@ def asked(ask: Ask, messages: Messages, readable: Callable[[str], bool], reminde
     reply = ask(messages)
     if reply is None or readable(reply):
         return reply
-    if reply.strip():
-        messages = [*messages, {"role": "assistant", "content": reply}, {"role": "user", "content": reminder}]
+    said = without_reasoning(reply)
+    if said.strip():
+        messages = [*messages, {"role": "assistant", "content": said}, {"role": "user", "content": reminder}]
     again = ask(messages)
     return reply if again is None else again
 

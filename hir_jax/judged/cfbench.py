@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from hir_jax.constraints.replies import unfenced, without_reasoning
 from hir_jax.judged.base import (
     Ask,
     JudgedBenchmark,
@@ -94,15 +95,20 @@ def _row(row: dict[str, Any], place: str) -> Row:
 def parse(reply: str, criteria: Sequence[str]) -> list[bool] | None:
     """Scores of a reply with one criterion, tab and 0 or 1 after the other; None of any other.
 
-    Outer white space of a criterion does not count, nor how many newlines are between two.
+    Outer white space of a criterion does not count, nor how many newlines are between two, a code fence around it all, nor
+    quotes or Markdown's marks around a score.
     """
-    blocks = [re.escape(one.strip()) + r"[ ]*\t[ ]*([01](?:\.0*)?)[ ]*" for one in criteria]
-    found = re.fullmatch(r"\s*" + r"\s*\n\s*".join(blocks) + r"\s*", reply)
+    marks = "[*_`\"']*"
+    blocks = [re.escape(one.strip()) + rf"[ ]*\t[ ]*{marks}([01](?:\.0*)?){marks}[ ]*" for one in criteria]
+    pattern = re.compile(r"\s*" + r"\s*\n\s*".join(blocks) + r"\s*")
+    reply = without_reasoning(reply)
+    found = pattern.fullmatch(reply) or pattern.fullmatch(unfenced(reply))
     return [score[0] == "1" for score in found.groups()] if found else None
 
 
 def parse_published(reply: str, criteria: Sequence[str]) -> Reading:
     """As the published scorer reads a reply that stays the same in all its tries."""
+    reply = without_reasoning(reply)
     pairs = [block.split("\t") for block in reply.split("\n\n")]
     if [pair[0] for pair in pairs] == list(criteria) and all(len(pair) == 2 for pair in pairs):
         scores = [_number(pair[1]) for pair in pairs]

@@ -23,6 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from hir_jax.constraints.replies import without_reasoning
 from hir_jax.judged import complexbench_rules
 from hir_jax.judged.base import (
     UNDECIDED,
@@ -128,12 +129,17 @@ def _row(row: dict[str, Any], place: str, english: bool) -> Row:
     return Row(key, prompt, group, task, category, texts_of(row, "composition_types", place), tuple(questions))
 
 
+_MARKS = "[*_`\"'“”]*"
+_ANSWER = re.compile(f"答案{_MARKS}：{_MARKS}(是|否)")
+
+
 def parse(reply: str, published_quirks: bool = False) -> bool | None:
-    """Whether a reply says 答案：是 or 答案：否, and not both.
+    """Whether a reply says 答案：是 or 答案：否, with or without quotes or Markdown's marks, and not both.
 
     With `published_quirks`, where it does not say exactly one of them once: yes if 是 occurs and 否 does not.
     """
-    said = re.findall("答案：(是|否)", reply)
+    reply = without_reasoning(reply)
+    said = re.findall("答案：(是|否)" if published_quirks else _ANSWER, reply)
     if published_quirks:
         return said[0] == "是" if len(said) == 1 else "是" in reply and "否" not in reply
     return said[0] == "是" if len(set(said)) == 1 else None
@@ -150,9 +156,10 @@ def verdicts(row: Row, response: str, replies: Sequence[str | None], published_q
 def _verdict(question: Question, response: str, reply: str | None, published_quirks: bool) -> Verdict:
     if question.rule is None:
         return (False if published_quirks else None) if reply is None else parse(reply, published_quirks)
-    if not published_quirks and (reply is None or not reply.strip()):
+    extraction = without_reasoning(reply or "")
+    if not published_quirks and not extraction.strip():
         return None
-    found = complexbench_rules.pieces(reply or "None", response)
+    found = complexbench_rules.pieces(extraction or "None", response)
     return complexbench_rules.check(question.rule, found, published_quirks)
 
 
@@ -240,7 +247,7 @@ def _reply(row: Row, question: Question, response: str, ask: Ask) -> str | None:
 
 
 def _names_object(reply: str) -> bool:
-    return any(name in reply for name in complexbench_rules.OBJECTS[:2])
+    return any(name in without_reasoning(reply) for name in complexbench_rules.OBJECTS[:2])
 
 
 BENCHMARKS = {

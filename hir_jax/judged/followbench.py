@@ -9,7 +9,8 @@ HSR(level) is the share of groups with all n met, SSR(level) the mean of met / n
 from 1, with all met. Percents with 2 decimals, CSL with 1, per constraint type. `*_weighted` is the mean of the printed
 percents weighted by level; over all types it is the mean of the types' except example, as in the published helper.
 
-With `published_quirks` a reply that cannot be read adds -1 to the sums of HSR and SSR, and a missing one 0.
+With `published_quirks` a reply that cannot be read adds -1 to the sums of HSR and SSR, and a missing one 0; and a level 1
+that says both YES and NO is met.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from hir_jax.constraints.replies import without_reasoning, yes_or_no
 from hir_jax.judged import followbench_rules
 from hir_jax.judged.base import (
     Ask,
@@ -113,17 +115,26 @@ def questions(row: Row) -> Sequence[str]:
     return row.instructions[1:]
 
 
-def parse(reply: str, level: int, language: str = "en") -> list[bool] | None:
+_YES_OR_NO = re.compile(r"(?<![^\W_])(YES|NO)(?![^\W_])")
+
+
+def parse(reply: str, level: int, language: str = "en", published_quirks: bool = False) -> list[bool] | None:
     """Whether each of `level` constraints is met, by the last line; None if it cannot be read.
 
-    Level 1: it contains YES, else NO. Above: a bracketed list of `level` strings, YES or one of NOT_MET. Chinese: also in
-    curly quotes, YES and NO without quotes, and a longer list, which is cut.
+    Level 1: it has YES or NO, but not both, or is one of them in any case (`replies.yes_or_no`). Above: a bracketed list of
+    `level` strings, YES or one of NOT_MET, in any case. Chinese: also in curly quotes, YES and NO without quotes, and a
+    longer list, which is cut. With `published_quirks` a level 1 with YES is met, whatever else it has, also inside a word,
+    and all is read in upper case alone.
     """
+    reply = without_reasoning(reply)
     if language == "zh":
         reply = reply.replace("“", '"').replace("”", '"')
     line = reply.strip("` \t\r\n").split("\n")[-1]
-    if level == 1:
+    if level == 1 and published_quirks:
         return [True] if "YES" in line else [False] if "NO" in line else None
+    if level == 1:
+        said = {word == "YES" for word in _YES_OR_NO.findall(line)} | {yes_or_no(reply)} - {None}
+        return list(said) if len(said) == 1 else None
     bracketed = re.search(r"\[.*\]", line)
     if not bracketed:
         return None
@@ -136,8 +147,10 @@ def parse(reply: str, level: int, language: str = "en") -> list[bool] | None:
         return None
     if language == "zh" and isinstance(found, list):
         found = found[:level]
-    if not isinstance(found, list) or len(found) != level:
+    if not isinstance(found, list) or len(found) != level or not all(isinstance(one, str) for one in found):
         return None
+    if not published_quirks:
+        found = [one.upper() for one in found]
     if not all(one == "YES" or one in NOT_MET[language] for one in found):
         return None
     return [one == "YES" for one in found]
@@ -150,7 +163,7 @@ def verdicts(row: Row, response: str, replies: Sequence[str | None], published_q
         return [followbench_rules.check(*of_row, response, row.language)]
     if replies[0] is None:
         return None
-    found = parse(replies[0], row.level, row.language)
+    found = parse(replies[0], row.level, row.language, published_quirks)
     return [None] * row.level if found is None else found
 
 

@@ -7,17 +7,20 @@ input if there is one (the published script adds a blank line and a newline in a
 The judge is asked in one conversation per row, which holds its earlier replies; it sees the input and the response, not
 the instruction.
 
-With `published_quirks` the questions after the first without a readable answer are not counted, since the published run
-does not ask them; that first one counts as not met.
+With `published_quirks` a reply that says both yes and no may be read as either (see `parse`), and the questions after the
+first without a readable answer are not counted, since the published run does not ask them; that first one counts as not
+met.
 """
 
 from __future__ import annotations
 
 import collections
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from hir_jax.constraints.replies import without_reasoning, yes_or_no
 from hir_jax.judged.base import (
     Ask,
     JudgedBenchmark,
@@ -73,20 +76,32 @@ def _row(row: dict[str, Any], place: str) -> Row:
     )
 
 
-def parse(reply: str) -> bool | None:
-    """By the start of the reply, in any case and unstripped ("Nothing" is no); else by an upper-case YES or NO anywhere,
-    also inside a word, if only one of them is there. Else None."""
-    start = reply.lower()
-    if start.startswith("yes"):
-        return True
-    if start.startswith("no"):
-        return False
-    yes, no = "YES" in reply, "NO" in reply
-    return yes if yes != no else None
+_FIRST = re.compile(r"[\W_]*(yes|no)(?![^\W_])", re.IGNORECASE)
+_LOUD = re.compile(r"(?<![^\W_])(YES|NO)(?![^\W_])")
+
+
+def parse(reply: str, published_quirks: bool = False) -> bool | None:
+    """What all of these say, as far as there are any: the first word if it is yes or no, the last line if it is
+    (`replies.yes_or_no`), and every upper-case YES and NO. None where two of them differ or there is none.
+
+    With `published_quirks`: by the start of the reply, in any case and unstripped ("Nothing" is no); else by an upper-case
+    YES or NO anywhere, also inside a word, if only one of them is there. Else None.
+    """
+    reply = without_reasoning(reply)
+    if published_quirks:
+        start = reply.lower()
+        if start.startswith(("yes", "no")):
+            return start.startswith("yes")
+        yes, no = "YES" in reply, "NO" in reply
+        return yes if yes != no else None
+    first = _FIRST.match(reply)
+    words = [*_LOUD.findall(reply), *(first.groups() if first else ())]
+    said = {word.lower() == "yes" for word in words} | {yes_or_no(reply)} - {None}
+    return said.pop() if len(said) == 1 else None
 
 
 def verdicts(row: Row, response: str, replies: Sequence[str | None], published_quirks: bool) -> list[Verdict]:
-    return [None if reply is None else parse(reply) for reply in replies]
+    return [None if reply is None else parse(reply, published_quirks) for reply in replies]
 
 
 def aggregate(
@@ -127,7 +142,7 @@ def judge(row: Row, response: str, ask: Ask, earlier: Sequence[str | None] = ())
         if reply is None:
             break
         replies.append(reply)
-        messages = [*messages, {"role": "assistant", "content": reply}]
+        messages = [*messages, {"role": "assistant", "content": without_reasoning(reply) or reply}]
     return replies + [None] * (len(row.questions) - len(replies))
 
 

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hir_jax.constraints.judge import Unanswered, digest
+from hir_jax.constraints.replies import shown
 from hir_jax.judged.base import UNDECIDED, JudgedBenchmark, Messages, Row, Verdict
 from hir_jax.runs.files import Appender
 from hir_jax.textfiles import RowError, read_jsonl
@@ -111,6 +112,22 @@ def judgements(
             else record.verdicts
         )
     return found
+
+
+def unreadable(
+    benchmark: JudgedBenchmark, rows: Sequence[Row], responses: Mapping[Any, str], records: Mapping[Any, Record]
+) -> str:
+    """A message with one reply where there are replies and none of them can be read; else ""."""
+    seen: list[str] = []
+    for row in rows:
+        replies = records[row.key].replies if row.key in records else None
+        there = [reply for reply in replies or () if reply is not None]
+        if there and set(benchmark.verdicts(row, responses[row.key], replies, False) or ()) - {None}:
+            return ""
+        seen += there
+    if not seen:
+        return ""
+    return f"none of the judge's {len(seen)} replies can be read; one of them is {shown(max(seen, key=len))}"
 
 
 def judge_rows(

@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hir_jax.constraints import english
+from hir_jax.constraints import english, registry
 from hir_jax.constraints.verifier import Verifier
+from hir_jax.types import Constraint
 
 PIECES = st.sampled_from([
     "a", "cannot", "gimme", "don't", "I'll", "'tis", '"so"', "('so')", "“so”", "e.g.", "U.S.", "3.14", "1,234", "5:", "x,",
@@ -23,6 +24,40 @@ TEXTS = st.lists(st.tuples(PIECES, st.sampled_from(("", " ", "  ", "\n", "\t", "
 def test_word_tokens_are_nltks(text):
     english.load()
     assert list(english.word_tokens(text)) == nltk.word_tokenize(text)
+
+
+# A word is what a reader of the script takes for one, or stands between spaces (Thai puts none between words).
+WORDS = {
+    "Hindi": ("यह एक छोटा वाक्य है और इसमें दस शब्द होने चाहिए थे।", 12),
+    "Bengali": ("আমি বাংলায় গান গাই।", 4),
+    "Thai": ("สวัสดี ผู้คน ทั้งหมด", 3),
+    "Arabic with vowel signs": ("السَّلَامُ عَلَيْكُمْ", 2),
+    "Hebrew with points": ("שָׁלוֹם עוֹלָם", 2),
+    "French, decomposed": ("un cafe\u0301 tre\u0300s sucre\u0301", 4),
+    "joined by a connector": ("one\u203ftwo", 1),
+    "a number that is no digit": ("x² ½", 1),
+    "ASCII": ("don't re-use my_name 42", 6),
+}
+
+
+@pytest.mark.parametrize("text, count", WORDS.values(), ids=WORDS)
+def test_words_of_scripts_with_combining_marks(text, count):
+    for number, met in ((count, True), (count + 1, False)):
+        arguments = {"num_words": number, "relation": "at least"}
+        assert registry.check(Constraint("length_constraints:number_words", arguments), text) == met
+        bounds = {"min_words": number, "max_words": 99}
+        assert registry.check(Constraint("count:word_count_range", bounds), text) == met
+
+
+def test_the_share_of_stop_words_is_of_the_same_words():
+    for percentage, met in ((50, True), (49, False)):
+        assert registry.check(Constraint("ratio:stop_words", {"percentage": percentage}), "the हिन्दी") == met
+
+
+@settings(deadline=None, max_examples=300)
+@given(TEXTS | st.text() | st.text(st.sampled_from("aé\u0301कि्ষ়ผู้שָُ²½Ⓐ_‿\u200d\x1c\x85 '-9")))
+def test_word_runs_are_nltks(text):
+    assert list(english.word_runs(text)) == nltk.tokenize.RegexpTokenizer(r"\w+").tokenize(text)
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,12 @@
 """IFBench verdicts against those of the published scorer, on every recorded and every crafted row, and its quirks."""
 
 import json
+import string
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hir_jax.constraints import registry
 from hir_jax.types import Constraint
@@ -158,6 +161,61 @@ def test_what_the_published_scorer_would_draw_at_random_is_refused(id, arguments
 def test_quirks(id, arguments, passing, failing):
     assert _passes(id, passing, **arguments)
     assert not _passes(id, failing, **arguments)
+
+
+def _line_fits(line):
+    """Whether a line ends with the word that it begins with, after its outer ASCII marks; None for marks alone."""
+    line = line.strip().lower()
+    while line and line[0] in string.punctuation + " ":
+        line = line[1:]
+    while line and line[-1] in string.punctuation + " ":
+        line = line[:-1]
+    words = line.split()
+    return words[0] == words[-1] if words else None
+
+
+def _paragraphs_fit(text):
+    """The published check by its description: the first line that does not fit decides; None: it ends with an exception."""
+    fits = [_line_fits(line) for line in text.split("\n") if line.strip()]
+    return next((fit for fit in fits if fit is not True), True)
+
+
+def _loosely(fit, text):
+    """Loose mode by its description: the first form that passes or ends the run decides."""
+    lines = text.split("\n")
+    cuts = ["\n".join(cut).strip() for cut in (lines[1:], lines[:-1], lines[1:-1])]
+    forms = [text, text.replace("*", ""), *cuts, *[cut.replace("*", "") for cut in cuts]]
+    found = (fit(form) for form in forms if form.strip())
+    return next((verdict for verdict in found if verdict is not False), False) is True
+
+
+_WORDS = ("us", "Us", "to", "été", "Été", "e\u0301te\u0301", "ΣΟΦΟΣ", "σοφος", "नमस्ते", "我", "ǅ")
+_MARKS = ("", "", ".", "!?", "*", "***", "---", '"', "”", "—", "。", "...", "\u00a0", "\u2028", "\r")
+_LINES = st.lists(
+    st.tuples(st.sampled_from(_MARKS), st.sampled_from(("", *_WORDS)), st.sampled_from(_MARKS)), max_size=3
+)
+
+
+@given(st.lists(_LINES.map(lambda words: " ".join(map("".join, words))), max_size=5).map("\n".join))
+def test_paragraphs_that_end_as_they_begin(text):
+    constraint = Constraint("words:paragraph_last_first")
+    assert registry.check(constraint, text) == (bool(text.strip()) and _paragraphs_fit(text) is True)
+    assert registry.check(constraint, text, loose=True) == _loosely(_paragraphs_fit, text)
+
+
+@pytest.mark.parametrize(
+    ("id", "stops", "passes"),
+    [
+        # The published scorer ends at the response itself, although a cut of it would pass.
+        ("words:paragraph_last_first", "Us and us\n---", "Us and us\nor they"),
+        ("words:paragraph_last_first", "Us and us\n***", "Us and us\n*** x y"),
+        ("words:last_first", "Stay! Stay here.\n!", "Stay! Stay here.\nNo."),
+        ("format:emoji", "Fun 😀.\n!", "Fun 😀.\nSun."),
+    ],
+)
+def test_loose_mode_ends_where_the_published_scorer_raises(id, stops, passes):
+    assert not _passes(id, stops) and not _passes(id, stops, loose=True)
+    assert not _passes(id, passes) and _passes(id, passes, loose=True)
 
 
 def test_loose_mode_forgives_the_first_line_and_asterisks():

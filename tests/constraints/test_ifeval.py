@@ -1,6 +1,7 @@
 """IFEval verdicts against those of the published scorer, on every recorded and every crafted row."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,9 @@ from hir_jax.types import Constraint
 
 IFEVAL = Path(__file__).parents[2] / "../shared/benchmarks/ifeval"
 
-pytestmark = pytest.mark.skipif(not IFEVAL.is_dir(), reason="the benchmark fixtures (../shared/benchmarks) are absent")
+with_fixtures = pytest.mark.skipif(
+    not IFEVAL.is_dir(), reason="the benchmark fixtures (../shared/benchmarks) are absent"
+)
 
 
 def _rows(name):
@@ -25,6 +28,7 @@ def verifier():
         yield verifier
 
 
+@with_fixtures
 @pytest.mark.parametrize("model", ["llama_3b", "qwen25_7b"])
 def test_recorded_verdicts(verifier, model):
     prompts = {row["key"]: row for row in _rows("prompts.jsonl")}
@@ -44,6 +48,7 @@ def test_recorded_verdicts(verifier, model):
         assert [row["key"] for row, a, b in zip(recorded, ours, theirs) if a != b] == []
 
 
+@with_fixtures
 def test_crafted_verdicts():
     rows = _rows("crafted.jsonl")
     assert len(rows) == 198
@@ -61,6 +66,38 @@ def test_crafted_verdicts():
         registry.validate(Constraint(*refused[0]))
 
 
+DEEP = 200_000
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * DEEP, '{"a":' * DEEP, "[" * DEEP + "]" * DEEP, '["\\"' * DEEP, "[1]" + "[" * DEEP]
+)
+def test_deeply_nested_brackets_are_decided(text):
+    """A quadratic search would take an hour here, and a recursive parser an exception."""
+    assert not registry.check(Constraint("detectable_format:json_format"), text, loose=True)
+    count = min(text.count("]"), 1)
+    for number in (1, 2):
+        placeholders = Constraint("detectable_content:number_placeholders", {"num_placeholders": number})
+        assert registry.check(placeholders, text) == (number <= count)
+
+
+def test_brackets_in_strings_are_no_nesting_and_hundreds_of_levels_are_json():
+    for text in ("[" * 700 + "]" * 700, '["' + "[{" * DEEP + '"]', '{"a\\"[": ["[", "\\\\"]}'):
+        assert registry.check(Constraint("detectable_format:json_format"), text)
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("[a] [b\nc] [[d]] []", 3), ("] [ [x]\r]", 1), ("[\u2028] [é]", 2), ("[a\n]", 0), ("[[", 0)],
+)
+def test_placeholders_are_the_shortest_within_a_line(text, count):
+    assert count == len(re.findall(r"\[.*?\]", text))
+    for number, met in ((count, True), (count + 1, False)):
+        constraint = Constraint("detectable_content:number_placeholders", {"num_placeholders": number})
+        assert registry.check(constraint, text) == met
+
+
+@with_fixtures
 def test_published_prompts_with_random_defaults_are_refused_and_no_others():
     refused = {}
     for row in _rows("prompts.jsonl"):

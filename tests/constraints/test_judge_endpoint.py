@@ -58,12 +58,30 @@ def test_equal_questions_are_asked_once():
     "text, wanted",
     [
         ("YES", 1.0), ("NO", 0.0), ("Because.\n\nYES\n", 1.0), ("YES\nor rather\n NO \n\n", 0.0),
-        ("", None), (" \n ", None), ("yes", None), ("YES.", None), ("**YES**", None), ("The answer is YES", None),
+        ("", None), (" \n ", None), ("yes", 1.0), ("YES.", 1.0), ("**YES**", 1.0), ("The answer is YES", None),
         ("YES\nThat is all.", None), ("YES NO", None), ("NOT", None), ("YES\x00", None),
+        ("<think>\nYES?\n</think>\nIt is rude.\n\n**No.**", 0.0), ("<THINK>\nNO", None), ("hm\nNO\n</think>\nYES", 1.0),
     ],
 )  # fmt: skip
 def test_only_a_last_line_of_yes_or_no_is_a_verdict(text, wanted):
     assert judge_endpoint.verdict(text) == wanted
+
+
+def test_one_answer_is_shown_where_none_of_a_batch_can_be_read(caplog):
+    unread = f"<think>NO</think> I would not say, {KEY}" + "." * 1000
+    with JudgeServer(lambda ask: completion(unread)) as server:
+        found, _ = ask(server, question(), question("be brief"))
+    assert found == [(False, UNREADABLE)] * 2
+    (message,) = [record.getMessage() for record in caplog.records if "none of 2" in record.getMessage()]
+    assert "'<think>NO</think> I would not say, [key]..." in message and len(message) < 600
+    caplog.clear()
+    with JudgeServer(lambda ask: completion("<think> So", finish="length")) as server:
+        ask(server)
+    assert "<think> So [cut at the limit of tokens]" in caplog.text
+    caplog.clear()
+    with JudgeServer(lambda ask: completion(unread) if "calm" in ask.constraint else YES) as server:
+        ask(server, question(), question("be brief"))
+    assert "I would not say" not in caplog.text
 
 
 LIES = {

@@ -13,7 +13,7 @@ from hir_jax.models.checkpoint import open_checkpoint
 from hir_jax.types import Constraint, Instruction
 
 UNSEEN = {
-    "witness": ("training:questions", "startend:end_checker", "tiny:one_of"),
+    "witness": ("training:word_times", "startend:end_checker", "tiny:one_of"),
     "generated": ("punctuation:no_comma", "startend:quotation", "detectable_format:title"),
 }
 

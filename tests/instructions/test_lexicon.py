@@ -70,23 +70,23 @@ def test_offsets_cut_the_text_into_its_tokens(tokenizer, texts):
 
 def test_chat_template_and_stop_token(tokenizer):
     text = tokenizer.apply_chat_template(
-        [{"role": "user", "content": "Ask exactly 2 questions."}], tokenize=False, add_generation_prompt=True
+        [{"role": "user", "content": "List exactly 2 bullets."}], tokenize=False, add_generation_prompt=True
     )
-    assert text == "<|user|>Ask exactly 2 questions.<|end|><|assistant|>"
+    assert text == "<|user|>List exactly 2 bullets.<|end|><|assistant|>"
     ids = tokenizer.encode(text, add_special_tokens=False)
     assert tokenizer.convert_ids_to_tokens(ids) == [
         "<|user|>",
-        "Ask",
+        "List",
         " exactly",
         " 2",
-        " questions",
+        " bullets",
         ".",
         "<|end|>",
         "<|assistant|>",
     ]
     assert tokenizer.eos_token == "<|end|>"
     assert tokenizer.bos_token is None
-    assert tokenizer.decode(ids, skip_special_tokens=True) == "Ask exactly 2 questions."
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "List exactly 2 bullets."
 
 
 def test_saved_tokenizer_is_an_ordinary_one(tokenizer, texts, tmp_path):

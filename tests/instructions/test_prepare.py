@@ -251,6 +251,13 @@ def test_an_id_that_is_not_registered_is_an_error(tmp_path):
         prepared.read(tmp_path, "native", "train")
 
 
+def test_arguments_that_the_check_cannot_use_are_an_error(tmp_path):
+    wrong = Instruction("t", (Constraint("punctuation:no_comma", {"number": 3}),), source="rows.jsonl:7")
+    tfds_builder.write(tmp_path, "native", {"train": [(wrong, "yes")]}, {})
+    with pytest.raises(InputError, match=r"rows\.jsonl:7: punctuation:no_comma: unknown argument 'number'"):
+        prepared.read(tmp_path, "native", "train")
+
+
 # --- streams ---------------------------------------------------------------------------------------------------------
 
 

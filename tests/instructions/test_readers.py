@@ -1,6 +1,7 @@
 """Reading JSON Lines and the prompts of IFEval and IFBench."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,11 @@ GOOD = {
     "instruction_id_list": ["punctuation:no_comma", "length_constraints:number_words"],
     "kwargs": [{"keywords": None}, {"num_words": 3, "relation": "at least", "language": None}],
 }
+
+
+def _second(**arguments):
+    """A change of the arguments of the second constraint."""
+    return {"kwargs": [GOOD["kwargs"][0], GOOD["kwargs"][1] | arguments]}
 
 
 def test_lines_end_at_newlines_only_and_blank_ones_are_passed_over(tmp_path):
@@ -74,6 +80,20 @@ def test_an_ifeval_row(tmp_path):
         ({"kwargs": None}, "'kwargs' must be"),
         ({"instruction_id_list": ["punctuation:no_comma", "a:b"]}, "unknown constraint id 'a:b'; the nearest known"),
         ({"key": "5"}, "key '5' was used before, in "),
+        (
+            _second(num_words=math.nan),
+            "length_constraints:number_words: argument 'num_words' must be an integer >= 0, not nan",
+        ),
+        (
+            _second(num_words="3"),
+            "length_constraints:number_words: argument 'num_words' must be an integer >= 0, not '3'",
+        ),
+        (_second(num_words=None), "length_constraints:number_words: argument 'num_words' is missing"),
+        (_second(words=3), "length_constraints:number_words: unknown argument 'words' (it takes: num_words, relation)"),
+        (
+            {"kwargs": [{"relation": "at least"}, GOOD["kwargs"][1]]},
+            "punctuation:no_comma: unknown argument 'relation'",
+        ),
     ],
 )
 def test_a_broken_ifeval_row_is_named(tmp_path, changes, message):
@@ -104,6 +124,9 @@ def test_an_ifbench_row(tmp_path):
     assert instruction.constraints == (Constraint("count:numbers", {"N": 2}), Constraint("format:no_whitespace", {}))
     path.write_text(json.dumps({**row, "instruction_id_list": ["count:number", "format:no_whitespace"]}) + "\n")
     with pytest.raises(RowError, match=r":1: unknown constraint id 'count:number'; .* 'count:numbers'"):
+        read_ifbench(path)
+    path.write_text(json.dumps({**row, "kwargs": [{"N": math.nan}, {}]}) + "\n")
+    with pytest.raises(RowError, match=r":1: count:numbers: argument 'N' must be an integer >= 0, not nan"):
         read_ifbench(path)
 
 

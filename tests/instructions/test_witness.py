@@ -202,7 +202,7 @@ def test_keys_name_the_stream(hard):
     ("options", "message"),
     [
         ({"min_constraints": 0}, "0..2"),
-        ({"max_constraints": 11}, "1..11"),
+        ({"max_constraints": 10}, "1..10"),
         ({"split": "test"}, "unknown split 'test'"),
         ({"templates": ("type9",)}, "type9"),
         ({"templates": ()}, "templates must be some of"),

@@ -85,6 +85,10 @@ def test_unknown_scores_are_not_met_and_counted():
         ("a\t\t1\n\nb c\t1", None, ("0", [True])),
         ("Sure:\na\t0\n\nb c\t0", None, ("-1", [False])),
         ("", None, ("-1", [False])),
+        ("<think>\na\t0\n\nb c\t0\n</think>\n\na\t1\n\nb c\t0", [True, False], ("1", [True, False])),
+        ("<THINK>a\t1\n\nb c\t1", None, ("-1", [False])),
+        ("```\na\t1\n\nb c\t0\n```", [True, False], ("0", [True])),
+        ("a\t**1**\n\nb c\t`0`", [True, False], ("-1", [False])),
     ],
 )
 def test_reading_of_replies(reply, scores, reading):

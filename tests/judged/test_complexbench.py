@@ -105,6 +105,11 @@ def test_the_coherent_test_without_groups_of_a_kind():
         ("答案:是", None, True),
         ("YES", None, False),
         ("", None, False),
+        ("答案：**是**。", True, True),
+        ("**答案：“否”**", False, False),
+        ("<think>\n要么答案：是，要么答案：否。\n</think>\n答案：是", True, True),
+        ("<THINK>\n答案：是", None, False),
+        ("答案：否\n</think>答案：是", True, True),
     ],
 )
 def test_reading_of_replies(reply, verdict, published):
@@ -118,6 +123,12 @@ def test_verdicts_by_judge_and_by_rule():
     assert complexbench.verdicts(row, "The response.", replies, False) == [True, False, True, 2]
     assert complexbench.verdicts(row, "abc", ["?", "评分对象：all", " ", None], False) == [None, True, None, None]
     assert complexbench.verdicts(row, "abc", [None] * 4, True) == [False, False, True, 2]
+    thought = ["<think>评分对象：None。</think>" + reply for reply in replies]
+    assert complexbench.verdicts(row, "The response.", thought, False) == [True, False, True, 2]
+    assert (
+        complexbench.verdicts(row, "abc", ["<think>答案：是", "<think>评分对象：all", None, None], False)[:2]
+        == [None] * 2
+    )
 
 
 @needs_shared

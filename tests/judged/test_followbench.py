@@ -78,7 +78,7 @@ def test_hand_computed_reading():
     found = example("followbench", "judgement_text_and_example_template")
     for one in found["parse"]:
         for language in ("en", "zh"):
-            verdicts = parse(one["text"], one["level"], language)
+            verdicts = parse(one["text"], one["level"], language, published_quirks=True)
             figures = [-1, -1] if verdicts is None else [int(all(verdicts)), sum(verdicts) / one["level"]]
             assert figures == near(one[language]), (one["text"], language)
     for number, one in enumerate(found["template"]):
@@ -103,12 +103,26 @@ def test_hand_computed_reading():
         ("[['YES'], 'NO']", 2, None, None),
         ("[" * 10_000 + "]", 2, None, None),
         ("", 1, None, None),
-        ("yes", 1, None, None),
+        ("yes", 1, [True], [True]),
+        ("**No.**", 1, [False], [False]),
+        ("NO, not YES", 1, None, None),
+        ("I KNOW", 1, None, None),
+        ("```json\n['Yes', 'No']\n```", 2, [True, False], [True, False]),
+        ("**['YES', 'NO']**.", 2, [True, False], [True, False]),
+        ("<think>\n['NO', 'NO']\n</think>\n['YES', 'NO']", 2, [True, False], [True, False]),
+        ("['YES', 'NO']\n</Think>\n['NO', 'NO']", 2, [False, False], [False, False]),
+        ("<THINK>\n['NO', 'NO']", 2, None, None),
         ("['NO']\n", 1, [False], [False]),
     ],
 )
 def test_reading_of_judgements(text, level, english, chinese):
     assert (parse(text, level, "en"), parse(text, level, "zh")) == (english, chinese)
+
+
+def test_a_conflict_is_unknown_but_for_the_published_reading():
+    row = Row("style/1/1", "style", 1, 1, "s", "", ("", "i"), "en")
+    for reply, quirks, wanted in (("NO, not YES", True, [True]), ("NO, not YES", False, [None]), ("yes", True, [None])):
+        assert followbench.verdicts(row, "", [reply], quirks) == wanted
 
 
 def test_missing_and_unreadable_judgements():

@@ -44,10 +44,44 @@ def test_hand_computed_early_stop():
 @needs_shared
 def test_hand_computed_reply_parsing():
     found = example("infobench", "reply_parsing")
-    read = [infobench.parse(reply) for reply, _ in found["replies"]]
+    read = [infobench.parse(reply, published_quirks=True) for reply, _ in found["replies"]]
     assert read == [verdict for _, verdict in found["replies"]]
     expected = found["expected"]
     assert (read.count(True), read.count(False), read.count(None)) == tuple(expected.values())
+
+
+@pytest.mark.parametrize(
+    "reply, verdict, published",
+    [
+        ("<think>\nAll items have to be met for a YES, and one is not.\n</think>\n\nNo", False, False),
+        ("<think>\nThe text has NO commas.\n</think>\n\nYes", True, True),
+        ("The text has NO commas.\n</think>\n\nYes", True, True),
+        ("<THINK>so NO</THINK> <think>YES</think>\nYES", True, True),
+        ("<think>\nIs it a YES? NO", None, None),
+        ("<think>a <think> b</think> NO", False, False),
+        ("**Yes**", True, None),
+        (" yes.", True, None),
+        ("`No`", False, None),
+        ("_NO_, it has none", False, False),
+        ("```\nYES\n```", True, True),
+        ('```json\n{"answer": "yes"}\n```', True, None),
+        ('{"answer": false}', False, None),
+        ("Final answer: **no**", False, None),
+        ("Yes, there are no commas.", True, True),
+        ("Yes, but NO further", None, True),
+        ("No.\n\nYes", None, False),
+        ("Nothing contradicts it, YES", True, False),
+        ("I KNOW: YES", True, None),
+        ("NOT sure", None, False),
+        ("The answer is YES and NO", None, None),
+        ("", None, None),
+    ],
+)
+def test_reading_of_replies(reply, verdict, published):
+    assert (infobench.parse(reply), infobench.parse(reply, published_quirks=True)) == (verdict, published)
+    row = _row("a", [["Style"]])
+    assert infobench.verdicts(row, "", [reply], False) == [verdict]
+    assert infobench.verdicts(row, "", [reply], True) == [published]
 
 
 def test_answers_after_an_unreadable_one_count_without_quirks():
@@ -110,6 +144,12 @@ def test_a_row_is_one_conversation():
     ask = Replies("YES")
     infobench.judge(_row("a", [["Style"]], given=""), "The text.", ask)
     assert "=== input" not in ask.asked[0][1]["content"]
+
+
+def test_later_questions_do_not_show_the_reasoning():
+    ask = Replies("<think>Hm.</think>YES", "NO")
+    infobench.judge(_row("a", [["Style"]] * 2), "x", ask)
+    assert ask.asked[1][2]["content"] == "YES"
 
 
 def test_a_conversation_ends_at_a_missing_reply_and_can_be_taken_up():
