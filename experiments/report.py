@@ -18,7 +18,6 @@ import base64
 import csv
 import io
 import itertools
-import json
 import math
 import sys
 from collections.abc import Iterable
@@ -33,8 +32,10 @@ import matplotlib.pyplot as plt
 
 from experiments.run import COMMANDS, curves, read_metrics, slug
 from experiments.suites import SUITES
+from hir_jax.pathflags import expanded
 from hir_jax.runs import files
 from hir_jax.statistics import area_under_curve, first_reaching, over_seeds, standard_error
+from hir_jax.textfiles import read_json, read_text
 from hir_jax.types import InputError
 
 FIGURES = {
@@ -70,7 +71,7 @@ def figures(directory: Path, level: float, budget: float) -> dict[str, float]:
             f"{directory}: no held-out following was measured; run it with config.eval_every above 0 and "
             "config.constraints.control"
         )
-    summary = json.loads(_evaluation(directory).read_text(encoding="utf-8"))
+    summary = read_json(_evaluation(directory))
     sampled = {name: summary["intervals"][name][0] for name in ("following", "ila_shuffled", "distinct")}
     return sampled | {
         "pass@1": summary["pass_at_k"]["1"],
@@ -257,7 +258,7 @@ def write(root: Path, output: Path, level: float) -> str:
         table.writerows(rows)
         files.write_atomically(output / f"{suite.name}.csv", text.getvalue())
         plot(suite, list(found), picture)
-        commands = (suite / COMMANDS).read_text(encoding="utf-8") if (suite / COMMANDS).exists() else ""
+        commands = read_text(suite / COMMANDS) if (suite / COMMANDS).exists() else ""
         made = "".join(f"\n    {line}" for line in commands.splitlines())
         made = f"\nMade by\n{made}\n" if made else ""
         texts.append(markdown(suite.name, rows) + f"\n![{suite.name}]({suite.name}.png)\n" + made)
@@ -279,9 +280,9 @@ def write(root: Path, output: Path, level: float) -> str:
 
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.report", allow_abbrev=False)
-    parser.add_argument("workdir", type=Path)
+    parser.add_argument("workdir", type=lambda name: Path(expanded(name)))
     parser.add_argument("--level", type=float, default=0.2, help="held-out following that 'samples to reach' is about")
-    parser.add_argument("--output", type=Path)
+    parser.add_argument("--output", type=lambda name: Path(expanded(name)))
     args = parser.parse_args(arguments)
     output = args.output or args.workdir / "report"
     print(write(args.workdir, output, args.level))

@@ -41,8 +41,10 @@ from typing import Any
 from experiments.suites import SUITES, Overrides
 from hir_jax import config as configs
 from hir_jax.instructions.witness import MAX_CONSTRAINTS
+from hir_jax.pathflags import expanded
 from hir_jax.runs import files
 from hir_jax.statistics import area_under_curve
+from hir_jax.textfiles import read_json, read_jsonl, read_text
 from hir_jax.types import InputError
 
 FACTORS = (1 / 3, 1.0, 3.0)
@@ -102,15 +104,7 @@ class Job:
 def read_metrics(directory: Path) -> list[dict[str, Any]]:
     """The rows of a run's metrics.jsonl, without a last line that a kill cut off."""
     path = directory / "metrics.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    rows = []
-    for number, line in enumerate(lines, 1):
-        try:
-            rows.append(json.loads(line))
-        except ValueError as error:
-            if number < len(lines):
-                raise InputError(f"{path}:{number}: not valid JSON ({error}); delete the line") from error
-    return rows
+    return [row for _, row in read_jsonl(path, own=True)] if path.exists() else []
 
 
 def slug(label: str) -> str:
@@ -306,9 +300,9 @@ def chosen(suite: str, file: str, root: Path) -> dict[str, Overrides]:
     has none takes that of its method in the suite reward_signal."""
     own = root / suite / "tuned.json"
     if own.exists():
-        return json.loads(own.read_text(encoding="utf-8"))["chosen"]
+        return read_json(own)["chosen"]
     path = os.path.relpath(file.split(":")[0], Path(__file__).parents[1])  # as it stands there, wherever this is run
-    committed = json.loads(TUNED.read_text(encoding="utf-8")).get(path, {}) if TUNED.exists() else {}
+    committed = read_json(TUNED).get(path, {}) if TUNED.exists() else {}
     methods = committed.get("reward_signal", {})
     found = {label: methods.get(v["method"]) for label, v in SUITES[suite].variants.items()}
     return {label: setting for label, setting in (found | committed.get(suite, {})).items() if setting}
@@ -324,7 +318,7 @@ def note_command(suite: Path, arguments: list[str]) -> None:
     """A line of D/SUITE/commands.txt: date, commit of this checkout, version of jax, and the command."""
     made = f"{datetime.date.today()}, commit {files.commit()}, jax {version('jax')}: "
     line, path = made + shlex.join(["python", "-m", "experiments.run", *arguments]) + "\n", suite / COMMANDS
-    before = path.read_text(encoding="utf-8") if path.exists() else ""
+    before = read_text(path) if path.exists() else ""
     if line not in before:
         files.write_atomically(path, before + line)
 
@@ -337,8 +331,8 @@ def seeds(text: str) -> list[int]:
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.run", allow_abbrev=False)
     parser.add_argument("suite", choices=SUITES)
-    parser.add_argument("--config", required=True)
-    parser.add_argument("--workdir", required=True, type=Path)
+    parser.add_argument("--config", required=True, type=expanded)
+    parser.add_argument("--workdir", required=True, type=lambda name: Path(expanded(name)))
     parser.add_argument("--seeds", type=seeds, default="5", help="how many (0, 1, ...), or which: 1001,1002")
     parser.add_argument("--only", default="", help="variants by the names of their directories, separated by commas")
     parser.add_argument("--jobs", type=int, help="runs at a time")

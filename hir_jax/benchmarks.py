@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 
 from hir_jax.constraints.verifier import Row, Verifier
 from hir_jax.instructions import hir16k, muldimif
-from hir_jax.instructions.readers import RowError, read_ifbench, read_ifeval
+from hir_jax.instructions.readers import read_ifbench, read_ifeval
 from hir_jax.instructions.templates import render
 from hir_jax.statistics import pass_at_k
+from hir_jax.textfiles import RowError
 from hir_jax.types import Instruction
 
 _ROWS_AT_A_TIME = 128  # between two calls of `progress`

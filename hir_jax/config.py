@@ -17,7 +17,7 @@ import ml_collections
 from absl import app, flags
 from ml_collections import config_flags
 
-from hir_jax import config_ranges
+from hir_jax import config_ranges, pathflags
 from hir_jax.constraints.judge import JudgeSettings
 from hir_jax.instructions.joint import FAMILIES
 from hir_jax.instructions.templates import REWRITABLE
@@ -331,7 +331,7 @@ def sequences(config) -> int:
 
 def load_file(name: str) -> ml_collections.ConfigDict:
     """What `--config=name` gives: FILE or FILE:VARIANT."""
-    path, _, variant = name.partition(":")
+    path, _, variant = pathflags.expanded(name).partition(":")
     if not Path(path).is_file():
         raise ConfigError(f"{path}: no such config file")
     get_config = runpy.run_path(path)["get_config"]
@@ -375,6 +375,10 @@ def define_flags(*names: str) -> None:
 
 
 def _parse(argv):
+    try:
+        argv = [f"--config={pathflags.expanded(a[9:])}" if a.startswith("--config=") else a for a in argv]
+    except InputError as error:
+        sys.exit(f"error: {error}")
     for name in (a.removeprefix("--config=").split(":")[0] for a in argv[1:] if a.startswith("--config=")):
         if not Path(name).is_file():
             sys.exit(f"error: --config={name}: no such file")

@@ -23,6 +23,7 @@ from hir_jax.models import decoder, lora
 from hir_jax.models.checkpoint import open_checkpoint
 from hir_jax.models.config import ModelConfig
 from hir_jax.parallel import mesh as meshes
+from hir_jax.pathflags import expanded
 from hir_jax.rollout.sample import Sampling, finished
 from hir_jax.types import InputError, PromptBatch, Replays, Rollout, TrainBatch, TrainState, Verdicts
 
@@ -55,7 +56,7 @@ class Engine(Functions):
             stop_ids = tuple(self._checkpoint.stop_ids)
             model = self._checkpoint.config
         else:
-            name = config.model.tokenizer
+            name = expanded(config.model.tokenizer)
             self.tokenizer = lexicon.build_tokenizer() if name == "lexicon" else AutoTokenizer.from_pretrained(name)
             stop_ids = (self.tokenizer.eos_token_id,)
             model = _random_model(config, len(self.tokenizer))

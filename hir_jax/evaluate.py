@@ -1,4 +1,4 @@
-"""Evaluates runs: their newest checkpoints (or, in a workdir without one, the config's own model) on a benchmark.
+"""Evaluates runs: their newest checkpoints, or those of a step, on a benchmark.
 
     python -m hir_jax.evaluate --workdir=DIR[@STEP],... --benchmark=NAME [--config=configs/X.py] [--prompts=FILE]
         [--limit=N] [--temperature=0.6] [--samples=N] [--control=shuffle|task]
@@ -7,7 +7,8 @@
 Benchmarks: ifeval, ifbench, muldimif, hir16k (`--prompts` is the published file); heldout, the config's held-out instructions;
 unseen, instructions of constraint types that the run never trained on (`config.data.unseen_ids`); text, perplexity on the plain
 text in `--prompts`, cut into windows; cfbench, followbench, complexbench and infobench (of the published file, too), whose
-responses `python -m hir_jax.judged` scores. Without --config each run's own config.json is used.
+responses `python -m hir_jax.judged` scores. Without --config each run's own config.json is used. DIR@0 is the model that the run
+starts from; with --config DIR need not be there. A directory that is called DIR@STEP, or has commas in its name, comes first.
 
 Greedy by default; with --samples=N each prompt gets N responses and pass@k is estimated without bias. Writes
 DIR/evaluations/BENCHMARK-step-S/{responses,verdicts,prompts}.jsonl and summary.json (with 95% bootstrap intervals over prompts)
@@ -30,6 +31,7 @@ import dataclasses
 import json
 import logging
 import math
+import shlex
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -42,7 +44,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from hir_jax import config as configs
-from hir_jax import deciders
+from hir_jax import deciders, pathflags
 from hir_jax.accuracy import shuffled
 from hir_jax.benchmarks import BENCHMARKS, Benchmark, Response, per_prompt, score_rows
 from hir_jax.constraints import registry
@@ -60,6 +62,7 @@ from hir_jax.runs.memory import keep_freed_memory
 from hir_jax.runs.progress import use_compilation_cache
 from hir_jax.statistics import Interval, bootstrap, paired_differences, repetition
 from hir_jax.step import SharedVerifier
+from hir_jax.textfiles import read_jsonl, read_text
 from hir_jax.types import InputError, Instruction, Rollout, Verdicts
 
 OWN = {"heldout": dataset.heldout, "unseen": dataset.unseen}  # instructions that the config makes or names itself
@@ -87,21 +90,32 @@ class Request(NamedTuple):
         return f"{self.benchmark}{text}-step-{step}{decoding}{limited}{control}"
 
 
-def restored_params(engine: Engine, workdir: Path, step: int | None = None):
-    """(parameters, step) of the run's newest checkpoint, or that of `step`; the model that it started from at step 0, and where
-    there is no checkpoint."""
+def step_of(workdir: Path, step: int | None) -> int:
+    """`step`, or the newest one that has a checkpoint. InputError where there is none; 0 needs none, but has to be named."""
+    if step == 0:
+        return 0
     directory = workdir / "checkpoints"
-    if step == 0 or (step is None and not directory.is_dir()):
+    steps = []
+    if directory.is_dir():
+        with Checkpoints(directory) as saved:
+            steps = saved.steps()
+    if not steps:
+        raise InputError(
+            f"{workdir}: {'no checkpoint yet' if workdir.is_dir() else 'no such run, so no checkpoint yet'}; --step=0 of "
+            f"hir_jax.export, {workdir}@0 in hir_jax.evaluate, is the model that a run starts from"
+        )
+    found = steps[-1] if step is None else step
+    if found not in steps:
+        raise InputError(f"{workdir}: no checkpoint of step {step}; the steps there are: 0 (the start), {steps}")
+    return found
+
+
+def restored_params(engine: Engine, workdir: Path, step: int | None = None):
+    """(parameters, step) of `step_of`: a checkpoint's, or at step 0 those of the model that the run starts from."""
+    found = step_of(workdir, step)
+    if found == 0:
         return engine.load_params(), 0
-    if not directory.is_dir():
-        raise InputError(f"{workdir}@{step}: there are no checkpoints in {directory}")
-    with Checkpoints(directory) as saved:
-        steps = saved.steps()
-        if not steps and step is None:
-            return engine.load_params(), 0
-        found = steps[-1] if step is None else step
-        if found not in steps:
-            raise InputError(f"{workdir}: no checkpoint of step {step}; the steps there are: 0 (the start), {steps}")
+    with Checkpoints(workdir / "checkpoints") as saved:
         trained, meta = saved.restore_params(found, engine.abstract_state.params)
     engine.refuse_other_base(meta)
     return engine.policy(trained), found
@@ -242,10 +256,7 @@ def _perplexity(config, engine: Engine, params, request: Request):
     if request.prompts is None:
         raise InputError("--benchmark=text needs --prompts=FILE, a file of plain text")
     width, size = config.rollout.max_response, config.data.eval_batch
-    try:
-        text = Path(request.prompts).read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{request.prompts}: not UTF-8 text ({error})") from error
+    text = read_text(request.prompts)
     tokens = engine.tokenizer(text, add_special_tokens=False)["input_ids"]
     windows = [tokens[i : i + width + 1] for i in range(0, len(tokens) - 1, width)][: request.limit]
     if not windows:
@@ -283,6 +294,9 @@ def evaluate_run(config, workdir: Path, request: Request, step: int | None = Non
         config.rollout.temperature = 1.0  # that of the log-probs
     engine = Engine(config)
     params, step = restored_params(engine, workdir, step)
+    if step == 0:
+        model = config.model.checkpoint or "random"
+        console.print(f"{workdir}, step 0: the model that the run starts from ({model})", soft_wrap=True, markup=False)
     if request.benchmark == TEXT:
         summary, written = _perplexity(config, engine, params, request)
     else:
@@ -292,8 +306,7 @@ def evaluate_run(config, workdir: Path, request: Request, step: int | None = Non
     if not processes.first():
         return summary, out
     for name, rows in written.items():
-        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        files.write_atomically(out / f"{name}.jsonl", lines)
+        files.write_jsonl(out / f"{name}.jsonl", rows)
     files.write_atomically(out / "summary.json", json.dumps(summary, indent=1) + "\n")
     console.print(f"written: {out}", soft_wrap=True, markup=False)
     return summary, out
@@ -304,7 +317,7 @@ def differences(evaluations: dict[str, Path]) -> dict[str, dict[str, Interval]]:
     both answered."""
     found = {}
     for name, directory in evaluations.items():
-        rows = [json.loads(line) for line in (directory / "prompts.jsonl").read_text(encoding="utf-8").splitlines()]
+        rows = [row for _, row in read_jsonl(directory / "prompts.jsonl")]
         found[name] = {
             (row.pop("key"), row.pop("prompt")): row for row in rows
         }  # keys say little of another config's prompts
@@ -328,9 +341,11 @@ def _show(runs: dict[str, dict], compared: dict[str, dict], console: Console) ->
 
 
 def _run_of(name: str) -> tuple[Path, int | None]:
-    """The workdir and step of DIR or DIR@STEP."""
+    """The workdir and step of DIR or DIR@STEP; a directory of the whole name comes first."""
     directory, _, step = name.rpartition("@")
-    return (Path(directory), int(step)) if directory and step.isdecimal() else (Path(name), None)
+    if Path(name).is_dir() or not (directory and step.isdecimal()):
+        return Path(name), None
+    return Path(directory), int(step)
 
 
 def main(argv) -> None:
@@ -345,6 +360,8 @@ def evaluate(args) -> None:
     """What the command line asks for."""
     request = Request(args.benchmark, args.prompts, args.limit, args.temperature, args.samples, args.control)
     runs, directories = {}, {}
+    for name in args.workdir:  # before the first is answered, which may take hours
+        step_of(*_run_of(name))
     for name in args.workdir:
         workdir, step = _run_of(name)
         config = args.config or configs.of_run(workdir)
@@ -355,7 +372,8 @@ def evaluate(args) -> None:
         return
     if args.benchmark in JUDGED:
         found = ",".join(str(directory / "responses.jsonl") for directory in directories.values())
-        command = f"python -m hir_jax.judged --benchmark={args.benchmark} --prompts={args.prompts} --responses={found}"
+        flags_given = (f"--benchmark={args.benchmark}", f"--prompts={args.prompts}", f"--responses={found}")
+        command = shlex.join(["python", "-m", "hir_jax.judged", *flags_given])
         Console(stderr=True).print(f"to be scored by: {command} ...", soft_wrap=True, markup=False)
     if len(runs) == 1 or args.benchmark in JUDGED:
         print(json.dumps(runs[name] if len(runs) == 1 else {"runs": runs}))
@@ -366,8 +384,11 @@ def evaluate(args) -> None:
 
 
 if __name__ == "__main__":
-    configs.define_flags("prompts")
-    flags.DEFINE_list("workdir", None, "Runs: DIR or DIR@STEP, several separated by commas.")
+    configs.define_flags()
+    pathflags.define("prompts", None, "The benchmark's prompts.")
+    pathflags.define_list(
+        "workdir", None, "Runs: DIR or DIR@STEP, several separated by commas.", lambda name: _run_of(name)[0].is_dir()
+    )
     flags.DEFINE_enum(
         "benchmark", "ifeval", [*sorted(BENCHMARKS), *sorted(JUDGED), *OWN, TEXT], "Whose prompts and rules."
     )

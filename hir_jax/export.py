@@ -15,6 +15,7 @@ from pathlib import Path
 from absl import flags
 
 from hir_jax import config as configs
+from hir_jax import pathflags
 from hir_jax.engine import Engine
 from hir_jax.evaluate import restored_params
 from hir_jax.models import decoder, hf, peft
@@ -34,7 +35,7 @@ def write_model(
 
 def write_adapter(engine: Engine, params: decoder.Params, output: Path, dtype: str = "float32") -> None:
     """The adapters of a LoRA run for peft, which finds their base where the run did, if that is a Hugging Face model."""
-    name = engine.config.model.checkpoint
+    name = pathflags.expanded(engine.config.model.checkpoint)
     base = str(Path(name).resolve()) if name and Path(name).is_dir() else name
     known = base and (Path(base).is_dir() or hf.is_hub_id(base))
     peft.save(output, params, engine.lora, base if known else None, engine.tokenizer, dtype)
@@ -55,8 +56,6 @@ def export_run(
     config.mesh.update({"data": 1, "fsdp": -1, "tensor": 1})
     engine = Engine(config)
     params, found = restored_params(engine, workdir, step)
-    if step is None and found == 0:
-        raise InputError(f"{workdir}: no checkpoint yet; --step=0 writes the model that the run started from")
     if adapter:
         write_adapter(engine, params, output, dtype)
     else:
@@ -76,8 +75,8 @@ def main(argv) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("workdir", None, "The run.")
-    flags.DEFINE_string("output", None, "The directory to write; it must not exist or be empty.")
+    pathflags.define("workdir", None, "The run.")
+    pathflags.define("output", None, "The directory to write; it must not exist or be empty.")
     flags.DEFINE_integer("step", None, "Of the checkpoint; the newest by default, 0: the start.", lower_bound=0)
     flags.DEFINE_enum("dtype", "float32", DTYPES, "Of the weights.")
     flags.DEFINE_float("shard_gb", 5.0, "Gigabytes of a file, at most.", lower_bound=1e-6)

@@ -6,7 +6,8 @@
 
 `--prompts` is the published file; `--responses` is JSON Lines with `response` and with the prompt's key (`key` or `id`) or
 its `prompt` (the key counts where a row has both); several rows may answer one prompt: pass@k is then printed too.
-`--output` gets one row per response, in order, one bool per constraint in the prompt's order:
+`--output` gets one row per response, in order, one bool per constraint in the prompt's order (written into a device or a pipe,
+through a symbolic link):
 `{"key", "strict": [...], "loose": [...]}` for ifeval and ifbench, `{"id", "satisfied": [...]}` for muldimif and hir16k,
 and `"unknown"`, the positions without a verdict (false in the lists), where there are any. The last line on stdout is the
 summary (`benchmarks.summarise`).
@@ -26,7 +27,7 @@ import collections
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -35,13 +36,15 @@ from absl import app, flags
 from rich.console import Console
 from rich.progress import Progress
 
+from hir_jax import pathflags
 from hir_jax.benchmarks import BENCHMARKS, Benchmark, Response, score_rows
 from hir_jax.constraints import registry
 from hir_jax.constraints.calibration import calibration
 from hir_jax.constraints.verifier import Decider, Verifier
 from hir_jax.deciders import judge_settings, open_judge, open_verifier
-from hir_jax.instructions.readers import RowError, read_jsonl
 from hir_jax.instructions.templates import render
+from hir_jax.runs.files import is_stream, write_jsonl
+from hir_jax.textfiles import RowError, read_jsonl
 from hir_jax.types import InputError, Instruction
 
 
@@ -82,29 +85,16 @@ def read_responses(
     return responses, errors
 
 
-def write_jsonl(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Write all rows or, if anything fails, nothing: a temporary file beside `path` takes its place at the end."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
 def check_output(output: Path, inputs: Sequence[str]) -> None:
     """Refuse an output that could not be written, or that would replace an input, before any work is done."""
     if any(Path(path).resolve() == output.resolve() for path in inputs):
         raise RefusedError(f"{output}: the output must not be one of the input files")
     if output.is_dir():
         raise RefusedError(f"{output}: the output must be a file, not a directory")
-    if not os.access(output.parent, os.W_OK):
-        raise RefusedError(f"{output}: its directory does not exist or cannot be written to")
+    target = output if is_stream(output) else Path(os.path.realpath(output)).parent
+    if not os.access(target, os.W_OK):
+        what = "it" if target == output else "its directory"
+        raise RefusedError(f"{output}: {what} does not exist or cannot be written to")
 
 
 def _decidable(responses: Sequence[Response], deciders: Mapping[str, Decider]) -> list[Response]:
@@ -141,7 +131,7 @@ def score_files(
         raise RefusedError(f"{responses}: no row can be scored")
     scores, summary = _scored_with_progress(benchmark, readable, verifier)
     target = Path(output)
-    if errors and target.exists():
+    if errors and target.is_file():
         target = target.with_name(target.name + ".partial")
         print(f"{output} is left as it is; the rows that could be scored go to {target}", file=sys.stderr)
     write_jsonl(target, (benchmark.output_row(r.instruction, s) for r, s in zip(readable, scores, strict=True)))
@@ -151,9 +141,9 @@ def score_files(
 def _define_flags() -> None:
     # Not at import: tests import this module beside programs that have flags of the same names.
     flags.DEFINE_enum("benchmark", None, sorted(BENCHMARKS), "Whose prompts and rules.")
-    flags.DEFINE_string("prompts", None, "The benchmark's prompts.")
-    flags.DEFINE_string("responses", None, "Responses to score, JSON Lines.")
-    flags.DEFINE_string("output", None, "Where the verdicts go, JSON Lines.")
+    pathflags.define("prompts", None, "The benchmark's prompts.")
+    pathflags.define("responses", None, "Responses to score, JSON Lines.")
+    pathflags.define("output", None, "Where the verdicts go, JSON Lines.")
     flags.DEFINE_integer("workers", min(8, os.cpu_count() or 1), "Processes that check; 0: this one.", lower_bound=0)
     flags.DEFINE_float("timeout_seconds", 5.0, "Limit of one check, seconds.", lower_bound=0.001)
     flags.DEFINE_string("judge", "", "endpoint:NAME or local:CHECKPOINT, for soft constraints.")

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from hir_jax import config as configs
-from hir_jax import deciders
+from hir_jax import deciders, pathflags
 from hir_jax.accuracy import accuracies, control_of_step
 from hir_jax.constraints import on_device
 from hir_jax.constraints.judge import JudgeSettings
@@ -35,6 +35,7 @@ from hir_jax.parallel import mesh as meshes
 from hir_jax.parallel import processes
 from hir_jax.runs import files
 from hir_jax.runs.checkpoints import Checkpoints
+from hir_jax.runs.lock import held
 from hir_jax.runs.memory import keep_freed_memory
 from hir_jax.runs.progress import Compilations, RunProgress, show_replay, use_compilation_cache
 from hir_jax.runs.report import write_report
@@ -68,7 +69,7 @@ class Run:
     """The host side of a run: files, checkpoints, progress, and the wish to stop. Of several processes the first writes."""
 
     def __init__(self, config, workdir: Path, stack: ExitStack):
-        self.config, self.workdir = config, workdir
+        self.config, self.workdir, self._stack = config, workdir, stack
         processes.same(configs.flatten(config), "the config", "start all processes with the same flags")
         fresh = processes.agree(self._claim)
         self.console = Console(quiet=not processes.first())
@@ -90,10 +91,10 @@ class Run:
         self.stopping = False
         if jax.process_count() == 1:  # of several jax hears the signal: all have to stop after the same step
             stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, self._stop))
-        self._stack = stack
 
     def _claim(self) -> bool:
-        """Whether the run is a new one. Raises RunError where the directory belongs to another."""
+        """Takes the directory; whether the run is a new one. Raises RunError where it belongs to another."""
+        self.lock = self._stack.enter_context(held(self.workdir))
         old, config = files.read_config(self.workdir), configs.flatten(self.config)
         files.refuse_other_config(self.workdir, configs.changed_keys(old, config) if old else [])
         if old is None:
@@ -180,6 +181,7 @@ class Run:
         """One line of metrics.jsonl, the sampled replays, TensorBoard and the terminal."""
         if not processes.first():
             return
+        self.lock.check()
         total = sum(clock.seconds.values())
         metrics = metrics | clock.seconds | {"seconds/step": total, "tokens_per_s": tokens / max(total, 1e-9)}
         metrics |= {"seconds/compiling": self.compilations.take_seconds()}
@@ -335,7 +337,8 @@ def main(argv) -> None:
 
 
 if __name__ == "__main__":
-    configs.define_flags("workdir")
+    configs.define_flags()
+    pathflags.define("workdir", None, "The run's directory.")
     processes.define_flags()
     flags.mark_flags_as_required(["config", "workdir"])
     configs.run_program(main)

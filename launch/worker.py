@@ -35,7 +35,8 @@ STARTS_WITHOUT_A_STEP = 3
 
 def workdir_of(arguments: list[str]) -> Path:
     """The run's directory; relative ones are the checkout's."""
-    return ROOT / next(a for a in reversed(arguments) if a.startswith("--workdir=")).split("=", 1)[1]
+    name = next(a for a in reversed(arguments) if a.startswith("--workdir=")).split("=", 1)[1]
+    return ROOT / Path(name).expanduser()
 
 
 def last_row(workdir: Path) -> str:
@@ -61,7 +62,7 @@ def finished(workdir: Path) -> bool:
 
 def environment() -> dict[str, str]:
     path = ROOT / ".env"
-    lines = path.read_text().splitlines() if path.exists() else []
+    lines = path.read_text(encoding="utf-8-sig").splitlines() if path.exists() else []
     return dict(os.environ) | dict(line.split("=", 1) for line in lines if "=" in line and not line.startswith("#"))
 
 

@@ -190,7 +190,7 @@ def test_the_program_compares_steps_of_a_run(run, tmp_path, capsys):
     names = [f"{run}@0", str(run)]
     for benchmark, prompts, figure, count in (("heldout", None, "ila", "rows"), ("text", str(text), "nll", "windows")):
         asked = {"benchmark": benchmark, "prompts": prompts, "limit": None, "temperature": 0.0, "samples": 1}
-        evaluate(SimpleNamespace(workdir=names, config=None, **asked))
+        evaluate(SimpleNamespace(workdir=names, config=None, control="shuffle", **asked))
         found = json.loads(capsys.readouterr().out)
         assert list(found["runs"]) == names and list(found["differences"]) == names[1:]
         before, after = found["runs"].values()

@@ -358,6 +358,7 @@ def main() -> None:
         sys.exit(f"error: --cases: unknown {', '.join(unknown)}; known are {', '.join(cases)}")
     install(args.wheels)
     from hir_jax.bench import machine
+    from hir_jax.runs.files import write_atomically
 
     ceilings = machine.ceilings(("bfloat16", "float32"))
     found = machine.description() | {
@@ -373,7 +374,7 @@ def main() -> None:
             failed.append(name)
             continue
         found["cases"][name] = vars(cases[name]) | figures
-        args.output.write_text(json.dumps(found, indent=1) + "\n")
+        write_atomically(args.output, json.dumps(found, indent=1) + "\n")
         print(json.dumps({k: v for k, v in figures.items() if not isinstance(v, dict)}), flush=True)
     if failed:
         sys.exit(f"error: these cases failed (see above): {', '.join(failed)}")

@@ -24,6 +24,7 @@ import jax
 from absl import flags
 
 from hir_jax import config as configs
+from hir_jax import pathflags
 from hir_jax.aot import chips
 from hir_jax.aot.compiling import advice, judge
 from hir_jax.aot.programs import entries, programs
@@ -32,6 +33,8 @@ from hir_jax.bench.table import number
 from hir_jax.functions import Functions
 from hir_jax.models.checkpoint import open_checkpoint
 from hir_jax.models.published import PUBLISHED, Outline, outline
+from hir_jax.runs.files import write_atomically
+from hir_jax.textfiles import read_json
 from hir_jax.types import InputError
 
 HEADER = (
@@ -89,8 +92,7 @@ def report(config, topology_name: str, *, layers: int, only: str, text: str) -> 
     wanted = [p for p in programs(functions) if not only or p.name in only.split(",")]
     keep = None
     if text:
-        Path(text).mkdir(parents=True, exist_ok=True)
-        keep = lambda name, value: (Path(text) / f"{name}.txt").write_text(value)  # noqa: E731
+        keep = lambda name, value: write_atomically(Path(text) / f"{name}.txt", value)  # noqa: E731
     found = {}
     for program in wanted:
         print(f"compiling {program.name} for {topology_name} ...", file=sys.stderr, flush=True)
@@ -147,7 +149,7 @@ def collected(directory: Path) -> str:
     rows = [COLUMNS, ("---",) * len(COLUMNS)]
     for path in files:
         try:
-            rows.append(_row(json.loads(path.read_text())))
+            rows.append(_row(read_json(path)))
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{path}: not a file of --output ({error!r}); take it out of the directory") from error
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
@@ -179,11 +181,13 @@ def main(_) -> None:
     found = report(f.config, f.topology, layers=f.layers, only=f.functions or "", text=f.text or "")
     line = json.dumps(found)
     if f.output:
-        Path(f.output).write_text(line + "\n")
+        write_atomically(f.output, line + "\n")
     print(line)
 
 
 if __name__ == "__main__":
-    configs.define_flags("topology", "output", "functions", "text", "collect")
+    configs.define_flags("topology", "functions")
+    for name in ("output", "text", "collect"):
+        pathflags.define(name, None, f"See the program's docstring: {name}.")
     flags.DEFINE_integer("layers", 0, "Compile a model of so many layers; 0: all.", lower_bound=0)
     configs.run_program(main)

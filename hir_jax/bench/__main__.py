@@ -40,6 +40,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hir_jax import config as configs
+from hir_jax import pathflags
 from hir_jax.bench import (
     encode,
     grpo,
@@ -149,12 +150,13 @@ def main(argv) -> None:
 
 
 if __name__ == "__main__":
-    configs.define_flags("output")
+    configs.define_flags()
+    pathflags.define("output", None, "A file for the figures.")
     flags.DEFINE_enum("peer", None, list(PEERS), "Measure transformers and torch, or TRL, too, in turn with ours.")
     flags.DEFINE_list(
         "phase", [], f"What to measure: {', '.join(table.PHASES)}. Without: rollout,learner; with --peer=trl: grpo."
     )
-    flags.DEFINE_string("trace", None, f"A directory for profiles of {' and '.join(TRACED)}.")
+    pathflags.define("trace", None, f"A directory for profiles of {' and '.join(TRACED)}.")
     flags.DEFINE_boolean("scaling", False, "Measure the phase scaling (too, where --phase names others).")
     for name, least, help in (
         ("rounds", 1, "Measurements of each; the median is reported."),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import statistics
 import tempfile
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 from hir_jax import config as configs
 from hir_jax import train
 from hir_jax.bench.machine import peak_memory_gb, spread
+from hir_jax.textfiles import read_jsonl
 from hir_jax.types import InputError
 
 PHASES = (
@@ -41,7 +41,7 @@ def bench(config, steps: int, compilations) -> dict:
     with tempfile.TemporaryDirectory() as directory:
         compilations.take_seconds()
         train.train(config, Path(directory), Timed)
-        lines = [json.loads(x) for x in (Path(directory) / "metrics.jsonl").read_text().splitlines()]
+        lines = [row for _, row in read_jsonl(Path(directory) / "metrics.jsonl")]
     walls = [b - a for a, b in pairwise(ends)]
     return steady(lines[1:], walls, config.checkpoint_every) | {
         "sequences": configs.sequences(config), "compile_seconds": compilations.take_seconds(),

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from hir_jax.textfiles import RowError, read_json
 from hir_jax.types import InputError
 
 HEADER = ("what", "seconds, median (range)", "tokens/s", "of the ceiling", "against", "its seconds", "times as fast")
@@ -171,10 +171,10 @@ def markdown(found: Mapping) -> str:
 def read(path: Path) -> dict:
     """One report. InputError for a file that is none."""
     try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
+        found = read_json(path)
+    except RowError as error:
         raise InputError(
-            f"{path}: not valid JSON ({error}); give files that --output of hir_jax.bench wrote"
+            f"{path}: not valid JSON ({error.__cause__ or error}); give files that --output of hir_jax.bench wrote"
         ) from error
     if not isinstance(found, dict):
         raise InputError(f"{path}: not a report of the bench; give files that --output of hir_jax.bench wrote")

@@ -6,13 +6,13 @@ and two responses each. A row is `{"kind", "prompt", "constraint", "response", "
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from hir_jax.constraints.judge import SOFT, Case, JudgeError
 from hir_jax.constraints.verifier import Decider, Question
+from hir_jax.textfiles import RowError, parse_json, read_lines
 from hir_jax.types import Constraint
 
 PAIRS = Path(__file__).with_name("calibration.jsonl")
@@ -27,21 +27,16 @@ def read_pairs(path: str | Path = PAIRS) -> list[Pair]:
     """The labelled pairs of a file. JudgeError with the line for a row that is not one, and for a file without rows."""
     pairs = []
     try:
-        with open(path, encoding="utf-8", newline="\n") as file:
-            for number, line in enumerate(file, start=1):
-                pairs.append(_pair(line, f"{path}:{number}"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise JudgeError(f"{path}: cannot be read ({error})") from None
+        for number, line in read_lines(path):
+            pairs.append(_pair(parse_json(line, f"{path}:{number}"), f"{path}:{number}"))
+    except RowError as error:
+        raise JudgeError(str(error)) from None
     if not pairs:
         raise JudgeError(f"{path}: holds no rows")
     return pairs
 
 
-def _pair(line: str, place: str) -> Pair:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise JudgeError(f"{place}: not JSON: {error}") from None
+def _pair(row: Any, place: str) -> Pair:
     texts = [row.get(name) for name in Case._fields] if isinstance(row, dict) else [None]
     if not all(isinstance(text, str) for text in texts) or not isinstance(row.get("met"), bool):
         raise JudgeError(f"{place}: wants strings in {', '.join(Case._fields)}, and true or false in met")

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
 
 from hir_jax.constraints import registry, worker
 from hir_jax.constraints.worker import Outcome
+from hir_jax.pathflags import expanded
 from hir_jax.types import InputError
 
 if TYPE_CHECKING:
@@ -142,10 +143,11 @@ class VerdictCache:
     def __init__(self, path: str | Path = ""):
         self._lock = threading.Lock()
         try:
+            path = expanded(str(path))
             if path:
                 Path(path).parent.mkdir(parents=True, exist_ok=True)
             self._connection = sqlite3.connect(
-                str(path or ":memory:"), timeout=30.0, isolation_level=None, check_same_thread=False
+                path or ":memory:", timeout=30.0, isolation_level=None, check_same_thread=False
             )
             self._connection.execute("PRAGMA journal_mode=WAL")
             self._connection.execute("PRAGMA synchronous=NORMAL")

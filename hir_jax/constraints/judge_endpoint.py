@@ -156,12 +156,12 @@ def _count(usage: Usage, settings: JudgeSettings, reported: object) -> None:
 
 
 def _first_choice(body: object) -> tuple[str, object]:
-    """(content, finish reason) of a chat completion; ("", None) of anything else."""
+    """(content, finish reason) of a chat completion; ("", None) of anything else. The content may end within a character."""
     choices = body.get("choices") if isinstance(body, dict) else None
     choice = choices[0] if isinstance(choices, list) and choices else None
     message = choice.get("message") if isinstance(choice, dict) else None
     content = message.get("content") if isinstance(message, dict) else None
-    return (content, choice.get("finish_reason")) if isinstance(content, str) else ("", None)
+    return (_sendable(content), choice.get("finish_reason")) if isinstance(content, str) else ("", None)
 
 
 def retry_after(value: str | None, now: float) -> float | None:
@@ -285,7 +285,7 @@ class Endpoint:
             batch.unread = reply.seen or batch.unread
             answer = without_reasoning(reply.text)
             if answer.strip():
-                said = {"role": "assistant", "content": _sendable(answer)}
+                said = {"role": "assistant", "content": answer}
                 messages = [*messages[:2], said, {"role": "user", "content": REMINDER}]
         return Unanswered(UNREADABLE, f"asked {1 + SECOND_ASKS} times, no answer ended in a line of YES or NO")
 

@@ -14,6 +14,7 @@ import numpy as np
 from hir_jax.constraints import registry
 from hir_jax.instructions import hir16k, native, prepared, synthesis, witness
 from hir_jax.instructions.roles import ChatFrame, Encoded, EncodeError, PartShapes, encode
+from hir_jax.pathflags import expanded
 from hir_jax.types import InputError, Instruction
 
 log = logging.getLogger(__name__)
@@ -66,14 +67,14 @@ def _limits(data) -> dict:
 
 def _training(config, left_out: Counter) -> list[tuple[Instruction, str]]:
     """(instruction, response or "") of the config's source."""
-    data = config.data
+    data, path = config.data, expanded(config.data.path)
     match data.source:
         case "jsonl":
-            return native.read_pairs(data.path) if config.method == "sft" else _unanswered(native.read(data.path))
+            return native.read_pairs(path) if config.method == "sft" else _unanswered(native.read(path))
         case "hir16k":
-            return _unanswered(_published(data.path, data.template, left_out))
+            return _unanswered(_published(path, data.template, left_out))
         case "tfds":
-            return prepared.read_pairs(data.path, data.name, "train")
+            return prepared.read_pairs(path, data.name, "train")
         case "witness":
             noise = data.label_noise if config.method == "sft" else 0.0
             how = _limits(data) | {"ids": _witness_ids(data), "label_noise": noise}
@@ -116,13 +117,14 @@ def heldout(config, left_out: Counter | None = None) -> list[Instruction]:
     data, left_out = config.data, Counter() if left_out is None else left_out
     if data.hold_out:
         return _read(config, left_out)[1]
+    path = expanded(data.eval_path)
     match data.source:
         case "jsonl":
-            found = native.read(data.eval_path) if data.eval_path else []
+            found = native.read(path) if path else []
         case "hir16k":
-            found = _published(data.eval_path, data.template, left_out) if data.eval_path else []
+            found = _published(path, data.template, left_out) if path else []
         case "tfds":
-            found = prepared.read_heldout(data.path, data.name)
+            found = prepared.read_heldout(expanded(data.path), data.name)
         case "witness":
             how = _limits(data) | {"ids": _witness_ids(data)}
             found = [q for q, _ in witness.generate(data.seed, data.eval_size, split="heldout", **how)]

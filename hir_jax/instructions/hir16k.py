@@ -25,7 +25,6 @@ What is assumed where the published description leaves the form open, in part fr
 from __future__ import annotations
 
 import functools
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -34,8 +33,8 @@ from typing import Any
 
 from hir_jax.constraints import code, judge, muldimif, registry
 from hir_jax.instructions import tables
-from hir_jax.instructions.readers import RowError
 from hir_jax.instructions.templates import REWRITABLE, render
+from hir_jax.textfiles import RowError, parse_json
 from hir_jax.types import Constraint, Instruction
 
 _CHECKER_FUNCTION = "check_following"
@@ -75,9 +74,10 @@ def _object(value: Any, name: str) -> dict[str, Any]:
     """The entries of an object, or of one written as a JSON string, that are not null."""
     if isinstance(value, str):
         try:
-            value = json.loads(value)
-        except (ValueError, RecursionError) as error:
-            raise _FaultError("field", f"{name} is a string, but not JSON: {error}") from error
+            value = parse_json(value, name)
+        except RowError as error:
+            detail = str(error).removeprefix(f"{name}: ")
+            raise _FaultError("field", f"{name} is a string, but {detail}") from error
     if not isinstance(value, Mapping):
         raise _FaultError("field", f"{name} must be an object or a JSON string of one, not {value!r:.80}")
     return {key: entry for key, entry in value.items() if entry is not None}

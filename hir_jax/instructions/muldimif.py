@@ -7,7 +7,8 @@ from typing import Any
 
 from hir_jax.constraints import muldimif
 from hir_jax.constraints.registry import ConstraintError
-from hir_jax.instructions.readers import RowError, read_prompts
+from hir_jax.instructions.readers import read_prompts
+from hir_jax.textfiles import RowError
 from hir_jax.types import Constraint, Instruction
 
 

@@ -22,15 +22,15 @@ Every row is checked when it is read: a row that cannot be used is a `RowError` 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from hir_jax.constraints import registry
-from hir_jax.instructions.readers import RowError, read_jsonl
 from hir_jax.instructions.templates import TEMPLATES
+from hir_jax.runs.files import write_jsonl
+from hir_jax.textfiles import RowError, read_jsonl
 from hir_jax.types import Constraint, Instruction
 
 _ROW = {"task": (str,), "constraints": (list,), "template": (str,), "key": (str, int), "response": (str,)}
@@ -128,14 +128,11 @@ def _row(instruction: Instruction) -> dict[str, Any]:
 def write(path: str | Path, instructions: Sequence[Instruction], responses: Sequence[str] | None = None) -> None:
     """Write the file that `read` (with `responses`, one for each instruction, `read_pairs`) gives back.
 
-    `source` is not written: reading sets it to the place in the file. The file is replaced only once all is written.
+    `source` is not written: reading sets it to the place in the file. How: `files.write_atomically`.
     """
     rows = [_row(instruction) for instruction in instructions]
     if responses is not None:
         if len(responses) != len(rows):
             raise ValueError(f"{len(responses)} responses for {len(rows)} instructions")
         rows = [row | {"response": response} for row, response in zip(rows, responses, strict=True)]
-    part = Path(f"{path}.part")
-    with part.open("w", encoding="utf-8", newline="\n") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    part.replace(path)
+    write_jsonl(path, rows)

@@ -25,10 +25,11 @@ from typing import NamedTuple
 
 from absl import flags, logging
 
-from hir_jax import config
+from hir_jax import config, pathflags
 from hir_jax.instructions import hir16k, muldimif, native, readers, synthesis
 from hir_jax.instructions.prepared import Row
 from hir_jax.instructions.templates import REWRITABLE
+from hir_jax.textfiles import RowError
 from hir_jax.types import InputError, Instruction
 
 _OPTIONS = {
@@ -46,7 +47,7 @@ class Made(NamedTuple):
     """What there is to write: rows by split, the errors of rows left out, where all is from."""
 
     splits: dict[str, list[Row]]
-    left_out: list[readers.RowError]
+    left_out: list[RowError]
     facts: dict[str, object]
 
 
@@ -64,7 +65,7 @@ def _generated(options: flags.FlagValues) -> Made:
     return Made(splits, [], {name: options[name].value for name in _OPTIONS["generated"]})
 
 
-def _read(options: flags.FlagValues, path: str) -> tuple[list[Row], list[readers.RowError]]:
+def _read(options: flags.FlagValues, path: str) -> tuple[list[Row], list[RowError]]:
     if options.dataset == "native":
         return native.read_pairs(path) if options.responses else _unanswered(native.read(path)), []
     if options.dataset == "hir16k":
@@ -117,9 +118,9 @@ def main(argv: Sequence[str]) -> None:
 
 def _define_flags() -> None:
     flags.DEFINE_enum("dataset", None, list(_OPTIONS), "What to prepare.", required=True)
-    flags.DEFINE_string("directory", None, "Directory of prepared data sets.", required=True)
-    flags.DEFINE_string("path", "", "What to read: native JSONL or a published file.")
-    flags.DEFINE_string("heldout_path", "", "The same, for held-out rows.")
+    pathflags.define("directory", None, "Directory of prepared data sets.", required=True)
+    pathflags.define("path", "", "What to read: native JSONL or a published file.")
+    pathflags.define("heldout_path", "", "The same, for held-out rows.")
     flags.DEFINE_boolean("responses", False, "Keep the responses of native rows; every row must have one.")
     flags.DEFINE_enum("template", None, REWRITABLE, "Template of HIR-16K rows that name none.")
     flags.DEFINE_integer("size", 2000, "Generated training instructions.", lower_bound=1)

@@ -1,59 +1,17 @@
-"""Reading instructions from JSON Lines: rows with their place, and the published IFEval and IFBench prompts.
+"""Reading the published IFEval and IFBench prompts.
 
-A row that cannot be read is a `RowError` that says where it stands; nothing is guessed or skipped in silence.
+A row that cannot be read is a `RowError` that says where it is; nothing is guessed or skipped in silence.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from hir_jax.constraints import registry
-from hir_jax.types import Constraint, InputError, Instruction
-
-
-class RowError(InputError):
-    """A file, or one row of it, that cannot be read: "path:line: what is wrong"."""
-
-
-def read_jsonl(
-    path: str | Path, on_error: Callable[[RowError], None] | None = None
-) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number from 1, object) for each line of a UTF-8 JSON Lines file; blank lines are passed over.
-
-    A line that is not a JSON object goes to `on_error` as a RowError and reading goes on; without `on_error` it is
-    raised, as is a file that cannot be opened in both cases.
-    """
-    for number, line in _lines(path):
-        try:
-            row = _object(line, f"{path}:{number}")
-        except RowError as error:
-            if on_error is None:
-                raise
-            on_error(error)
-        else:
-            yield number, row
-
-
-def _lines(path: str | Path) -> Iterator[tuple[int, bytes]]:
-    try:
-        # Bytes, so that only a newline ends a line: text may hold other separators that Python's lines would end at.
-        with open(path, "rb") as file:
-            yield from ((number, line) for number, line in enumerate(file, start=1) if line.strip())
-    except OSError as error:
-        raise RowError(f"{path}: cannot be read: {error.strerror}") from error
-
-
-def _object(line: bytes, place: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise RowError(f"{place}: not JSON: {error}") from error
-    if not isinstance(row, dict):
-        raise RowError(f"{place}: a JSON object is wanted, not {type(row).__name__}")
-    return row
+from hir_jax.textfiles import RowError, read_jsonl
+from hir_jax.types import Constraint, Instruction
 
 
 def _verbatim_instruction(row: dict[str, Any], source: str) -> Instruction:

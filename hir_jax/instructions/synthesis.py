@@ -28,6 +28,7 @@ from typing import Any
 
 from absl import app, flags
 
+from hir_jax import pathflags
 from hir_jax.constraints import registry
 from hir_jax.instructions import conflicts as c
 from hir_jax.instructions import joint, native
@@ -243,7 +244,7 @@ def _define_flags() -> None:
     flags.DEFINE_integer("min_constraints", 3, "Fewest constraints of a row.", lower_bound=1)
     flags.DEFINE_integer("max_constraints", 8, "Most constraints of a row.", lower_bound=1)
     flags.DEFINE_list("families", ["ifeval"], f"Families of constraints, separated by commas: {', '.join(FAMILIES)}.")
-    flags.DEFINE_string("output", None, "Native JSONL file to write.", required=True)
+    pathflags.define("output", None, "Native JSONL file to write.", required=True)
 
 
 def main(argv: Sequence[str]) -> None:

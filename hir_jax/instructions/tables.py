@@ -7,13 +7,12 @@ executed: no loading scripts, no pickles.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hir_jax.instructions.readers import RowError, read_jsonl
+from hir_jax.textfiles import RowError, read_json, read_jsonl
 
 if TYPE_CHECKING:
     import pyarrow
@@ -50,7 +49,7 @@ def _files_of(directory: Path) -> list[Path]:
     if (directory / "dataset_dict.json").is_file():
         directory = _split(directory)
     if (directory / "state.json").is_file():
-        return [directory / entry["filename"] for entry in _json(directory / "state.json")["_data_files"]]
+        return [directory / entry["filename"] for entry in read_json(directory / "state.json")["_data_files"]]
     found = {end: sorted(directory.rglob(f"*{end}")) for end in (".jsonl", ".parquet")}
     kinds = [end for end, files in found.items() if files]
     if len(kinds) != 1:
@@ -63,17 +62,10 @@ def _files_of(directory: Path) -> list[Path]:
 
 def _split(directory: Path) -> Path:
     """Of several splits that the `datasets` library saved together: the one named train, or the only one."""
-    splits = _json(directory / "dataset_dict.json")["splits"]
+    splits = read_json(directory / "dataset_dict.json")["splits"]
     if "train" not in splits and len(splits) != 1:
         raise RowError(f"{directory}: holds the splits {', '.join(splits)}; give the path of the one to read")
     return directory / ("train" if "train" in splits else splits[0])
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RowError(f"{path}: cannot be read: {error}") from error
 
 
 def _downloaded(hub_id: str) -> Path:
@@ -113,5 +105,5 @@ def _numbered(file: Path, batches: Iterator[pyarrow.RecordBatch]) -> Iterator[Ro
             for row in batch.to_pylist():
                 number += 1
                 yield f"{file}:{number}", row
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise RowError(f"{file}: cannot be read: {str(error).splitlines()[0]}") from error

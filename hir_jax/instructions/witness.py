@@ -23,6 +23,7 @@ from typing import Any
 
 from absl import app, flags
 
+from hir_jax import pathflags
 from hir_jax.instructions import grammar, lexicon, native
 from hir_jax.instructions.templates import REWRITABLE
 from hir_jax.types import Constraint, InputError, Instruction
@@ -196,7 +197,7 @@ def _define_flags() -> None:
     flags.DEFINE_integer("max_constraints", 2, "Most constraints of a row.", lower_bound=1)
     flags.DEFINE_list("templates", ["type1"], "Templates to draw from, separated by commas.")
     flags.DEFINE_float("label_noise", 0.0, "Share of constraints that are drawn from another text.")
-    flags.DEFINE_string("output", None, "Native JSONL file to write.", required=True)
+    pathflags.define("output", None, "Native JSONL file to write.", required=True)
 
 
 def main(argv: Sequence[str]) -> None:

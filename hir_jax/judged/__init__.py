@@ -7,9 +7,9 @@ its questions to a judge, in our own words. `python -m hir_jax.judged` is the pr
 from collections.abc import Sequence
 from pathlib import Path
 
-from hir_jax.instructions.readers import RowError
 from hir_jax.judged import cfbench, complexbench, followbench, infobench
 from hir_jax.judged.base import Row
+from hir_jax.textfiles import RowError
 from hir_jax.types import Instruction
 
 JUDGED = {

@@ -34,13 +34,14 @@ from typing import Any
 
 from absl import app, flags
 
+from hir_jax import pathflags
 from hir_jax.constraints.judge import JudgeSettings
 from hir_jax.deciders import judge_settings
-from hir_jax.instructions.readers import RowError
 from hir_jax.judged import JUDGED, as_instructions, records, scored_rows
 from hir_jax.judged.base import JudgedBenchmark, Row, row_accuracies
 from hir_jax.score import RefusedError, check_output, guarded, read_responses
 from hir_jax.statistics import bootstrap, paired_differences
+from hir_jax.textfiles import RowError
 
 
 def score_files(
@@ -114,10 +115,12 @@ def _judge(
 def _define_flags() -> None:
     # Not at import: tests import this module beside programs that have flags of the same names.
     flags.DEFINE_enum("benchmark", None, sorted(JUDGED), "Whose prompts and metrics.", required=True)
-    flags.DEFINE_string("prompts", None, "The benchmark's prompts.", required=True)
-    flags.DEFINE_list("responses", None, "Responses to score, JSON Lines; several files are compared.", required=True)
-    flags.DEFINE_list("judgements", [], "Recorded judgements, JSON Lines, of each file of responses.")
-    flags.DEFINE_list("output", [], "Where the judge's replies go, JSON Lines; continued if it is there.")
+    pathflags.define("prompts", None, "The benchmark's prompts.", required=True)
+    pathflags.define_list(
+        "responses", None, "Responses to score, JSON Lines; several files are compared.", required=True
+    )
+    pathflags.define_list("judgements", [], "Recorded judgements, JSON Lines, of each file of responses.")
+    pathflags.define_list("output", [], "Where the judge's replies go, JSON Lines; continued if it is there.")
     flags.DEFINE_string("judge", "", "endpoint:MODEL.")
     flags.DEFINE_multi_string("judge_option", [], "NAME=VALUE, a field of constraints.judge.JudgeSettings.")
     flags.DEFINE_bool("published_quirks", False, "Aggregate as the published scorer does, oddities included.")
@@ -134,6 +137,8 @@ def _run(args: flags.FlagValues) -> int:
     if bool(settings.kind) != bool(args.output):
         raise RefusedError("--judge needs --output, a file for its replies, and --judgements has none")
     name, beside = ("output", args.output) if settings.kind else ("judgements", args.judgements)
+    if len(args.responses) == 1:
+        beside = [",".join(beside)]
     if len(beside) != len(args.responses):
         raise RefusedError(f"--{name}: {len(beside)} files for {len(args.responses)} of --responses; give one for each")
     if len(set(args.responses)) < len(args.responses) or len(set(args.output)) < len(args.output):

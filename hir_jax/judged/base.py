@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from hir_jax.constraints.judge import digest
 from hir_jax.constraints.replies import without_reasoning
-from hir_jax.instructions.readers import RowError, read_jsonl
+from hir_jax.textfiles import RowError, read_jsonl
 
 UNDECIDED = 2  # ComplexBench: the rule of a question is of no known kind
 Verdict = bool | int | None  # int: UNDECIDED

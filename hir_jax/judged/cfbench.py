@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hir_jax.constraints.replies import unfenced, without_reasoning
-from hir_jax.instructions.readers import RowError
 from hir_jax.judged.base import (
     Ask,
     JudgedBenchmark,
@@ -34,6 +33,7 @@ from hir_jax.judged.base import (
     text_of,
     unknown_counts,
 )
+from hir_jax.textfiles import RowError
 
 PRIMARY, SECONDARY = "主需", "次需"
 SPLITS = ("easy", "hard")

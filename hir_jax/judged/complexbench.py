@@ -17,7 +17,6 @@ unknown.
 from __future__ import annotations
 
 import collections
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -25,7 +24,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hir_jax.constraints.replies import without_reasoning
-from hir_jax.instructions.readers import RowError, read_jsonl
 from hir_jax.judged import complexbench_rules
 from hir_jax.judged.base import (
     UNDECIDED,
@@ -42,6 +40,7 @@ from hir_jax.judged.base import (
     unique,
     unknown_counts,
 )
+from hir_jax.textfiles import RowError, read_json, read_jsonl, read_lines
 
 GROUPS = {
     "Lexical": ("Word Matching", "Keywords"),
@@ -91,20 +90,11 @@ def read(path: str | Path, english: bool = False) -> list[Row]:
 
 def _objects(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """(place, object) of a JSON list or of JSON Lines."""
-    try:
-        with open(path, "rb") as file:
-            first = next((line for line in file if line.strip()), b"")
-        if not first.lstrip().startswith(b"["):
-            yield from ((f"{path}:{number}", row) for number, row in read_jsonl(path))
-            return
-        rows = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RowError(f"{path}: cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, RowError):
-            raise
-        raise RowError(f"{path}: not JSON: {error}") from error
-    for position, row in enumerate(rows):
+    _, first = next(read_lines(path), (0, b""))
+    if not first.lstrip().startswith(b"["):
+        yield from ((f"{path}:{number}", row) for number, row in read_jsonl(path))
+        return
+    for position, row in enumerate(read_json(path)):
         if not isinstance(row, dict):
             raise RowError(f"{path}: entry {position}: a JSON object is wanted, not {type(row).__name__}")
         yield f"{path}: entry {position}", row

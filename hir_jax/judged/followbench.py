@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hir_jax.constraints.replies import without_reasoning, yes_or_no
-from hir_jax.instructions.readers import RowError
 from hir_jax.judged import followbench_rules
 from hir_jax.judged.base import (
     Ask,
@@ -38,6 +37,7 @@ from hir_jax.judged.base import (
     text_of,
     unknown_counts,
 )
+from hir_jax.textfiles import RowError
 
 TYPES = ("content", "situation", "style", "format", "example", "mixed")
 LEVELS = range(1, 6)

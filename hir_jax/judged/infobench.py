@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hir_jax.constraints.replies import without_reasoning, yes_or_no
-from hir_jax.instructions.readers import RowError
 from hir_jax.judged.base import (
     Ask,
     JudgedBenchmark,
@@ -34,6 +33,7 @@ from hir_jax.judged.base import (
     texts_of,
     unknown_counts,
 )
+from hir_jax.textfiles import RowError
 
 SUBSETS = ("Easy_set", "Hard_set")
 SYSTEM = """\

@@ -27,8 +27,9 @@ from typing import Any, NamedTuple
 
 from hir_jax.constraints.judge import Unanswered, digest
 from hir_jax.constraints.replies import shown
-from hir_jax.instructions.readers import RowError, read_jsonl
 from hir_jax.judged.base import UNDECIDED, JudgedBenchmark, Messages, Row, Verdict
+from hir_jax.runs.files import Appender
+from hir_jax.textfiles import RowError, read_jsonl
 
 Answer = Callable[[Messages], str | Unanswered]  # may be called by several threads
 
@@ -143,8 +144,10 @@ def judge_rows(
     Replies that are there, readable or not, are not asked for again; those that failed are. Failures are counted on stderr.
     Returns the records of all rows, and one error for each row of the file that makes none.
     """
-    _mend_end(Path(output), benchmark.id)
-    records, errors = read(output, benchmark, rows, responses, judge) if Path(output).exists() else ({}, [])
+    continued = Path(output).is_file()  # nothing is read back from a device or a pipe
+    if continued:
+        _mend_end(Path(output), benchmark.id)
+    records, errors = read(output, benchmark, rows, responses, judge) if continued else ({}, [])
     failures: collections.Counter[str] = collections.Counter()
     ended = threading.Event()  # by an interrupt: only requests under way are waited for
 
@@ -163,7 +166,7 @@ def judge_rows(
         record = records.get(row.key)
         return benchmark.judge(row, responses[row.key], ask, record.replies or () if record else ())
 
-    with open(output, "a", encoding="utf-8") as file, ThreadPoolExecutor(workers) as pool:
+    with Appender(output) as file, ThreadPoolExecutor(workers) as pool:
         try:
             running = {pool.submit(replies, row): row for row in rows if wanted(row)}
             for done in as_completed(running):
@@ -171,8 +174,7 @@ def judge_rows(
                 records[row.key] = Record(done.result(), None)
                 if any(one is not None for one in done.result()):
                     line = {benchmark.id: row.key, "judge": judge, "response": digest(responses[row.key])}
-                    file.write(json.dumps(line | {"replies": done.result()}, ensure_ascii=False) + "\n")
-                    file.flush()
+                    file.write(line | {"replies": done.result()})
         except BaseException:
             ended.set()
             pool.shutdown(wait=False, cancel_futures=True)
@@ -184,8 +186,6 @@ def judge_rows(
 
 def _mend_end(path: Path, id: str) -> None:
     """A kill may have cut off the last line, which is dropped then; any other text without a newline gets one."""
-    if not path.exists():
-        return
     content = path.read_bytes()
     whole = content.rfind(b"\n") + 1
     last = content[whole:]
@@ -198,4 +198,5 @@ def _mend_end(path: Path, id: str) -> None:
     if cut:
         os.truncate(path, whole)
     elif last:
-        path.write_bytes(content + b"\n")
+        with path.open("ab") as file:
+            file.write(b"\n")

@@ -10,6 +10,7 @@ from typing import Any
 from hir_jax.models import decoder, gguf, hf, weights
 from hir_jax.models.config import ModelConfig
 from hir_jax.models.weights import CheckpointError
+from hir_jax.pathflags import expanded
 
 __all__ = ["Checkpoint", "CheckpointError", "open_checkpoint"]
 
@@ -38,7 +39,7 @@ def open_checkpoint(name_or_path: str | Path) -> Checkpoint:
 
     Tensors' names and shapes are checked here, weights are read by `load_params`. Raises CheckpointError.
     """
-    name = str(name_or_path)
+    name = expanded(str(name_or_path))
     path = ALIASES[name]() if name in ALIASES else Path(name)
     if path.suffix == ".gguf":
         source = gguf.GgufSource(path)

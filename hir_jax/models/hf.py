@@ -6,7 +6,9 @@ Nothing in a directory is run or unpickled: weights come from safetensors only, 
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +18,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from hir_jax import textfiles
 from hir_jax.models import decoder, weights
 from hir_jax.models.config import FAMILIES, ModelConfig, RopeScaling
 from hir_jax.models.weights import HF_NAMES, CheckpointError, Index
@@ -26,12 +29,12 @@ ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises CheckpointError naming the file (and line)."""
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such file; a Hugging Face model directory has one")
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file; a Hugging Face model directory has one") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path}: not JSON ({error}); download the file again") from None
+        found = textfiles.read_json(path)
+    except textfiles.RowError as error:
+        raise CheckpointError(f"{error}; download the file again") from None
     if not isinstance(found, dict):
         raise CheckpointError(f"{path}: holds a {type(found).__name__}, not an object; download the file again")
     return found
@@ -286,13 +289,21 @@ def refuse_filled(path: Path) -> None:
 
 @contextmanager
 def new_directory(path: Path) -> Iterator[Path]:
-    """A directory to fill, which is named `path` only when that is done. Raises CheckpointError (`refuse_filled`)."""
+    """A directory to fill, which is named `path` only when that is done. Raises CheckpointError (`refuse_filled`), and OSError
+    where something cannot be written; nothing stays then."""
     refuse_filled(path)
     unfinished = path.with_name(path.name + ".unfinished")
     if unfinished.exists():
         raise CheckpointError(f"{unfinished}: left by a save that was cut off; remove it")
     unfinished.mkdir(parents=True)
-    yield unfinished
+    try:
+        yield unfinished
+    except BaseException as error:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        code = re.search(r"os error (\d+)", str(error))  # so say the libraries that write weights and tokenizers
+        if not code:
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from error
     if path.exists():
         path.rmdir()
     unfinished.rename(path)

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +19,34 @@ from hir_jax.types import InputError
 
 
 class CheckpointError(InputError):
-    """A checkpoint that cannot be read; the message names the directory and what to do."""
+    """A checkpoint that cannot be read or written; the message names the directory and what to do."""
+
+
+@contextmanager
+def _failures_once() -> Iterator[None]:
+    """Without the pages of tracebacks that Orbax's threads log of a failure: `Checkpoints` raises the same in the caller."""
+
+    def wanted(record: logging.LogRecord) -> bool:
+        return not (record.levelno >= logging.ERROR and f"{os.sep}orbax{os.sep}" in record.pathname)
+
+    def unraisable(found) -> None:
+        if str(found.exc_value) != "Event loop is closed":  # tensorstore's, when Orbax has given up waiting for it
+            usual(found)
+
+    log, usual = logging.getLogger("absl"), sys.unraisablehook
+    log.addFilter(wanted)
+    sys.unraisablehook = unraisable
+    try:
+        yield
+    finally:
+        log.removeFilter(wanted)
+        sys.unraisablehook = usual
+
+
+def _reason(error: Exception) -> str:
+    """The system's words for a failed write, or the first line of others."""
+    code = getattr(error, "errno", None) or (re.search(r"os_error_code='(\d+)'", str(error)) or [0, 0])[1]
+    return os.strerror(int(code)) if code else (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 class Checkpoints:
@@ -28,6 +61,8 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, enable_async_checkpointing=True, create=writes, cleanup_tmp_directories=writes
         )
+        self._failed, self._stack = False, ExitStack()
+        self._stack.enter_context(_failures_once())
         self._manager = ocp.CheckpointManager(self.directory, options=options)
 
     def __enter__(self):
@@ -37,9 +72,21 @@ class Checkpoints:
         self.close()
 
     def close(self) -> None:
-        """Waits for the save under way."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """Waits for the save under way. Raises CheckpointError if it fails; one that is known to have failed is no news."""
+        with self._stack:
+            if not self._failed:
+                self._written(self._manager.wait_until_finished)
+                self._manager.close()
+
+    def _written(self, act: Callable[[], Any]) -> None:
+        """Calls what writes, or hears of what was written. Raises CheckpointError."""
+        try:
+            act()
+        except (OSError, ValueError, RuntimeError) as error:
+            self._failed = True
+            raise CheckpointError(
+                f"{self.directory}: a checkpoint cannot be written: {_reason(error)}; the same command resumes from the last one"
+            ) from error
 
     def latest(self) -> int | None:
         """The last committed step, or None; a save that was cut off does not count."""
@@ -55,17 +102,19 @@ class Checkpoints:
         return self._manager.reached_preemption(step)
 
     def save(self, step: int, state: Any, meta: dict) -> None:
-        """Starts a save; returns once `state` may be donated. Does nothing for a step that is already saved."""
+        """Starts a save; returns once `state` may be donated. Does nothing for a step that is already saved.
+
+        Raises CheckpointError if it cannot be started, or if the one before has failed."""
         if step == self.latest():
             return
         # On CPU the host copy that orbax writes from may be the device buffer itself, which the next update reuses.
         state = jax.tree.map(jnp.copy, state)
-        self._manager.save(
-            step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
-        )
+        args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
+        self._written(lambda: self._manager.save(step, args=args))
 
     def wait(self) -> None:
-        self._manager.wait_until_finished()
+        """Until the save under way is done. Raises CheckpointError if it fails."""
+        self._written(self._manager.wait_until_finished)
 
     def restore(self, step: int, abstract_state: Any) -> tuple[Any, dict]:
         """State as `abstract_state` (ShapeDtypeStructs with shardings) and meta. Raises CheckpointError naming the step."""

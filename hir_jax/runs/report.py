@@ -19,6 +19,7 @@ from typing import Any
 
 from absl import app, flags
 
+from hir_jax import pathflags
 from hir_jax.runs import report_data as data
 from hir_jax.runs import report_replays
 from hir_jax.runs.files import RunError, write_atomically
@@ -84,14 +85,19 @@ def write_report(path: Path | str, runs: Mapping[str, Sequence[Path | str]], tit
 
 
 def _grouped(arguments: Sequence[str]) -> dict[str, list[Path]]:
-    """Directories by NAME; one that is there under its whole argument has no NAME, whatever signs it holds."""
+    """Directories by NAME; one that is there under its whole argument has no NAME, whatever signs it holds. NAME ends at the
+    first "=" behind which there is a directory."""
     groups: dict[str, list[Path]] = {}
     for argument in arguments:
-        name, sign, directory = argument.partition("=")
-        if sign and not Path(argument).is_dir():
-            groups.setdefault(name, []).append(Path(directory))
+        path = Path(pathflags.expanded(argument))
+        if "=" in argument and not path.is_dir():
+            parts = argument.split("=")
+            splits = [
+                ("=".join(parts[:i]), Path(pathflags.expanded("=".join(parts[i:])))) for i in range(1, len(parts))
+            ]
+            name, path = next((one for one in splits if one[1].is_dir()), splits[0])
+            groups.setdefault(name, []).append(path)
             continue
-        path = Path(argument)
         name = path.resolve().name
         groups.setdefault(argument if name in groups else name, []).append(path)
     return groups
@@ -121,6 +127,6 @@ def main(argv: Sequence[str]) -> int:
 
 if __name__ == "__main__":
     # Not at import: the trainer imports this module beside flags of the same names.
-    flags.DEFINE_string("output", None, "The page; by default report.html in the one DIR.")
+    pathflags.define("output", None, "The page; by default report.html in the one DIR.")
     flags.DEFINE_string("title", "", "Heading of the page.")
     app.run(main)

@@ -14,7 +14,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hir_jax.runs.files import RunError
+from hir_jax.runs.files import RunError, read_config
+from hir_jax.textfiles import RowError, read_jsonl
 
 FILES = ("config.json", "metrics.jsonl", "replays.jsonl")
 MAX_POINTS = 1_000  # of a curve; of more steps, means of neighbours
@@ -68,41 +69,12 @@ def size(value: Any) -> int:
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 
-def _bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes() if path.exists() else b""
-    except OSError as error:
-        raise RunError(
-            f"{path}: cannot be read ({error.strerror}); give directories of runs that you may read"
-        ) from error
-
-
-def _object(line: bytes) -> dict[str, Any] | str:
-    """The JSON object on a line, or what is wrong with it."""
-    try:
-        row = json.loads(line.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        return f"not JSON ({error})"
-    return row if isinstance(row, dict) else "not a JSON object"
-
-
 def read_rows(path: Path, notes: list[str]) -> list[dict[str, Any]]:
     """The objects of a JSON Lines file, [] if there is none; broken lines are added to `notes`, but for the unfinished last
-    one that a kill leaves."""
-    *lines, unfinished = _bytes(path).split(b"\n")
-    rows, broken = [], []
-    for count, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        row = _object(line)
-        if isinstance(row, str):
-            broken.append(f"{path}:{count}: {row}; it is left out here. Mend or remove that line")
-        else:
-            rows.append(row)
-    last = _object(unfinished)
-    if isinstance(last, dict):
-        rows.append(last)
-    notes += broken[:NAMED_LINES]
+    one that a kill leaves. Raises RowError for a file that cannot be read at all."""
+    broken: list[RowError] = []
+    rows = [row for _, row in read_jsonl(path, broken.append, own=True)] if path.exists() else []
+    notes += [f"{error}; it is left out here. Mend or remove that line" for error in broken[:NAMED_LINES]]
     if len(broken) > NAMED_LINES:
         notes.append(f"{path}: {len(broken) - NAMED_LINES} more lines are no JSON objects")
     return rows
@@ -144,12 +116,10 @@ def read_run(path: Path, name: str, group: int, notes: list[str]) -> Run:
         raise RunError(f"{path}: holds none of {', '.join(FILES)}; give the --workdir of a run")
     config, metrics = {}, {}
     if path / "config.json" in found:
-        config = _object(_bytes(path / "config.json"))
-        if isinstance(config, str):
-            notes.append(
-                f"{path / 'config.json'}: {config}; shown without a config. Restore it from a checkpoint's meta"
-            )
-            config = {}
+        try:
+            config = read_config(path) or {}
+        except RunError as error:
+            notes.append(f"{error}. It is shown without a config")
     rows = read_rows(path / "metrics.jsonl", notes)
     for row in rows:
         if is_step(row.get("step")):

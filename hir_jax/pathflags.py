@@ -1,0 +1,62 @@
+"""Flags that name files and directories: "~" is the user's home, and a name may hold any sign."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from absl import flags
+
+from hir_jax.types import InputError
+
+
+def expanded(name: str) -> str:
+    """The name with "~" or "~user" at its start replaced, unless it exists as it is. InputError where there is no such home."""
+    try:
+        return str(Path(name).expanduser()) if name.startswith("~") and not Path(name).exists() else name
+    except RuntimeError as error:
+        raise InputError(f"{name}: {error}") from error
+
+
+def split_names(text: str, exists: Callable[[str], bool]) -> list[str]:
+    """Names separated by commas, of which each is the longest that `exists`, commas included; else the part up to a comma."""
+    found, parts = [], text.split(",")
+    while parts:
+        longest = ((",".join(parts[:end]), end) for end in range(len(parts), 0, -1))
+        name, taken = next((one for one in longest if exists(expanded(one[0]))), (parts[0].strip(), 1))
+        found.append(expanded(name))
+        parts = parts[taken:]
+    return found
+
+
+class _Path(flags.ArgumentParser):
+    syntactic_help = "a path"
+
+    def parse(self, argument: str) -> str:
+        return expanded(argument)
+
+
+class _Paths(flags.ArgumentParser):
+    syntactic_help = "paths separated by commas"
+
+    def __init__(self, exists: Callable[[str], bool]):
+        self._exists = exists
+
+    def parse(self, argument: str | Sequence[str]) -> list[str]:
+        return split_names(argument, self._exists) if isinstance(argument, str) else list(argument)
+
+
+def define(name: str, default: str | None, help: str, required: bool = False) -> None:
+    """A flag that is one path."""
+    flags.DEFINE(_Path(), name, default, help, required=required)
+
+
+def define_list(
+    name: str,
+    default: Sequence[str] | None,
+    help: str,
+    exists: Callable[[str], bool] = lambda name: Path(name).exists(),
+    required: bool = False,
+) -> None:
+    """A flag that is several, as `split_names` takes them apart."""
+    flags.DEFINE(_Paths(exists), name, default, help, flags.ListSerializer(","), required=required)

@@ -1,0 +1,111 @@
+"""Reading text, JSON and JSON Lines files: UTF-8, with or without a byte order mark. All readers of such files go through here.
+
+What cannot be read is a `RowError` that says where: "path", or "path:line". A file in UTF-16 or UTF-32 is one error, not one for
+each line. JSON can name halves of surrogate pairs ("\\ud83d"), which are no characters: no file can be written with them and no
+tokenizer takes them, so a line that holds one is an error too.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from hir_jax.types import InputError
+
+_HALF_NAMED = re.compile(r"\\u[dD][89a-fA-F]")  # in JSON: half of a surrogate pair, with or without the other half
+_HALF = re.compile("[\ud800-\udfff]")
+_WIDE = ((codecs.BOM_UTF32_LE, "UTF-32"), (codecs.BOM_UTF32_BE, "UTF-32"), (codecs.BOM_UTF16_LE, "UTF-16"),
+         (codecs.BOM_UTF16_BE, "UTF-16"))  # fmt: skip
+
+
+class RowError(InputError):
+    """A file, or one row of it, that cannot be read: "path:line: what is wrong"."""
+
+
+def _without_mark(start: bytes, path: str | Path) -> bytes:
+    """The first bytes of a file without UTF-8's byte order mark. RowError for UTF-16 and UTF-32; without a mark they are known by
+    a zero byte that is one of the first two, since text begins with an ASCII character there."""
+    name = next((name for mark, name in _WIDE if start.startswith(mark)), "")
+    if not name and len(start) > 1 and (start[0] == 0) != (start[1] == 0):
+        name = "UTF-16"
+    if name:
+        raise RowError(f"{path}: is {name} text; convert it to UTF-8 (iconv -f {name} -t UTF-8)")
+    return start.removeprefix(codecs.BOM_UTF8)
+
+
+def read_text(path: str | Path) -> str:
+    """The whole text of a file, all line ends as "\\n". Raises RowError."""
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise RowError(f"{path}: cannot be read: {error.strerror}") from error
+    data = _without_mark(data, path)
+    try:
+        return data.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise RowError(f"{path}: not UTF-8 text: {error.reason} in line {line}") from error
+
+
+def read_lines(path: str | Path) -> Iterator[tuple[int, bytes]]:
+    """(number from 1, line with its end) of each line that is not blank. RowError for a file that cannot be read at all."""
+    try:
+        # Bytes, so that only a newline ends a line: text may hold other separators that Python's lines would end at.
+        with open(path, "rb") as file:
+            for number, line in enumerate(file, start=1):
+                line = _without_mark(line, path) if number == 1 else line
+                if line.strip():
+                    yield number, line
+    except OSError as error:
+        raise RowError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def parse_json(text: str | bytes, place: str, *, halves: bool = False) -> Any:
+    """The JSON value of a text. Raises RowError that begins with `place`; for halves of surrogate pairs unless `halves`."""
+    try:
+        text = text if isinstance(text, str) else text.decode("utf-8")
+        value = json.loads(text)
+        checked = not halves and _HALF_NAMED.search(text)
+        half = _HALF.search(json.dumps(value, ensure_ascii=False)) if checked else None
+    except (ValueError, RecursionError) as error:
+        raise RowError(f"{place}: not JSON: {error}") from error
+    if half:
+        raise RowError(
+            f"{place}: holds \\u{ord(half[0]):04x} alone, half of a surrogate pair, which is no character; remove or replace it"
+        )
+    return value
+
+
+def read_json(path: str | Path) -> Any:
+    """The JSON value in a file. Raises RowError."""
+    return parse_json(read_text(path), str(path))
+
+
+def read_jsonl(
+    path: str | Path, on_error: Callable[[RowError], None] | None = None, *, own: bool = False
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number from 1, object) for each line of a JSON Lines file; blank lines are passed over.
+
+    A line that is not a JSON object goes to `on_error` as a RowError and reading goes on; without `on_error` it is
+    raised, as is a file that cannot be read at all in both cases.
+    own: the file is one that a run writes. An unfinished last line, which a kill leaves, is passed over, and texts may hold
+    halves of surrogate pairs.
+    """
+    for number, line in read_lines(path):
+        place = f"{path}:{number}"
+        try:
+            row = parse_json(line, place, halves=own)
+            if not isinstance(row, dict):
+                raise RowError(f"{place}: a JSON object is wanted, not {type(row).__name__}")
+        except RowError as error:
+            if own and not line.endswith(b"\n"):
+                return
+            if on_error is None:
+                raise
+            on_error(error)
+        else:
+            yield number, row
