@@ -73,16 +73,22 @@ function showHead() {
     const own = runs.filter((run) => run.group === group);
     const same = (key) => [...new Set(own.map((run) => run[key] || "–"))].join(", ");
     const steps = own.map((run) => figure(run.steps) + (run.total ? ` of ${figure(run.total)}` : ""));
-    return [name, firstAndLast("heldout_ila", group), firstAndLast("heldout_cla", group), firstAndLast("ila", group),
+    return [name, firstAndLast("heldout_following", group), firstAndLast("heldout_ila", group), firstAndLast("heldout_cla", group),
+      firstAndLast("ila", group),
       same("method"), same("model"), own.length, [...new Set(steps)].join(", "), [...new Set(own.map((run) => figure(run.samples)))].join(", ")];
   });
-  byId("runs").append(table("Results", ["name", "held-out ILA", "held-out CLA", "training ILA", "method", "model", "seeds", "steps", "samples"], rows));
-  byId("runs").append(el("p", { class: "faint" }, "ILA: share of responses that meet every constraint; CLA: share of constraints met. First → last value"
+  byId("runs").append(table("Results", ["name", "held-out following", "held-out ILA", "held-out CLA", "training ILA", "method", "model", "seeds", "steps", "samples"], rows));
+  byId("runs").append(el("p", { class: "faint" }, "ILA: share of responses that meet every constraint; CLA: share of constraints met; following: ILA less the ILA of the same "
+    + "responses under other prompts' constraints. ILA ranks, following gates. First → last value"
     + (runs.length > data.groups.length ? "; ± is the standard error of the mean over seeds." : ".")));
   const list = () => table("Run directories", ["run", "seed", "last step", "last written", "time", "directory"],
     runs.map((run) => [runName(run.index), run.seed || "–", run.steps, run.date, duration(run.seconds), run.dir]));
   byId("runs").append(several ? later("Run directories", list)
     : el("p", { class: "faint" }, `${runs[0].dir}, last written ${runs[0].date}, ${duration(runs[0].seconds)} of training`));
+  if (data.warnings.length) {
+    byId("runs").append(el("div", { class: "notes", id: "warnings" }, el("p", {}, "What the control says:"),
+      el("ul", {}, ...data.warnings.map((warning) => el("li", {}, warning)))));
+  }
   if (data.notes.length) {
     byId("runs").append(el("div", { class: "notes" }, el("p", {}, "Not everything in the files could be used:"),
       el("ul", {}, ...data.notes.map((note) => el("li", {}, note)))));

@@ -50,6 +50,7 @@ def page_data(
         "types": report_replays.type_table(groups),
         "sampled": report_replays.sampled(every),
         "notes": notes,
+        "warnings": [warning for run in every for warning in data.warnings(run)],
         **data.curves(groups),
     }
     code = None

@@ -3,10 +3,15 @@
 
 const SECTIONS = [
   ["charts", "Accuracy", {
+    heldout_following: ["Following, held out", "ILA less the ILA under other prompts' constraints"],
+    following: ["Following, training", "the same of the sampled responses"],
+    heldout_ila_shuffled: ["ILA under other prompts' constraints, held out", "what the instruction has no part in"],
     ila: ["ILA, training", "share of sampled responses that meet every constraint"],
-    heldout_ila: ["ILA, held out", "greedy, on instructions never trained on"],
+    heldout_ila: ["ILA, held out", "on instructions never trained on"],
     cla: ["CLA, training", "mean share of an instruction's constraints that are met"],
-    heldout_cla: ["CLA, held out", "greedy, on instructions never trained on"],
+    heldout_cla: ["CLA, held out", "on instructions never trained on"],
+    distinct: ["Distinct responses, training", "share"],
+    heldout_distinct: ["Distinct responses, held out", "share"],
   }],
   ["charts", "Policy", {
     policy_entropy: ["Entropy of the sampler", "nats a token"],

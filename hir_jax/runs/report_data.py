@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hir_jax.runs.files import RunError, read_config
+from hir_jax.statistics import over_seeds
 from hir_jax.textfiles import RowError, read_jsonl
 
 FILES = ("config.json", "metrics.jsonl", "replays.jsonl")
@@ -167,6 +168,49 @@ def config_table(runs: Sequence[Run]) -> list[list]:
             users.setdefault(text(run.config[key]) if key in run.config else None, []).append(index)
         table.append([key, [[value, who] for value, who in users.items()]])
     return table
+
+
+# --- what the control says -------------------------------------------------------------------------------------------
+
+
+def _thirds(run: Run, prefix: str) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """ILA and following of the first and of the last third of the steps that have both, in equal numbers."""
+    names = (f"{prefix}ila", f"{prefix}following")
+    rows = [[number(row.get(name)) for name in names] for row in run.metrics.values()]
+    rows = [row for row in rows if None not in row]
+    third = -(-len(rows) // 3)
+    parts = rows[:third], rows[len(rows) - third :]
+    first, last = ({"ila": [a for a, _ in part], "following": [b for _, b in part]} for part in parts)
+    return first, last
+
+
+def warnings(run: Run) -> list[str]:
+    """What the control says against a run, in words. Its following is below half of its ILA, means over the last third of the
+    held-out evaluations (without any, of the steps). Or following fell while ILA rose: from the first to the last third of the
+    steps, and the 95% intervals of the paired differences exclude 0 in opposite directions."""
+    found = []
+    held = _thirds(run, "heldout_")[1]
+    last, what = (held, "held-out ") if held["ila"] else (_thirds(run, "")[1], "")
+    if last["ila"]:
+        ila, following = (math.fsum(last[name]) / len(last[name]) for name in ("ila", "following"))
+        if ila > 0 and following < ila / 2:
+            found.append(
+                f"{run.name}: {what}following is {following:.3f}, less than half of its ILA of {ila:.3f}: most of what its "
+                "responses meet they would meet under other instructions too. Its ILA does not measure instruction following."
+            )
+    before, after = _thirds(run, "")
+    if len(before["ila"]) > 1:
+        gaps = {
+            name: over_seeds([b - a for a, b in zip(before[name], after[name], strict=True)])
+            for name in ("ila", "following")
+        }
+        if gaps["ila"].low > 0 and gaps["following"].high < 0:
+            rose, fell = gaps["ila"].mean, -gaps["following"].mean
+            found.append(
+                f"{run.name}: from the first third of its steps to the last ILA rose by {rose:.3f} and following fell by "
+                f"{fell:.3f}: it learns a kind of text that meets many instructions."
+            )
+    return found
 
 
 # --- curves ----------------------------------------------------------------------------------------------------------

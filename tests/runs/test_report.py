@@ -319,3 +319,32 @@ def test_module_imports_no_jax():
     """A report is made where no accelerator is, and in no time."""
     code = "import sys, hir_jax.runs.report; sys.exit(bool({'jax', 'numpy', 'matplotlib'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def control(ila, following, held=True):
+    """Metrics of 12 steps; ILA and following are each a function of the step."""
+    rows = [{"step": n, "ila": ila(n), "following": following(n)} for n in range(1, 13)]
+    if held:
+        rows = [row | {"heldout_ila": row["ila"], "heldout_following": row["following"]} for row in rows]
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("metrics", "words"),
+    [
+        (control(lambda n: 0.2 + n / 100, lambda n: 0.15 + n / 100), []),
+        (control(lambda n: 0.3, lambda n: 0.16), []),
+        (control(lambda n: 0.3, lambda n: 0.14), [r"held-out following is 0\.140, less than half of its ILA of 0\.300"]),
+        (control(lambda n: 0.3, lambda n: 0.14, held=False), [r"b: following is 0\.140, less than half"]),
+        # half of 0.4 to 0.62, so that only the fall is left to say; noise of one in a hundred from step to step
+        (control(lambda n: 0.4 + n / 50 + n % 2 / 100, lambda n: 0.5 - n / 80), [r"rose by 0\.160 and following fell by 0\.100"]),
+        (control(lambda n: 0.4 + n / 50, lambda n: 0.5 - n / 80 + (n in (9, 11)) / 2), []),  # it did not surely fall
+        (control(lambda n: 0.0, lambda n: 0.0), []),
+        ([{"step": 1, "ila": 0.5}, {"step": 2, "ila": 0.6}], []),
+    ],
+)  # fmt: skip
+def test_what_the_control_says_against_a_run(metrics, words, tmp_path):
+    data, _ = report.page_data({"b": [write_run(tmp_path / "b", metrics)]}, "")
+    assert len(data["warnings"]) == len(words), data["warnings"]
+    for found, wanted in zip(data["warnings"], words, strict=True):
+        assert re.search(wanted, found)
