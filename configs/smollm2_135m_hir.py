@@ -10,7 +10,7 @@ Time: half a minute to 2 minutes a step on 2 cores (4 x 8 sequences of up to 208
 Expect: ILA near 0 and CLA near 0.33 of the samples at temperature 1. This run shows the pipeline on real weights; 40
 steps of 4 x 8 samples at the released learning rate are far too few to change a model.
 
-`configs/smollm2_135m_hir.py:demo` is the two steps that `make demo` takes, printing what is replayed; `:comparison` what
+`configs/smollm2_135m_hir.py:demo` is the two steps that `make demo-smollm2` takes, printing what is replayed; `:comparison` what
 `experiments.run reward_signal --only=ilr,hir` compares on these weights: 150 steps of 4 x 8 sequences of up to 96 tokens, two to
 four constraints (so that some samples meet all of them), ten times the released learning rate (150 steps instead of hundreds).
 Two such runs at a time, a core each, take about 40 seconds a step: 100 minutes.
@@ -46,7 +46,9 @@ def get_config(variant: str = "full"):
     if variant == "demo":
         c.data.size = 100
         c.data.batch_prompts = 3
+        c.data.prompt_buckets = ()
         c.rollout.max_response = 80
+        c.rollout.response_buckets = ()  # one shape, so that little compiles
         c.total_steps = 2
         c.eval_every = 0
         c.save_model = False
