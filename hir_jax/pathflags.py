@@ -59,4 +59,4 @@ def define_list(
     required: bool = False,
 ) -> None:
     """A flag that is several, as `split_names` takes them apart."""
-    flags.DEFINE(_Paths(exists), name, default, help, flags.ListSerializer(","), required=required)
+    flags.DEFINE(_Paths(exists), name, default, help, serializer=flags.ListSerializer(","), required=required)
