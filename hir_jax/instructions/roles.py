@@ -7,28 +7,36 @@ cut by character offsets out of rendered contexts. `replay.relabel` puts the pie
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from hir_jax.constraints.responses import begins_thinking
+from hir_jax.instructions.chat import Chat, EncodeError
 from hir_jax.instructions.templates import is_numbered, render, render_pieces
-from hir_jax.types import InputError, Instruction, PromptBatch, PromptParts
+from hir_jax.types import Instruction, PromptBatch, PromptParts
 
 _SENTINEL = "\ue000content\ue001"
-
-
-class EncodeError(InputError):
-    """An instruction that cannot be used with this tokenizer; the message says which and why."""
 
 
 @dataclass(frozen=True)
 class ChatFrame:
     """What the chat template puts before and after the user's request, and the tokenizer that goes with it."""
 
-    tokenizer: object
+    chat: Chat
     before: str
     after: str
+
+    @property
+    def tokenizer(self):
+        return self.chat.tokenizer
+
+    @property
+    def thinks(self) -> bool:
+        """Whether the template opens the reasoning that a response goes on with."""
+        return begins_thinking(self.after)
 
     def encode(self, texts: Sequence[str]):
         """Token ids and character offsets of full chat texts; special tokens come from the template alone."""
@@ -52,21 +60,15 @@ class Encoded:
         return len(self.head) + len(self.tail) + sum(max((len(r) for r in s if r), default=0) for s in self.segments)
 
 
-def chat_text(tokenizer, content: str) -> str:
-    """One user turn, ready for the assistant's reply."""
-    return tokenizer.apply_chat_template(
-        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
-    )
-
-
-def chat_frame(tokenizer) -> ChatFrame:
-    """Raises EncodeError if the tokenizer has no usable chat template."""
-    if not getattr(tokenizer, "chat_template", None):
-        raise EncodeError("the tokenizer has no chat template: use the instruction-tuned checkpoint, or set one")
-    before, found, after = chat_text(tokenizer, _SENTINEL).partition(_SENTINEL)
+def chat_frame(tokenizer, arguments: Mapping[str, Any] | None = None, system: str = "") -> ChatFrame:
+    """arguments, system: see `Chat`. Raises EncodeError if the tokenizer has no usable chat template."""
+    chat = Chat(tokenizer, arguments or {}, system)
+    before, found, after = chat.text(_SENTINEL).partition(_SENTINEL)
     if not found:
         raise EncodeError("the chat template changes the user's text: rewritten prompts cannot be cut out of it")
-    return ChatFrame(tokenizer, before, after)
+    if system.strip() not in before + after:
+        raise EncodeError("config.model.system_prompt is set, and the chat template does not show it; leave it empty")
+    return ChatFrame(chat, before, after)
 
 
 def _cut(ids: Sequence[int], offsets: Sequence[tuple[int, int]], bounds: Sequence[int]) -> list[list[int]]:
@@ -97,7 +99,7 @@ def encode(frame: ChatFrame, instruction: Instruction, *, roles: bool = True) ->
     """
     texts = [c.text for c in instruction.constraints]
     if not roles or instruction.template == "verbatim" or not texts:
-        ids = frame.encode([chat_text(frame.tokenizer, render(instruction))])["input_ids"][0]
+        ids = frame.encode([frame.chat.text(render(instruction))])["input_ids"][0]
         return Encoded(instruction, list(ids), list(ids), [[None, None]] * len(texts), [], 2)
     ordinals = max(2, len(texts)) if is_numbered(instruction.template) else 2
     contexts = _contexts(len(texts), ordinals)
@@ -108,7 +110,7 @@ def encode(frame: ChatFrame, instruction: Instruction, *, roles: bool = True) ->
         full = frame.before + before + "".join(pieces) + after + frame.after
         rendered.append((kept, full, np.cumsum(lengths)))
     spot_checks = _spot_checks(len(texts))
-    oracles = [chat_text(frame.tokenizer, render(instruction, keep)) for keep in spot_checks]
+    oracles = [frame.chat.text(render(instruction, keep)) for keep in spot_checks]
     encoded = frame.encode([*(full for _, full, _ in rendered), *oracles])  # one call: each has a price of its own
     ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
     segments: list[list[list[int] | None]] = [[None] * (2 * ordinals) for _ in texts]
@@ -146,7 +148,7 @@ def gather(encoded: Encoded, keep: Sequence[bool]) -> list[int]:
 
 def tokenise_rendering(frame: ChatFrame, instruction: Instruction, keep: Sequence[bool] | None = None) -> list[int]:
     """The oracle: render, apply the chat template, tokenise."""
-    text = chat_text(frame.tokenizer, render(instruction, keep))
+    text = frame.chat.text(render(instruction, keep))
     return list(frame.encode([text])["input_ids"][0])
 
 
