@@ -144,7 +144,7 @@ def _answered(config, engine: Engine, params, request: Request, console: Console
             progress.update(task, completed=done)
 
         rollout = engine.respond(params, rows, request.temperature, request.samples, advance)
-    texts, asked = engine.texts(rollout), [q for q in instructions for _ in range(request.samples)]
+    texts, asked = engine.answers(rollout), [q for q in instructions for _ in range(request.samples)]
     if request.benchmark in JUDGED:
         return _of_responses(rollout), {"responses": _response_rows(JUDGED[request.benchmark].id, asked, texts)}
     benchmark, k = BENCHMARKS.get(request.benchmark, _PLAIN), config.constraints
