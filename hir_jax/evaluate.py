@@ -170,7 +170,7 @@ def _answered(config, engine: Engine, params, request: Request, console: Console
         instructions = [row.instruction for row in rows]
     responding = engine, params, request, console
     rollout = _responses(*responding, rows, label)
-    texts, asked = engine.texts(rollout), [q for q in instructions for _ in range(request.samples)]
+    texts, asked = engine.answers(rollout), [q for q in instructions for _ in range(request.samples)]
     if request.benchmark in JUDGED:
         return _of_responses(rollout), {"responses": _response_rows(JUDGED[request.benchmark].id, asked, texts)}
     benchmark, k = BENCHMARKS.get(request.benchmark, _PLAIN), config.constraints
@@ -188,7 +188,7 @@ def _answered(config, engine: Engine, params, request: Request, console: Console
         else:
             alone = [dataclasses.replace(q, constraints=()) for q in instructions]
             tasks = [encode(engine.frame, q, roles=False) for q in alone]
-            others = engine.texts(_responses(*responding, tasks, f"{label}, task alone"))
+            others = engine.answers(_responses(*responding, tasks, f"{label}, task alone"))
             answers = [Response(q, y, f"task alone, {q.source}") for q, y in zip(asked, others, strict=True)]
             of_task = per_prompt(asked, [score.strict for score in score_rows(benchmark, answers, verifier)[0]])
             figures = {f"{name}_task": np.asarray(of_task[name]) for name in ("ila", "cla")}

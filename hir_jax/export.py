@@ -30,7 +30,7 @@ def write_model(
     engine: Engine, params: decoder.Params, output: Path, dtype: str = "float32", shard_gb: float = 5.0
 ) -> None:
     """The whole model `params` (`Engine.policy`) for transformers."""
-    hf.save(output, engine.model, params, engine.tokenizer, engine.stop_ids, dtype, int(shard_gb * 1e9))
+    hf.save(output, engine.model, params, engine.tokenizer, engine.stop_ids, dtype, int(shard_gb * 1e9), engine.kept)
 
 
 def write_adapter(engine: Engine, params: decoder.Params, output: Path, dtype: str = "float32") -> None:

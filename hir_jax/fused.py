@@ -36,6 +36,7 @@ class Plan(NamedTuple):
     samples: int
     slots: int
     text_width: int  # bytes of a response that are looked at
+    thinking: bool | None = None  # see `on_device.verify`
     shard: decoder.Shard = decoder.no_shard
     multiple: int = 1  # devices that share rows
 
@@ -70,7 +71,8 @@ def train_step(
     ids = jnp.arange(count * plan.slots).reshape(count, plan.slots)[:, : plan.samples]
     params = lora.join(frozen, state.params)
     rollout = plan.sampler(params, prompts.tokens, prompts.length, ids, sample_key, settings=plan.sampling)
-    verdicts = on_device.verify(table, conditions, rollout.tokens, rollout.mask, width=plan.text_width)
+    how = {"width": plan.text_width, "thinking": plan.thinking}
+    verdicts = on_device.verify(table, conditions, rollout.tokens, rollout.mask, **how)
     rollout, verdicts = in_slots((rollout, verdicts), count, plan.slots, pad_id)
     replays = Replays(jnp.zeros(0, jnp.int32), jnp.zeros(0), jnp.zeros(0, bool))
     if plan.replays:

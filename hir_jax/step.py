@@ -74,7 +74,7 @@ def verify(
     if not len(open_rows):
         return found
     checks = []
-    for b, text in zip(open_rows, engine.texts(jax.tree.map(lambda x: x[open_rows], rollout)), strict=True):
+    for b, text in zip(open_rows, engine.answers(jax.tree.map(lambda x: x[open_rows], rollout)), strict=True):
         instruction = rows[b // per_prompt].instruction
         label = f"step {step}, row {b} ({instruction.source})"
         open_constraints = [instruction.constraints[c] for c in np.flatnonzero(left[b])]

@@ -77,7 +77,7 @@ class Run:
         k = config.constraints
         judge = JudgeSettings(**k.judge)
         wanted = deciders.enabled(judge, k.code_checkers)
-        self.data = dataset.load(config, self.engine.frame, self.engine.stop_ids[0], wanted)
+        self.data = dataset.load(config, self.engine.frame, self.engine.end_id, wanted)
         self.verifier = deciders.open_verifier(
             stack, judge, code_checkers=k.code_checkers, workers=k.workers, timeout_seconds=k.timeout_seconds
         )
@@ -158,7 +158,7 @@ class Run:
         if not self.data.heldout or not self.due(self.config.eval_every, step):
             return {}
         params = self.engine.policy(params)
-        texts = self.engine.texts(self.engine.respond(params, self.data.heldout, self.config.eval_temperature))
+        texts = self.engine.answers(self.engine.respond(params, self.data.heldout, self.config.eval_temperature))
         instructions, control = [row.instruction for row in self.data.heldout], self.config.constraints.control
         found = accuracies(SharedVerifier(self.verifier), instructions, texts, control=control)
         return {f"heldout_{name}": value for name, value in found.items()}

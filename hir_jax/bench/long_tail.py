@@ -88,7 +88,7 @@ def instructions(config, engine: Engine, count: int) -> tuple[list, object]:
     config.data.size, config.data.eval_size = 8 * count, 1
     judge = JudgeSettings(**config.constraints.judge)
     wanted = deciders.enabled(judge, config.constraints.code_checkers)
-    data = dataset.load(config, engine.frame, engine.stop_ids[0], wanted)
+    data = dataset.load(config, engine.frame, engine.end_id, wanted)
     return data.rows[:count], data.shapes
 
 

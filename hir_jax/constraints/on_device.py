@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hir_jax.constraints import plans
+from hir_jax.constraints import plans, responses
 from hir_jax.constraints.plans import IDS as IDS
 from hir_jax.constraints.plans import Conditions as Conditions
 from hir_jax.constraints.plans import conditions as conditions
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _FOREIGN = b"\xff"  # stands for a token that is not ASCII
+_HIDING = b"\xfe"  # stands for one that may hold part of a think tag as well
 
 # ---- Tokens to bytes ------------------------------------------------------------------------------------------------
 
@@ -48,13 +49,14 @@ class TokenBytes(NamedTuple):
 def token_bytes(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> TokenBytes:
     """The table of a Hugging Face tokenizer for a model of `vocab_size` words (those past the tokenizer's are empty).
 
-    A token that is not ASCII by itself is the one byte 0xFF: every text that holds it is left to the host anyway.
+    A token that is not ASCII by itself is the one byte 0xFF (0xFE if it holds < or >): every text that holds it is left to the
+    host anyway.
     Raises InputError unless decoding tokens one by one gives the parts of decoding them together, which holds for
     byte-level BPE and fails where the decoder adds or strips spaces; tried on each ASCII token in a random context.
     """
 
     def decode(sequences: list[list[int]]) -> list[str]:
-        return tokenizer.batch_decode(sequences, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return responses.decode(tokenizer, sequences)
 
     known = sorted(i for i in set(tokenizer.get_vocab().values()) if i < vocab_size)
     texts = dict(zip(known, decode([[i] for i in known]), strict=True))
@@ -71,7 +73,7 @@ def token_bytes(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> TokenByt
             )
     pieces = [b""] * vocab_size
     for i, text in texts.items():
-        pieces[i] = text.encode() if text.isascii() else _FOREIGN
+        pieces[i] = text.encode() if text.isascii() else _HIDING if set("<>") & set(text) else _FOREIGN
     start = np.cumsum([0, *map(len, pieces)], dtype=np.int32)
     return TokenBytes(np.frombuffer(b"".join(pieces), np.uint8), start)
 
@@ -93,6 +95,38 @@ def to_bytes(table: TokenBytes, tokens: Array, mask: Array, width: int) -> tuple
     length = jnp.minimum(end[:, -1], width)
     text = jnp.where(place < length[:, None], table.data[source], 0).astype(jnp.uint8)
     return text, length, end[:, -1] <= width
+
+
+def _occurs(text: Array, word: bytes) -> Array:
+    """bool[B, L]: where an occurrence of a lower-case `word` begins, in any case."""
+    lower = jnp.where((text >= ord("A")) & (text <= ord("Z")), text | 32, text)
+    found = jnp.ones(text.shape, bool)
+    for i, byte in enumerate(word):
+        found &= jnp.pad(lower, ((0, 0), (0, i)))[:, i:] == byte
+    return found
+
+
+def without_thinking(text: Array, length: Array, begun: bool) -> tuple[Array, Array, Array]:
+    """`responses.without_thinking` of texts u8[B, L], with zeros behind, of lengths i32[B]: what is left of them in the same
+    form, and bool[B], False where a token that is not ASCII may hide part of a tag."""
+    opening, closing = responses.OPENING.encode(), responses.CLOSING.encode()
+    place = jnp.arange(text.shape[1])
+    within = place < length[:, None]
+    opened = jnp.maximum(_last(_occurs(text, opening)), 0 if begun else -1)  # where the latest opening tag begins
+    behind = jnp.pad(_occurs(text, closing), ((0, 0), (len(closing), 0)))[
+        :, : text.shape[1]
+    ]  # right behind a closing tag
+    inside = (opened >= 0) & (opened >= _last(behind))
+    ended = _last(behind & _before(inside))
+    spaces = ~inside & jnp.asarray(plans.IS_SPACE)[text]
+    solid = _last(within & ~inside & ~spaces)
+    keep = within & ~inside & ~((ended > solid) & spaces)
+    count = jnp.cumsum(keep, axis=1)
+    source = jax.vmap(lambda count: jnp.searchsorted(count, place, side="right"))(count)
+    left = count[:, -1]
+    packed = jnp.take_along_axis(text, jnp.minimum(source, text.shape[1] - 1), axis=1)
+    packed = jnp.where(place < left[:, None], packed, 0).astype(jnp.uint8)
+    return packed, left, ~(text == _HIDING[0]).any(axis=1)
 
 
 # ---- Counts: along a row, with the place of the latest character of a kind --------------------------------------------
@@ -292,10 +326,23 @@ def verify_bytes(conditions: Conditions, text: Array, length: Array, fits: Array
     return Verdicts(known & met & filled.any(axis=1)[:, None], known, conditions.present)
 
 
-def verify(table: TokenBytes, conditions: Conditions, tokens: Array, mask: Array, *, width: int) -> Verdicts:
+def verify(
+    table: TokenBytes,
+    conditions: Conditions,
+    tokens: Array,
+    mask: Array,
+    *,
+    width: int,
+    thinking: bool | None = None,
+) -> Verdicts:
     """The same for tokens i32[B, R], of which `mask` bool[B, R] are the response, in texts of up to `width` bytes.
 
-    Pure and to be jitted, with `width` static; compiled once for all batches of one shape.
+    thinking: None checks all of a text; else it is checked `without_thinking`, which the prompt has begun (True) or not.
+    Pure and to be jitted, with `width` and `thinking` static; compiled once for all batches of one shape.
     """
     table = TokenBytes(*map(jnp.asarray, table))
-    return verify_bytes(conditions, *to_bytes(table, tokens, mask, width))
+    text, length, fits = to_bytes(table, tokens, mask, width)
+    if thinking is not None:
+        text, length, certain = without_thinking(text, length, thinking)
+        fits &= certain
+    return verify_bytes(conditions, text, length, fits)

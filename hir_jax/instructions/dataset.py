@@ -193,10 +193,11 @@ def _encode_rows(fit: _Fit, instructions: Sequence[Instruction], left_out: Count
         left_out[reason] += 1
 
 
-def load(config, frame: ChatFrame, stop_id: int, deciders: frozenset[str] = frozenset()) -> Dataset:
+def load(config, frame: ChatFrame, end_id: int, deciders: frozenset[str] = frozenset()) -> Dataset:
     """Reads everything before the first step: a bad row is an error here, not in the middle of a run.
 
-    Rows that need a decider (`registry.declare`) other than those named are left out.
+    end_id: the token that ends a response of sft. Rows that need a decider (`registry.declare`) other than those named are
+    left out.
 
     Raises RowError (file:line) for rows that break the format, DataError where nothing is left to train on.
     """
@@ -211,7 +212,7 @@ def load(config, frame: ChatFrame, stop_id: int, deciders: frozenset[str] = froz
         if not all(texts):
             raise DataError(f"config.data.source = {config.data.source!r} has rows without a response, which sft fits")
         encoded = frame.tokenizer(texts, add_special_tokens=False)["input_ids"]
-        responses = [[*ids, stop_id] for ids in encoded]
+        responses = [[*ids, end_id] for ids in encoded]
         short = [i for i, ids in enumerate(responses) if len(ids) <= config.rollout.max_response]
         left_out["longer than max_response"] += len(responses) - len(short)
         rows, responses = [rows[i] for i in short], [responses[i] for i in short]

@@ -9,14 +9,17 @@ tokenising the rewritten prompt is checked for each row; a row that fails is ref
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from tokenizers import normalizers
 
+from hir_jax.constraints.responses import begins_thinking
+from hir_jax.instructions.chat import Chat, EncodeError
 from hir_jax.instructions.templates import is_numbered, number, render, render_pieces
-from hir_jax.types import InputError, Instruction, PromptBatch, PromptParts
+from hir_jax.types import Instruction, PromptBatch, PromptParts
 
 _SENTINEL = "\ue000content\ue001"
 _ALL_CHECKED = 6  # constraints; of longer rows a fixed sample of the kept sets is checked
@@ -24,21 +27,22 @@ _SAMPLED = 24  # kept sets of a longer row, beside those that grow with its cons
 _MARKS_OF_SPACES = (normalizers.Prepend, normalizers.Replace)  # "\u2581" for a space: no text to show
 
 
-class EncodeError(InputError):
-    """An instruction that cannot be used with this tokenizer; the message says which and why, `reason` is to count by."""
-
-    def __init__(self, message: str, reason: str = "chat template"):
-        super().__init__(message)
-        self.reason = reason
-
-
 @dataclass(frozen=True)
 class ChatFrame:
     """What the chat template puts before and after the user's request, and the tokenizer that goes with it."""
 
-    tokenizer: object
+    chat: Chat
     before: str
     after: str
+
+    @property
+    def tokenizer(self):
+        return self.chat.tokenizer
+
+    @property
+    def thinks(self) -> bool:
+        """Whether the template opens the reasoning that a response goes on with."""
+        return begins_thinking(self.after)
 
     def encode(self, texts: Sequence[str]):
         """Token ids and character offsets of full chat texts; special tokens come from the template alone."""
@@ -47,16 +51,16 @@ class ChatFrame:
     def normal_form(self, instruction: Instruction) -> Instruction:
         """The instruction as the tokenizer reads it: its texts in Unicode NFC, lower case, or what else it normalises to."""
         steps = _text_normalizers(self.tokenizer.backend_tokenizer.normalizer)
-
-        def normal(text: str) -> str:
-            for step in steps:
-                text = step.normalize_str(text)
-            return text
-
         if not steps:
             return instruction
-        constraints = tuple(replace(c, text=normal(c.text)) for c in instruction.constraints)
-        return replace(instruction, task=normal(instruction.task), constraints=constraints)
+        constraints = tuple(replace(c, text=_normal(steps, c.text)) for c in instruction.constraints)
+        return replace(instruction, task=_normal(steps, instruction.task), constraints=constraints)
+
+
+def _normal(steps: Sequence[normalizers.Normalizer], text: str) -> str:
+    for step in steps:
+        text = step.normalize_str(text)
+    return text
 
 
 def _text_normalizers(normalizer) -> list:
@@ -88,25 +92,21 @@ class Encoded:
         return len(self.head) + len(self.tail) + sum(max((len(r) for r in s if r), default=0) for s in self.segments)
 
 
-def chat_text(tokenizer, content: str) -> str:
-    """One user turn, ready for the assistant's reply."""
-    return tokenizer.apply_chat_template(
-        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
-    )
-
-
-def chat_frame(tokenizer) -> ChatFrame:
-    """Raises EncodeError if the tokenizer has no usable chat template."""
-    if not getattr(tokenizer, "chat_template", None):
-        raise EncodeError("the tokenizer has no chat template: use the instruction-tuned checkpoint, or set one")
-    before, found, after = chat_text(tokenizer, _SENTINEL).partition(_SENTINEL)
+def chat_frame(tokenizer, arguments: Mapping[str, Any] | None = None, system: str = "") -> ChatFrame:
+    """arguments, system: see `Chat`; the system prompt is taken in the tokenizer's normal form. Raises EncodeError if the
+    tokenizer has no usable chat template."""
+    system = _normal(_text_normalizers(tokenizer.backend_tokenizer.normalizer), system)
+    chat = Chat(tokenizer, arguments or {}, system)
+    before, found, after = chat.text(_SENTINEL).partition(_SENTINEL)
     if not found:
         raise EncodeError("the chat template changes the user's text: rewritten prompts cannot be cut out of it")
     if _SENTINEL in after:
         raise EncodeError(
             "the chat template shows the user's text more than once: rewritten prompts cannot be cut out of it"
         )
-    return ChatFrame(tokenizer, before, after)
+    if system.strip() not in before + after:
+        raise EncodeError("config.model.system_prompt is set, and the chat template does not show it; leave it empty")
+    return ChatFrame(chat, before, after)
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class _Context:
         before, pieces, after = render_pieces(instruction.task, texts, instruction.template)
         content = before + "".join(pieces) + after
         asked = ask or content != content.strip()
-        text = chat_text(frame.tokenizer, content) if asked else frame.before + content + frame.after
+        text = frame.chat.text(content) if asked else frame.before + content + frame.after
         if not (text.startswith(frame.before) and text.endswith(frame.after)):
             raise EncodeError(
                 f"{instruction.source}: the chat template puts other text around this request than around another one (the "
@@ -196,7 +196,7 @@ def encode(frame: ChatFrame, instruction: Instruction, *, roles: bool = True) ->
     contexts = [_Context.of(frame, instruction, kept, ask=i < len(needed)) for i, kept in enumerate(checked)]
     texts = [context.text for context in contexts]
     if given != instruction:
-        texts += [chat_text(frame.tokenizer, render(given, _marks(context.kept, count))) for context in contexts]
+        texts += [frame.chat.text(render(given, _marks(context.kept, count))) for context in contexts]
     encoded = frame.encode(texts)  # one call: each has a price of its own
     ids = [list(tokens) for tokens in encoded["input_ids"]]
     cuts = [context.cut(*one) for context, *one in zip(contexts[: len(needed)], ids, encoded["offset_mapping"])]
@@ -284,7 +284,7 @@ def gather(encoded: Encoded, keep: Sequence[bool]) -> list[int]:
 
 def tokenise_rendering(frame: ChatFrame, instruction: Instruction, keep: Sequence[bool] | None = None) -> list[int]:
     """The oracle: render, apply the chat template, tokenise."""
-    text = chat_text(frame.tokenizer, render(instruction, keep))
+    text = frame.chat.text(render(instruction, keep))
     return list(frame.encode([text])["input_ids"][0])
 
 

@@ -19,7 +19,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_
 from tokenizers import models as bpe_models
 
 from hir_jax.models.config import FAMILIES, ModelConfig
-from hir_jax.models.weights import CheckpointError, Index
+from hir_jax.models.weights import CheckpointError, Index, refuse_lfs_pointer
 
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 CONTROL, USER_DEFINED = 3, 4  # values of tokenizer.ggml.token_type
@@ -67,6 +67,7 @@ class GgufSource:
     def __init__(self, path: str | Path):
         self.path = str(path)
         try:
+            refuse_lfs_pointer(Path(path))
             self._reader = GGUFReader(self.path)
         except FileNotFoundError:
             raise CheckpointError(f"{path}: no such file") from None

@@ -5,14 +5,16 @@ Nothing in a directory is run or unpickled: weights come from safetensors only, 
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -21,7 +23,7 @@ from safetensors.numpy import save_file
 from hir_jax import textfiles
 from hir_jax.models import decoder, weights
 from hir_jax.models.config import FAMILIES, ModelConfig, RopeScaling
-from hir_jax.models.weights import HF_NAMES, CheckpointError, Index
+from hir_jax.models.weights import HF_NAMES, CheckpointError, Index, refuse_lfs_pointer
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
@@ -32,6 +34,7 @@ def read_json(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise CheckpointError(f"{path}: no such file; a Hugging Face model directory has one")
     try:
+        refuse_lfs_pointer(path)
         found = textfiles.read_json(path)
     except textfiles.RowError as error:
         raise CheckpointError(f"{error}; download the file again") from None
@@ -43,34 +46,60 @@ def read_json(path: Path) -> dict[str, Any]:
 # ---- config ------------------------------------------------------------------------------------------------------
 
 
+def _number(raw: Mapping[str, Any], key: str, where: str, default: float | None = None, kind: type = int) -> Any:
+    """The positive number under `key`, as an int or a finite float; `default` where the key is absent."""
+    value = raw.get(key, default)
+    if type(value) not in ((int,) if kind is int else (int, float)) or not (0 < value < math.inf):
+        wanted = "positive integer" if kind is int else "positive number"
+        raise CheckpointError(f"{where}: {key} is {json.dumps(value, default=repr)}; it must be a {wanted}")
+    return kind(value)
+
+
 def _rope(raw: Mapping[str, Any], where: str) -> tuple[float, RopeScaling | None]:
-    """theta and scaling, from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (4)."""
-    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-    theta = rope.get("rope_theta", raw.get("rope_theta", 10_000.0))
+    """theta and scaling, from `rope_theta` and `rope_scaling` (transformers 4) or `rope_parameters` (5). As transformers 5.23
+    does, `rope_scaling` is taken where both are there, and then nothing of `rope_parameters`."""
+    name = "rope_scaling" if raw.get("rope_scaling") else "rope_parameters"
+    rope = raw.get(name) or {}
+    if not isinstance(rope, dict):
+        raise CheckpointError(f"{where}: {name} is {rope!r}; it must be an object")
+    nested = [key for key, value in rope.items() if isinstance(value, dict)]
+    if nested:
+        raise CheckpointError(
+            f"{where}: {name} has parts for layer types ({', '.join(nested)}), which is not supported"
+        )
+    theta = _number(rope if "rope_theta" in rope else raw, "rope_theta", where, 10_000.0, float)
     kind = rope.get("rope_type", rope.get("type", "default"))
+    if rope.get("partial_rotary_factor", 1.0) != 1.0:
+        raise CheckpointError(f"{where}: partial_rotary_factor is not supported by this decoder")
     if kind == "default":
-        return float(theta), None
+        return theta, None
     if kind != "llama3":
         raise CheckpointError(f"{where}: rope type {kind!r} is not supported, only 'default' and 'llama3'")
     fields = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
     missing = [field for field in fields if field not in rope]
     if missing:
         raise CheckpointError(f"{where}: llama3 rope scaling lacks {', '.join(missing)}")
-    return float(theta), RopeScaling(*(float(rope[field]) for field in fields[:3]), int(rope[fields[3]]))
+    scaling = (_number(rope, field, where, kind=float) for field in fields[:3])
+    try:
+        return theta, RopeScaling(*scaling, _number(rope, fields[3], where))
+    except ValueError as error:
+        raise CheckpointError(f"{where}: {error}") from None
 
 
 def _refuse_unsupported(raw: Mapping[str, Any], where: str) -> None:
     family = raw.get("model_type")
     if family not in FAMILIES:
         raise CheckpointError(f"{where}: model_type {family!r} is not supported, only {', '.join(FAMILIES)}")
+    layers = raw.get("layer_types") or []
     unsupported = {
         "sliding window attention": raw.get("use_sliding_window")
-        or any(kind != "full_attention" for kind in raw.get("layer_types") or ()),
+        or not isinstance(layers, list)
+        or any(kind != "full_attention" for kind in layers),
         f"hidden_act {raw.get('hidden_act')!r}": raw.get("hidden_act", "silu") != "silu",
         "mlp_bias": raw.get("mlp_bias"),
         # For these two families transformers puts a bias on the output projection too; Qwen2 never asks for this key.
         "attention_bias": family != "qwen2" and raw.get("attention_bias"),
-        "partial_rotary_factor": float(raw.get("partial_rotary_factor") or 1.0) != 1.0,
+        "partial_rotary_factor": (raw.get("partial_rotary_factor") or 1.0) != 1.0,
         "quantization_config": raw.get("quantization_config"),
     }
     for feature, present in unsupported.items():
@@ -82,35 +111,40 @@ def parse_config(raw: Mapping[str, Any], where: str) -> ModelConfig:
     """The ModelConfig of a config.json. where: the file, for messages. Raises CheckpointError by feature's name."""
     _refuse_unsupported(raw, where)
     required = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-    missing = [key for key in required if not isinstance(raw.get(key), int)]
+    missing = [key for key in required if raw.get(key) is None]
     if missing:
         raise CheckpointError(f"{where}: lacks {', '.join(missing)}; is this the config.json of a language model?")
-    family, heads = raw["model_type"], raw["num_attention_heads"]
-    head_dim = raw.get("head_dim") or (128 if family == "qwen3" else raw["hidden_size"] // heads)
+    optional = {key: raw[key] for key in ("head_dim", "num_key_value_heads") if raw.get(key) is not None}  # may be null
+    family, (vocab, hidden, intermediate, layers, heads) = raw["model_type"], (_number(raw, k, where) for k in required)
     theta, scaling = _rope(raw, where)
+    tied = raw.get("tie_word_embeddings", False)
+    if not isinstance(tied, bool):
+        raise CheckpointError(f"{where}: tie_word_embeddings is {json.dumps(tied)}; it must be true or false")
     try:
         return ModelConfig(
             family=family,
-            vocab_size=raw["vocab_size"],
-            hidden_size=raw["hidden_size"],
-            intermediate_size=raw["intermediate_size"],
-            num_layers=raw["num_hidden_layers"],
+            vocab_size=vocab,
+            hidden_size=hidden,
+            intermediate_size=intermediate,
+            num_layers=layers,
             num_heads=heads,
-            num_kv_heads=raw.get("num_key_value_heads") or heads,
-            head_dim=head_dim,
+            num_kv_heads=_number(optional, "num_key_value_heads", where, heads),
+            head_dim=_number(optional, "head_dim", where, 128 if family == "qwen3" else hidden // heads),
             rope_theta=theta,
             rope_scaling=scaling,
-            rms_norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
-            tie_embeddings=bool(raw.get("tie_word_embeddings", False)),
+            rms_norm_eps=_number(raw, "rms_norm_eps", where, 1e-6, float),
+            tie_embeddings=tied,
             attention_bias=family == "qwen2",
             qk_norm=family == "qwen3",
-            max_position=raw.get("max_position_embeddings", 2048),
+            max_position=_number(raw, "max_position_embeddings", where, 2048),
         )
     except ValueError as error:
         raise CheckpointError(f"{where}: {error}") from None
 
 
-def config_json(config: ModelConfig, stop_ids: Sequence[int], pad_id: int | None, dtype: str) -> dict[str, Any]:
+def config_json(
+    config: ModelConfig, stop_ids: Sequence[int], pad_id: int | None, dtype: str, bos_id: int | None = None
+) -> dict[str, Any]:
     """A config.json that transformers 4 and 5 read (5 turns the rope keys of 4 into its own)."""
     raw = {
         "architectures": [ARCHITECTURES[config.family]],
@@ -128,6 +162,7 @@ def config_json(config: ModelConfig, stop_ids: Sequence[int], pad_id: int | None
         "rms_norm_eps": config.rms_norm_eps,
         "tie_word_embeddings": config.tie_embeddings,
         "max_position_embeddings": config.max_position,
+        "bos_token_id": bos_id,  # named even if there is none: transformers would take 1
         "eos_token_id": list(stop_ids),
         "pad_token_id": pad_id,
         "dtype": dtype,
@@ -149,22 +184,34 @@ def read_stop_ids(directory: Path) -> tuple[int, ...]:
     generation = directory / "generation_config.json"
     for path in (generation, directory / "config.json"):
         found = read_json(path).get("eos_token_id") if path.exists() else None
-        if found is not None:
-            return tuple(found) if isinstance(found, list) else (found,)
+        if found is None:
+            continue
+        ids = found if isinstance(found, list) else [found]
+        if not ids or any(type(i) is not int or i < 0 for i in ids):
+            raise CheckpointError(
+                f"{path}: eos_token_id is {found!r}; it must be a token id, or a list of at least one"
+            )
+        return tuple(ids)
     raise CheckpointError(f"{generation}: no eos_token_id here or in config.json; add one, sampling must know its end")
 
 
-def read_tokenizer(directory: Path):
-    """The tokenizer of a directory, with its chat template (transformers' AutoTokenizer, no code of the directory)."""
-    from transformers import AutoTokenizer
+class Kept(NamedTuple):
+    """What is written again as it was read, for whoever loads a trained model: its begin token and how it is sampled."""
 
-    try:
-        return AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(
-            f"{directory}: its tokenizer does not load ({error}); the directory needs tokenizer.json and "
-            "tokenizer_config.json"
-        ) from None
+    bos_id: int | None = None
+    generation: Mapping[str, Any] = {}  # of generation_config.json
+
+
+# Sampling defaults that older checkpoints have in config.json
+_SAMPLING = ("do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty")
+
+
+def read_kept(directory: Path) -> Kept:
+    """Of config.json and generation_config.json. Raises CheckpointError."""
+    raw, generation = read_json(directory / "config.json"), directory / "generation_config.json"
+    found = {key: raw[key] for key in _SAMPLING if key in raw}
+    found |= read_json(generation) if generation.exists() else {}
+    return Kept(raw.get("bos_token_id", found.get("bos_token_id")), found)
 
 
 # ---- weights -----------------------------------------------------------------------------------------------------
@@ -181,8 +228,8 @@ class SafetensorsSource:
         index = directory / INDEX
         if index.exists():
             weight_map = read_json(index).get("weight_map")
-            if not isinstance(weight_map, dict):
-                raise CheckpointError(f"{index}: has no weight_map; download the file again")
+            if not isinstance(weight_map, dict) or not all(_plain_name(file) for file in weight_map.values()):
+                raise CheckpointError(f"{index}: has no weight_map of tensors and file names; download the file again")
             files = sorted(set(weight_map.values()))
         else:
             files = [WEIGHTS]
@@ -199,6 +246,7 @@ class SafetensorsSource:
             pickled = sorted(p.name for p in path.parent.glob("*.bin"))
             hint = f"; {pickled[0]} is a pickle, which is never read: convert it" if pickled else ""
             raise CheckpointError(f"{path}: no such file; download it{hint}")
+        refuse_lfs_pointer(path)
         try:
             handle = safe_open(str(path), framework="numpy")
         except (SafetensorError, OSError) as error:
@@ -207,11 +255,42 @@ class SafetensorsSource:
             ) from None
         self._handles[path.name] = handle
         for name in handle.keys():  # noqa: SIM118 (not a dict)
+            tensor = handle.get_slice(name)
+            if tensor.get_dtype() not in _DTYPES:
+                raise CheckpointError(
+                    f"{path}: {name} has the dtype {tensor.get_dtype()}, only {', '.join(_DTYPES)} are read; quantised weights "
+                    "are not supported"
+                )
             self._file_of[name] = path.name
-            self.shapes[name] = tuple(handle.get_slice(name).get_shape())
+            self.shapes[name] = tuple(tensor.get_shape())
 
     def read(self, name: str, index: Index) -> np.ndarray:
         return self._handles[self._file_of[name]].get_slice(name)[index]
+
+
+_DTYPES = ("F64", "F32", "F16", "BF16")
+
+
+def _plain_name(file: object) -> bool:
+    return isinstance(file, str) and Path(file).name == file != ""
+
+
+def really_tied(config: ModelConfig, source: weights.TensorSource) -> ModelConfig:
+    """The config, with `tie_embeddings` False where the file holds an output matrix other than the embedding: as in
+    transformers 5.23, the weights then decide against config.json."""
+    names = HF_NAMES["embed"], HF_NAMES["unembed"]
+    if not config.tie_embeddings or any(name not in source.shapes for name in names):
+        return config
+    same = source.shapes[names[0]] == source.shapes[names[1]]
+    for start in range(0, source.shapes[names[0]][0] if same else 0, _COMPARED):
+        part = (slice(start, start + _COMPARED), slice(None))
+        if not np.array_equal(*(source.read(name, part) for name in names)):
+            same = False
+            break
+    return config if same else dataclasses.replace(config, tie_embeddings=False)
+
+
+_COMPARED = 4096  # rows at a time
 
 
 def ignorable(config: ModelConfig):
@@ -317,18 +396,24 @@ def save(
     stop_ids: Sequence[int],
     dtype: str = "float32",
     shard_bytes: int = 5_000_000_000,
+    kept: Kept | None = None,
 ) -> None:
     """Writes a directory that transformers loads: config, weights in `dtype` (LoRA adapters merged in float32), generation
     config, tokenizer.
 
-    tokenizer: a transformers tokenizer, or None for weights and configs alone. The directory must not exist or be
-    empty; it appears only when complete. Raises CheckpointError.
+    tokenizer: a transformers tokenizer, or None for weights and configs alone. kept: of the checkpoint that training began
+    with; None: the tokenizer's begin token alone. The directory must not exist or be empty; it appears only when complete.
+    Raises CheckpointError.
     """
     with new_directory(Path(path)) as unfinished:
         pad_id = None if tokenizer is None else tokenizer.pad_token_id
         if tokenizer is not None:
             tokenizer.save_pretrained(str(unfinished))
-        write_json(unfinished / "config.json", config_json(config, stop_ids, pad_id, dtype))
-        generation = {"eos_token_id": list(stop_ids)} | ({} if pad_id is None else {"pad_token_id": pad_id})
+            kept = kept or Kept(tokenizer.bos_token_id)
+        kept = kept or Kept()
+        write_json(unfinished / "config.json", config_json(config, stop_ids, pad_id, dtype, kept.bos_id))
+        generation = {} if kept.bos_id is None else {"bos_token_id": kept.bos_id}
+        generation |= dict(kept.generation) | {"eos_token_id": list(stop_ids)}
+        generation |= {} if pad_id is None else {"pad_token_id": pad_id}
         write_json(unfinished / "generation_config.json", generation)
         _write_weights(unfinished, config, params, dtype, shard_bytes)

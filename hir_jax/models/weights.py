@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 import jax
@@ -24,6 +25,18 @@ Index = tuple[slice, ...]
 
 class CheckpointError(InputError):
     """A checkpoint that cannot be read or written as asked; the message names the file or tensors and what to do."""
+
+
+_LFS = b"version https://git-lfs.github.com/spec/"
+
+
+def refuse_lfs_pointer(path: Path) -> None:
+    """Raises CheckpointError for a file that git-lfs did not fetch: a few lines of text that say where the content is."""
+    with open(path, "rb") as file:
+        if file.read(len(_LFS)) == _LFS:
+            raise CheckpointError(
+                f"{path}: is a git-lfs pointer, not the file itself; run `git lfs pull` in its directory"
+            )
 
 
 class TensorSource(Protocol):

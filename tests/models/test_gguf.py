@@ -12,6 +12,7 @@ from transformers.convert_slow_tokenizer import TikTokenConverter
 
 from hir_jax.models import gguf, hf
 from hir_jax.models.checkpoint import CheckpointError, open_checkpoint
+from hir_jax.models.tokenizer import read_tokenizer
 from hir_jax.models.weights import GGUF_NAMES, HF_NAMES, expected_shapes
 
 MESSAGES = [{"role": "user", "content": "List 42 things,\n\n1) ☕🙂"}]
@@ -60,7 +61,7 @@ def test_smollm2_tokenizer_splits_digits_and_round_trips(smollm2, tmp_path):
     rendered = tokenizer.apply_chat_template(MESSAGES, tokenize=False, add_generation_prompt=True)
     assert rendered.endswith("<|im_start|>user\nList 42 things,\n\n1) ☕🙂<|im_end|>\n<|im_start|>assistant\n")
     tokenizer.save_pretrained(tmp_path)
-    again = hf.read_tokenizer(tmp_path)
+    again = read_tokenizer(tmp_path)
     assert [again(text)["input_ids"] for text in TEXTS] == [tokenizer(text)["input_ids"] for text in TEXTS]
     assert again.apply_chat_template(MESSAGES, tokenize=False, add_generation_prompt=True) == rendered
     assert (again.eos_token_id, again.pad_token_id) == (tokenizer.eos_token_id, tokenizer.pad_token_id)
