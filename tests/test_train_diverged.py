@@ -20,7 +20,7 @@ from hir_jax.types import InputError
 def test_a_policy_that_is_no_longer_finite_ends_the_run(tmp_path, changes):
     """The message names the step; what came before it is kept, and nothing that is broken is saved or exported."""
     run = tmp_path / "run"
-    config = small_config(**{"total_steps": 4, "learner__learning_rate": 1e25, "learner__warmup_steps": 0} | changes)
+    config = small_config(**{"total_steps": 4, "learner__learning_rate": 1e18, "learner__warmup_steps": 0} | changes)
     configs.check(config)
     with pytest.raises(
         InputError, match=r"^step [12]: the policy's log-probs are not finite.*checkpoint: none\. "
@@ -52,8 +52,8 @@ def test_the_last_good_checkpoint_is_named_and_kept(tmp_path, monkeypatch):
 
 
 def test_the_program_ends_with_that_message_and_status_1(tmp_path):
-    """Where the update overshoots, as with a learning rate of 1e9."""
-    how = {"learner__learning_rate": 1e9, "learner__warmup_steps": 0, "total_steps": 12, "logging__tensorboard": False}
+    """Where the update overshoots, as with a learning rate of 1e18."""
+    how = {"learner__learning_rate": 1e18, "learner__warmup_steps": 0, "total_steps": 12, "logging__tensorboard": False}
     process = start(tmp_path / "run", **how)
     output, errors = process.communicate(timeout=400)
     assert process.returncode == 1 and "Traceback" not in output + errors
