@@ -72,7 +72,7 @@ def get_config(variant: str = "medium"):
         c.total_steps = 300
     if variant == "demo":
         c.learner.kl = 0.01
-        c.total_steps = 60
+        c.total_steps = 90
         c.eval_every = 15
-        c.checkpoint_every = 60
+        c.checkpoint_every = 90
     return c
