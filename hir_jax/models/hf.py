@@ -282,8 +282,9 @@ def really_tied(config: ModelConfig, source: weights.TensorSource) -> ModelConfi
     if not config.tie_embeddings or any(name not in source.shapes for name in names):
         return config
     same = source.shapes[names[0]] == source.shapes[names[1]]
-    for start in range(0, source.shapes[names[0]][0] if same else 0, _COMPARED):
-        part = (slice(start, start + _COMPARED), slice(None))
+    rows = source.shapes[names[0]][0]
+    for start in range(0, rows if same else 0, _COMPARED):
+        part = (slice(start, min(start + _COMPARED, rows)), slice(None))
         if not np.array_equal(*(source.read(name, part) for name in names)):
             same = False
             break

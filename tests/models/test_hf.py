@@ -89,6 +89,53 @@ def test_unsupported_features_are_refused_by_name(change, named):
     assert "dir/config.json" in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "key", ["vocab_size", "num_hidden_layers", "rms_norm_eps", "max_position_embeddings", "rope_theta"]
+)
+@pytest.mark.parametrize("value", [None, "8", 0, -1, True, float("nan")])
+def test_numbers_that_are_none_are_refused_by_key(key, value):
+    raw = hf.config_json(CONFIG, [1], None, "float32") | {key: value}
+    with pytest.raises(CheckpointError, match=key) as error:
+        hf.parse_config(raw, "config.json")
+    assert "\n" not in str(error.value)
+
+
+def test_rope_scaling_beside_rope_parameters_is_read_as_transformers_does(tmp_path):
+    llama3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
+    raw = hf.config_json(CONFIG, [1], None, "float32")
+    raw |= {
+        "rope_parameters": {"rope_type": "default", "rope_theta": 7e5},
+        "rope_scaling": {"rope_type": "llama3"} | llama3,
+    }
+    raw["rope_theta"] = 3e4
+    (tmp_path / "config.json").write_text(json.dumps(raw), encoding="utf-8")
+    theirs = LlamaConfig.from_pretrained(tmp_path).rope_parameters
+    found = hf.parse_config(raw, "config.json")
+    assert (theirs["rope_type"], theirs["rope_theta"]) == ("llama3", found.rope_theta)
+    assert found.rope_scaling == RopeScaling(*(theirs[key] for key in llama3))
+    nested = raw | {"rope_scaling": None, "rope_parameters": {"full_attention": {"rope_type": "default"}}}
+    with pytest.raises(CheckpointError, match=r"layer types \(full_attention\)"):
+        hf.parse_config(nested, "config.json")
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_an_output_matrix_unlike_the_embedding_is_not_tied(same, directory):
+    embedding = load_file(directory / hf.WEIGHTS)["model.embed_tokens.weight"]
+    rewrite(directory, lambda t: t.update({"lm_head.weight": embedding + (0.0 if same else 1.0)}))
+    source = hf.SafetensorsSource(directory)
+    assert hf.really_tied(CONFIG, source) == dataclasses.replace(CONFIG, tie_embeddings=same)
+
+
+def test_the_begin_token_and_the_sampling_defaults_are_written_as_they_came(directory, tmp_path):
+    defaults = {"bos_token_id": 5, "do_sample": True, "temperature": 0.6, "top_p": 0.9, "eos_token_id": [1, 2]}
+    (directory / "generation_config.json").write_text(json.dumps(defaults), encoding="utf-8")
+    raw = hf.read_json(directory / "config.json") | {"bos_token_id": 5}
+    (directory / "config.json").write_text(json.dumps(raw), encoding="utf-8")
+    hf.save(tmp_path / "out", CONFIG, load(directory), None, [1, 2], kept=hf.read_kept(directory))
+    assert hf.read_json(tmp_path / "out" / "config.json")["bos_token_id"] == 5
+    assert hf.read_json(tmp_path / "out" / "generation_config.json") == defaults
+
+
 def test_broken_json_names_the_file_and_line(directory):
     (directory / "config.json").write_text('{\n"model_type": "llama",\n')
     with pytest.raises(CheckpointError, match=r"config\.json: not JSON .*line 3"):
