@@ -21,7 +21,7 @@ from hir_jax.models.checkpoint import open_checkpoint
 from hir_jax.train import train
 from hir_jax.types import InputError
 
-TOKENS = np.random.default_rng(2).integers(5, 200, (2, 40)).astype(np.int32)
+TOKENS = np.random.default_rng(2).integers(5, 150, (2, 40)).astype(np.int32)
 
 
 @pytest.fixture(scope="module")
