@@ -113,9 +113,12 @@ def test_temperature_samples(greedy, run, tmp_path):
         evaluate_run(config(), copy, Request("ifeval", str(prompts), samples=2))
 
 
-def test_without_a_checkpoint_the_configs_own_model_answers(greedy, tmp_path):
+def test_the_configs_own_model_answers_where_step_0_is_asked_for(greedy, tmp_path):
     prompts, _, _ = greedy
-    summary, _ = evaluate_run(config(), tmp_path / "new", Request("ifeval", str(prompts)))
+    with pytest.raises(InputError, match=r"new: no such run, so no checkpoint yet; .*new@0 in hir_jax.evaluate"):
+        evaluate_run(config(), tmp_path / "new", Request("ifeval", str(prompts)))
+    assert not (tmp_path / "new").exists()
+    summary, _ = evaluate_run(config(), tmp_path / "new", Request("ifeval", str(prompts)), 0)
     assert summary["step"] == 0 and (tmp_path / "new" / "evaluations" / "ifeval-step-0" / "verdicts.jsonl").exists()
     assert not (tmp_path / "new" / "checkpoints").exists()
 
@@ -124,7 +127,7 @@ def test_a_prompt_that_does_not_fit_is_named_before_anything_is_sampled(tmp_path
     long = ("write about the river . " * 40, ["punctuation:no_comma"], [{}])
     prompts = write_prompts(tmp_path / "prompts.jsonl", [*PROMPTS, long])
     with pytest.raises(InputError, match=rf"{prompts}:4: the prompt takes \d+ tokens and config.data.max_prompt is 96"):
-        evaluate_run(config(), tmp_path / "run", Request("ifeval", str(prompts)))
+        evaluate_run(config(), tmp_path / "run", Request("ifeval", str(prompts)), 0)
     assert not (tmp_path / "run").exists()
 
 
