@@ -59,13 +59,14 @@ def figures(own: Verdicts, others: Verdicts) -> dict[str, float]:
     `present` all False where a row has no partner or is no sample. A pair is decided where both its ILA are.
     """
     mine, theirs, taken = _pairs(own, others)
+    shares = np.asarray(select.cla(others))  # before the return: what jax compiles for it, it compiles in the first step
     if not taken.any():
         return {}
     count = int(taken.sum())
     met, met_by_others = mine[taken].sum(), theirs[taken].sum()  # whole numbers: equal ones differ by exactly 0
     return {
         "ila_shuffled": float(met_by_others / count),
-        "cla_shuffled": float(np.asarray(select.cla(others))[taken].mean()),
+        "cla_shuffled": float(shares[taken].mean()),
         "following": float((met - met_by_others) / count),
     }
 
