@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hir_jax.runs.files import RunError, read_config
-from hir_jax.statistics import over_seeds
 from hir_jax.textfiles import RowError, read_jsonl
 
 FILES = ("config.json", "metrics.jsonl", "replays.jsonl")
@@ -188,6 +187,8 @@ def warnings(run: Run) -> list[str]:
     """What the control says against a run, in words. Its following is below half of its ILA, means over the last third of the
     held-out evaluations (without any, of the steps). Or following fell while ILA rose: from the first to the last third of the
     steps, and the 95% intervals of the paired differences exclude 0 in opposite directions."""
+    from hir_jax.statistics import over_seeds  # NumPy and SciPy are slow to import, and the page needs nothing else of them
+
     found = []
     held = _thirds(run, "heldout_")[1]
     last, what = (held, "held-out ") if held["ila"] else (_thirds(run, "")[1], "")
