@@ -59,7 +59,7 @@ def figures(own: Verdicts, others: Verdicts) -> dict[str, float]:
     `present` all False where a row has no partner or is no sample. A pair is decided where both its ILA are.
     """
     mine, theirs, taken = _pairs(own, others)
-    shares = np.asarray(select.cla(others))  # before the return: what jax compiles for it, it compiles in the first step
+    shares = np.asarray(select.cla(others))  # compiled in the first step, with or without pairs
     if not taken.any():
         return {}
     count = int(taken.sum())

@@ -187,7 +187,7 @@ def warnings(run: Run) -> list[str]:
     """What the control says against a run, in words. Its following is below half of its ILA, means over the last third of the
     held-out evaluations (without any, of the steps). Or following fell while ILA rose: from the first to the last third of the
     steps, and the 95% intervals of the paired differences exclude 0 in opposite directions."""
-    from hir_jax.statistics import over_seeds  # NumPy and SciPy are slow to import, and the page needs nothing else of them
+    from hir_jax.statistics import over_seeds  # not above: NumPy and SciPy are slow to import
 
     found = []
     held = _thirds(run, "heldout_")[1]
