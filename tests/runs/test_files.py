@@ -1,8 +1,15 @@
 """A run's files: cut back on resume, one object a step, events that TensorBoard can read, whose directory it is."""
 
+import contextlib
+import errno
 import json
 import math
+import os
+import resource
 import struct
+import subprocess
+import sys
+import threading
 
 import numpy as np
 import pytest
@@ -127,6 +134,97 @@ def test_atomic_write_leaves_the_old_file_when_it_fails(tmp_path):
     assert path.read_text() == "old"
     files.write_atomically(path, "new")
     assert path.read_text() == "new" and [p.name for p in path.parent.iterdir()] == ["file.json"]
+
+
+def test_what_a_link_points_to_is_replaced_and_the_link_stays(tmp_path):
+    (tmp_path / "far").mkdir()
+    there, link = tmp_path / "far" / "file", tmp_path / "link"
+    link.symlink_to(tmp_path / "second")
+    (tmp_path / "second").symlink_to("far/file")
+    for text in ("one", "two"):  # the first time it points to nothing
+        files.write_atomically(link, text)
+        assert link.is_symlink() and there.read_text() == text
+    os.link(there, tmp_path / "old")
+    files.write_atomically(link, ["th", "ree"])
+    assert (there.read_text(), (tmp_path / "old").read_text()) == ("three", "two")  # replaced, not written over
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["far", "file", "link", "old", "second"]
+
+
+def test_permissions_stay_and_names_may_be_long(tmp_path):
+    path = tmp_path / ("n" * 255)
+    files.write_atomically(path, "one")
+    assert path.stat().st_mode & 0o777 == 0o666 & ~umask()
+    path.chmod(0o640)
+    files.write_atomically(path, "two")
+    assert path.read_text() == "two" and path.stat().st_mode & 0o777 == 0o640
+
+
+def umask() -> int:
+    old = os.umask(0)
+    os.umask(old)
+    return old
+
+
+def test_text_goes_into_pipes_and_devices(tmp_path):
+    fifo, found = tmp_path / "fifo", []
+    os.mkfifo(fifo)
+    assert files.is_stream(fifo) and files.is_stream("/dev/null")
+    assert not any(map(files.is_stream, (tmp_path, tmp_path / "none", __file__)))
+    for path in (fifo, tmp_path / "link"):
+        reader = threading.Thread(target=lambda: found.append(fifo.read_text()))
+        reader.start()
+        files.write_jsonl(path, [{"a": 1}, {"a": 2}])
+        reader.join()
+        with contextlib.suppress(FileExistsError):
+            (tmp_path / "link").symlink_to(fifo)
+    assert found == ['{"a": 1}\n{"a": 2}\n'] * 2 and fifo.is_fifo()
+    (tmp_path / "null").symlink_to("/dev/null")
+    files.write_atomically(tmp_path / "null", "gone")
+    assert (tmp_path / "null").is_char_device()
+    with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
+        files.write_atomically("/dev/full", "text")
+    with pytest.raises(IsADirectoryError):
+        files.write_atomically(tmp_path, "text")
+
+
+@pytest.mark.parametrize("to_file", [False, True])
+def test_standard_output_by_its_name(tmp_path, to_file):
+    """Also where it is a file, which what is printed before and after goes to as well."""
+    code = (
+        "from hir_jax.runs import files; print('before'); files.write_atomically('/dev/stdout', 'rows\\n'); print('after')"
+    )
+    with open(tmp_path / "out", "wb") as out:
+        to = out if to_file else subprocess.PIPE
+        done = subprocess.run([sys.executable, "-c", code], stdout=to, check=True)
+    assert (done.stdout or (tmp_path / "out").read_bytes()) == b"before\nrows\nafter\n"
+
+
+@contextlib.contextmanager
+def no_file_beyond(size):
+    """Writes beyond `size` bytes of a file fail with EFBIG, as they do with ENOSPC where a disk is full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_is_one_error_that_names_the_file(tmp_path, capfd):
+    files.write_atomically(tmp_path / "file", "old")
+    with no_file_beyond(100), pytest.raises(OSError, match=f"File too large: '{tmp_path / 'file'}'"):
+        files.write_atomically(tmp_path / "file", "x" * 1000)
+    assert (tmp_path / "file").read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["file"]
+    for tensorboard, name in ((False, "metrics.jsonl"), (True, "tensorboard")):
+        run, step = tmp_path / str(tensorboard), 0
+        with no_file_beyond(1000 if tensorboard else 200), pytest.raises(OSError) as caught:  # noqa: PT011, PT012
+            with files.RunFiles(run, 0, tensorboard=tensorboard, fresh=True) as found:
+                while step < 100:
+                    step += 1
+                    found.metrics(step, {"": 0.5} if tensorboard else {"ila": 0.5})
+        assert caught.value.errno == errno.EFBIG and caught.value.filename == str(run / name)
+        assert 1 < step < 100
+    assert capfd.readouterr() == ("", "")
 
 
 def test_tensorboard_has_histograms_and_replays_as_texts(tmp_path):
