@@ -1,8 +1,11 @@
 """The scoring program against the published figures, and what it does with files that are not as they should be."""
 
 import json
+import os
+import stat
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -185,6 +188,56 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
         score.write_jsonl(tmp_path / "out", rows())
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert (tmp_path / "out").read_text() == "earlier\n"
+
+
+@pytest.mark.parametrize("kind", ["device", "pipe", "link", "link to nothing"])
+def test_devices_pipes_and_links_are_written_into(tmp_path, verifier, kind):
+    """The case "12 output" of the recorded wrong results, and its kin."""
+    prompts, responses = _write(tmp_path / "prompts", PROMPTS), _write(tmp_path / "responses", RESPONSES)
+    output, there, found = tmp_path / "output", tmp_path / "there", []
+    if kind == "device":
+        try:
+            os.mknod(output, 0o666 | stat.S_IFCHR, os.makedev(1, 3))
+            output.open("w").close()
+        except PermissionError:
+            pytest.skip("only root makes devices, and not in every container")
+    elif kind == "pipe":
+        os.mkfifo(output)
+        reader = threading.Thread(target=lambda: found.append(output.read_text()))
+        reader.start()
+    else:
+        output.symlink_to(there)
+        if kind == "link":
+            there.write_text("earlier\n")
+    summary, _ = score.score_files("ifeval", prompts, responses, str(output), verifier)
+    assert summary == SUMMARY
+    if kind == "device":
+        assert output.is_char_device()
+    elif kind == "pipe":
+        reader.join()
+        assert output.is_fifo() and [json.loads(line) for line in found[0].splitlines()] == VERDICTS
+    else:
+        assert output.is_symlink() and [json.loads(line) for line in there.read_text().splitlines()] == VERDICTS
+    assert not list(tmp_path.glob(".*")) and not (tmp_path / "output.partial").exists()
+
+
+def test_what_utf_8_cannot_hold_is_named_by_line_and_marks_are_passed_over(tmp_path, run, capsys):
+    halves = [{"key": 1, "response": "cut \ud83d"}, {"key": "\udc00", "response": "text"}, {"\ud800": 1}]
+    summary, errors = run(PROMPTS, [*RESPONSES, *halves])
+    assert summary == SUMMARY
+    assert [str(error).split(" holds ")[0] for error in errors] == [f"{tmp_path / 'responses'}:{n}:" for n in (5, 6, 7)]
+    assert capsys.readouterr().err.count("half of a surrogate pair, which is no character") == 3
+    marked = "\ufeff" + json.dumps(RESPONSES[0])
+    assert run(["\ufeff" + json.dumps(PROMPTS[0]), *PROMPTS[1:]], [marked, *RESPONSES[1:]]) == (SUMMARY, [])
+
+
+def test_utf_16_is_one_message(tmp_path):
+    prompts, responses = _write(tmp_path / "prompts", PROMPTS), tmp_path / "responses"
+    responses.write_text("".join(json.dumps(row) + "\n" for row in RESPONSES), encoding="utf-16")
+    files = f"--prompts={prompts}", f"--responses={responses}", f"--output={tmp_path / 'out'}"
+    done = _program("--benchmark=ifeval", "--workers=0", *files)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"{responses}: is UTF-16 text; convert it to UTF-8 (iconv -f UTF-16 -t UTF-8)\n"
 
 
 def test_the_programs_exit_status_and_message(tmp_path):

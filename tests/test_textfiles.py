@@ -63,7 +63,7 @@ def test_every_reader_takes_marks_and_names_utf_16(tmp_path, name):
     path.write_bytes(codecs.BOM_UTF8 + path.read_bytes())
     assert read(path) == plain
     path.write_text("".join(json.dumps(row) + "\n" for row in rows * 3), encoding="utf-16")
-    with pytest.raises((RowError, JudgeError, CheckpointError), match="file.json: is UTF-16 text"):
+    with pytest.raises((RowError, JudgeError, CheckpointError), match=r"file\.json: is UTF-16 text"):
         read(path)
 
 
@@ -108,7 +108,9 @@ def test_json_within_a_row_of_hir16k_too(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps(row) + "\n")
     found, errors = hir16k.read(path, template="type1")
-    assert not found and str(errors[0]).startswith(f"{path}:1: field: ground_truth is a string, but holds \\ud800 alone")
+    assert not found and str(errors[0]).startswith(
+        f"{path}:1: field: ground_truth is a string, but holds \\ud800 alone"
+    )
 
 
 def test_files_of_a_run_may_end_within_a_row(tmp_path):

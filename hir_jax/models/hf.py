@@ -37,7 +37,7 @@ def read_json(path: Path) -> dict[str, Any]:
         refuse_lfs_pointer(path)
         found = textfiles.read_json(path)
     except textfiles.RowError as error:
-        raise CheckpointError(f"{error}; download the file again") from None
+        raise CheckpointError(f"{path}: not JSON ({error.__cause__ or error}); download the file again") from None
     if not isinstance(found, dict):
         raise CheckpointError(f"{path}: holds a {type(found).__name__}, not an object; download the file again")
     return found

@@ -6,8 +6,10 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+import traceback
+import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,25 +24,19 @@ class CheckpointError(InputError):
     """A checkpoint that cannot be read or written; the message names the directory and what to do."""
 
 
-@contextmanager
-def _failures_once() -> Iterator[None]:
-    """Without the pages of tracebacks that Orbax's threads log of a failure: `Checkpoints` raises the same in the caller."""
+_LOGS = [logging.getLogger(name) for name in ("absl", "asyncio")]
 
-    def wanted(record: logging.LogRecord) -> bool:
-        return not (record.levelno >= logging.ERROR and f"{os.sep}orbax{os.sep}" in record.pathname)
 
-    def unraisable(found) -> None:
-        if str(found.exc_value) != "Event loop is closed":  # tensorstore's, when Orbax has given up waiting for it
-            usual(found)
+def _not_of_orbax(record: logging.LogRecord) -> bool:
+    """Drops the pages of tracebacks that Orbax's threads and tasks log of a failure: `Checkpoints` raises it in the caller."""
+    frames = traceback.extract_tb(record.exc_info[2]) if record.exc_info else []
+    places = [record.pathname, *(frame.filename for frame in frames)]
+    return record.levelno < logging.ERROR or not any(f"{os.sep}orbax{os.sep}" in place for place in places)
 
-    log, usual = logging.getLogger("absl"), sys.unraisablehook
-    log.addFilter(wanted)
-    sys.unraisablehook = unraisable
-    try:
-        yield
-    finally:
-        log.removeFilter(wanted)
-        sys.unraisablehook = usual
+
+def _unraisable(usual: Callable[[Any], None], found: Any) -> None:
+    if str(found.exc_value) != "Event loop is closed":  # tensorstore's, when Orbax has given up waiting for it
+        usual(found)
 
 
 def _reason(error: Exception) -> str:
@@ -61,8 +57,10 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, enable_async_checkpointing=True, create=writes, cleanup_tmp_directories=writes
         )
-        self._failed, self._stack = False, ExitStack()
-        self._stack.enter_context(_failures_once())
+        self._failed, self._usual = False, sys.unraisablehook
+        sys.unraisablehook = partial(_unraisable, self._usual)
+        for log in _LOGS:
+            log.addFilter(_not_of_orbax)
         self._manager = ocp.CheckpointManager(self.directory, options=options)
 
     def __enter__(self):
@@ -73,10 +71,14 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits for the save under way. Raises CheckpointError if it fails; one that is known to have failed is no news."""
-        with self._stack:
-            if not self._failed:
-                self._written(self._manager.wait_until_finished)
-                self._manager.close()
+        if self._failed:  # what is left of a failed save speaks when it is collected, perhaps at the end of the process
+            warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+            return
+        self._written(self._manager.wait_until_finished)
+        self._manager.close()
+        sys.unraisablehook = self._usual
+        for log in _LOGS:
+            log.removeFilter(_not_of_orbax)
 
     def _written(self, act: Callable[[], Any]) -> None:
         """Calls what writes, or hears of what was written. Raises CheckpointError."""

@@ -1,8 +1,10 @@
 """The program: recorded judgements in, one summary out; a judge behind HTTP, and a run that is taken up again."""
 
 import json
+import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -229,6 +231,26 @@ def test_a_judge_behind_http_and_a_run_that_is_taken_up(tmp_path, files, capsys)
         _judged(files, server, output, model="other")
         assert len(server.bodies) == before + 3 + 6
     assert server.keys == {f"Bearer {KEY}"}
+
+
+def test_replies_that_are_cut_within_a_character_and_an_output_that_is_a_pipe(tmp_path, files):
+    output, found = tmp_path / "output", []
+    os.mkfifo(output)
+    reader = threading.Thread(target=lambda: found.append(output.read_text(encoding="utf-8")))
+    reader.start()
+    with JudgeServer(lambda ask: completion("because \ud83d\nYES")) as server:
+        summary, _, errors = _judged(files, server, output)
+    reader.join()
+    assert not errors and output.is_fifo()
+    replies = [json.loads(line)["replies"] for line in found[0].splitlines()]
+    assert replies == [["because ?\nYES"] * 2] * 3 and summary["unknown"] == 0
+
+
+def test_names_with_commas_are_files(tmp_path, files):
+    prompts, *others = files()
+    moved = [path.rename(tmp_path / f"a,b=c d {path.name}") for path in map(Path, others)]
+    done = _program("infobench", [prompts, *moved])
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_no_request_is_sent_after_a_refusal_of_everything(tmp_path, files, capsys):

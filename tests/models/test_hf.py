@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -228,6 +229,19 @@ def test_nothing_is_overwritten(directory):
     with pytest.raises(CheckpointError, match="nothing is overwritten"):
         hf.save(directory, CONFIG, load(directory), None, [1])
     assert sorted(p.name for p in directory.iterdir()) == ["config.json", hf.WEIGHTS]
+
+
+def test_a_full_disk_leaves_nothing_and_names_the_directory(directory, tmp_path):
+    """Weights are written by a library in Rust, which raises no OSError; writes beyond 3,000 bytes of a file fail here."""
+    params, out = load(directory), tmp_path / "out"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, hard))
+    try:
+        with pytest.raises(OSError, match=f"File too large: '{out}'"):
+            hf.save(out, CONFIG, params, None, [1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path.name for path in tmp_path.iterdir()] == [directory.name]
 
 
 def test_only_slices_that_devices_hold_are_read(directory):

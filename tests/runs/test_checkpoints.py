@@ -1,6 +1,8 @@
 """Checkpoints: what is saved comes back bit for bit, a broken one is named, a save does not see what comes after it."""
 
 import gc
+import logging
+import resource
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,7 @@ import numpy as np
 import pytest
 
 from hir_jax.parallel import mesh as meshes
-from hir_jax.runs.checkpoints import CheckpointError, Checkpoints
+from hir_jax.runs.checkpoints import CheckpointError, Checkpoints, _reason
 from hir_jax.types import TrainState
 
 
@@ -150,3 +152,33 @@ def test_a_state_of_another_shape_is_refused(tmp_path, sharding):
                 4, abstract(make_state(sharding, 4))._replace(params={"other": abstract(make_state(sharding, 4)).step})
             )
     gc.collect()
+
+
+@pytest.mark.parametrize("size", [600, 20_000])  # the metadata, the arrays
+def test_a_full_disk_is_one_message(tmp_path, sharding, size, capfd, caplog):
+    """Writes beyond `size` bytes of a file fail as those on a full disk do, but for the errno."""
+    logging.getLogger("absl").setLevel(logging.WARNING)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        with pytest.raises(CheckpointError) as caught, Checkpoints(tmp_path / "checkpoints", keep=2) as saved:
+            saved.save(1, make_state(sharding, 1, size=200), {"step": 1})
+            saved.wait()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    wrong = f"{tmp_path}/checkpoints: a checkpoint cannot be written: File too large; the same command resumes from the last one"
+    assert str(caught.value) == wrong
+    assert capfd.readouterr().err == "" and not [one for one in caplog.records if one.levelno >= logging.ERROR]
+    with Checkpoints(tmp_path / "checkpoints", keep=2) as saved:
+        assert saved.latest() is None
+        saved.save(1, make_state(sharding, 1), {"step": 1})
+    with Checkpoints(tmp_path / "checkpoints") as saved:
+        assert saved.latest() == 1
+
+
+def test_words_of_a_full_disk():
+    """As tensorstore and Python say it."""
+    message = (
+        "RESOURCE_EXHAUSTED: Error writing \"q\": Failed to write 4424 bytes to file 4: No space [os_error_code='28']"
+    )
+    assert _reason(ValueError(message)) == _reason(OSError(28, "whatever")) == "No space left on device"

@@ -190,9 +190,7 @@ def test_text_goes_into_pipes_and_devices(tmp_path):
 @pytest.mark.parametrize("to_file", [False, True])
 def test_standard_output_by_its_name(tmp_path, to_file):
     """Also where it is a file, which what is printed before and after goes to as well."""
-    code = (
-        "from hir_jax.runs import files; print('before'); files.write_atomically('/dev/stdout', 'rows\\n'); print('after')"
-    )
+    code = "from hir_jax.runs import files; print('before'); files.write_atomically('/dev/stdout', 'rows\\n'); print('after')"
     with open(tmp_path / "out", "wb") as out:
         to = out if to_file else subprocess.PIPE
         done = subprocess.run([sys.executable, "-c", code], stdout=to, check=True)
@@ -217,11 +215,13 @@ def test_a_full_disk_is_one_error_that_names_the_file(tmp_path, capfd):
     assert (tmp_path / "file").read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["file"]
     for tensorboard, name in ((False, "metrics.jsonl"), (True, "tensorboard")):
         run, step = tmp_path / str(tensorboard), 0
-        with no_file_beyond(1000 if tensorboard else 200), pytest.raises(OSError) as caught:  # noqa: PT011, PT012
-            with files.RunFiles(run, 0, tensorboard=tensorboard, fresh=True) as found:
-                while step < 100:
-                    step += 1
-                    found.metrics(step, {"": 0.5} if tensorboard else {"ila": 0.5})
+        with (
+            no_file_beyond(1000 if tensorboard else 200),
+            pytest.raises(OSError, match="File too large") as caught,
+            files.RunFiles(run, 0, tensorboard=tensorboard, fresh=True) as found,
+        ):
+            for step in range(100):
+                found.metrics(step, {"": 0.5} if tensorboard else {"ila": 0.5})
         assert caught.value.errno == errno.EFBIG and caught.value.filename == str(run / name)
         assert 1 < step < 100
     assert capfd.readouterr() == ("", "")
