@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -202,8 +203,11 @@ def logs(node: Node, args) -> None:
 def fetch(node: Node, args) -> None:
     """The run's directory as worker 0 sees it. Its files may grow meanwhile, which tar reports with status 1."""
     without = "" if args.checkpoints else " --exclude=./checkpoints"
-    pack = f"cd hir_jax && {{ tar -C {shlex.quote(args.workdir)} -cz{without} . || [ $? -eq 1 ]; }}"
-    output = args.output or args.workdir
+    there = shlex.quote(args.workdir)
+    if args.workdir.startswith("~/"):  # the far side's home, as for the program
+        there = "~/" + shlex.quote(args.workdir[2:])
+    pack = f"cd hir_jax && {{ tar -C {there} -cz{without} . || [ $? -eq 1 ]; }}"
+    output = os.path.expanduser(args.output or args.workdir)
     node.must(["mkdir", "-p", output])
     far, near = node.ssh(0, pack), ["tar", "-xz", "-C", output]
     if node.dry_run:

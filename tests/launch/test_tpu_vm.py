@@ -362,6 +362,13 @@ def test_fetch_leaves_checkpoints_unless_asked(far, tmp_path):
     assert done.returncode == 1 and "fetching runs/none from worker 0 failed" in done.stderr
 
 
+def test_fetch_takes_each_sides_home(far):
+    done = tpu_vm(far, "fetch", "--workdir=~/runs/x", "--dry_run")
+    home = os.path.expanduser("~")
+    assert done.returncode == 0 and "tar -C ~/runs/x " in done.stdout
+    assert f"mkdir -p {home}/runs/x\n" in done.stdout and f"tar -xz -C {home}/runs/x\n" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("command", "words"),
     [
