@@ -110,7 +110,10 @@ def test_responses_to_a_prompt_are_checked_against_another_ones_constraints_for_
 
 
 @pytest.mark.parametrize("device", [False, True])
-def test_the_control_of_a_step_equals_a_loop_over_texts_and_checks(device):
+def test_the_control_of_a_step_equals_a_loop_over_texts_and_checks(device, monkeypatch):
+    """Verdict by verdict too: the means alone are the same for whatever partners where all responses are worth the same."""
+    seen, figures = [], following.figures
+    monkeypatch.setattr(following, "figures", lambda own, others: seen.append(others) or figures(own, others))
     few = {"data__min_constraints": 1, "data__max_constraints": 2, "rollout__max_response": 6}
     few["data__constraint_ids"] = ("tiny:no_postscript", "keywords:forbidden_words", "length_constraints:number_words")
     engine = Engine(small_config(replay__fill="mask", **few))
@@ -139,6 +142,11 @@ def test_the_control_of_a_step_equals_a_loop_over_texts_and_checks(device):
         "following": np.mean([all(met) for met in own]) - np.mean([all(met) for met in theirs]),
     }
     assert {name: found[name] for name in expected} == pytest.approx(expected)
+    (others,) = seen
+    for (b, j), met in zip(pairs, theirs, strict=True):
+        size = len(asked[j].instruction.constraints)
+        assert others.satisfied[0, b, :size].tolist() == met and others.known[0, b, :size].all()
+        assert others.present[0, b].sum() == size
     assert 0 < expected["ila_shuffled"] < 1 and expected["cla_shuffled"] > expected["ila_shuffled"]
 
 

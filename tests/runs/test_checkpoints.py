@@ -2,7 +2,11 @@
 
 import gc
 import logging
+import os
 import resource
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -154,6 +158,17 @@ def test_a_state_of_another_shape_is_refused(tmp_path, sharding):
     gc.collect()
 
 
+SAVED_AFTER_ALL = """
+import sys
+import jax
+from test_checkpoints import Checkpoints, make_state, meshes
+sharding = meshes.replicated(meshes.make_mesh(1, 1, 1, devices=jax.devices()[:1]))
+with Checkpoints(sys.argv[1], keep=2) as saved:
+    assert saved.latest() is None
+    saved.save(1, make_state(sharding, 1), {"step": 1})
+"""
+
+
 @pytest.mark.parametrize("size", [600, 20_000])  # the metadata, the arrays
 def test_a_full_disk_is_one_message(tmp_path, sharding, size, capfd, caplog):
     """Writes beyond `size` bytes of a file fail as those on a full disk do, but for the errno."""
@@ -169,9 +184,13 @@ def test_a_full_disk_is_one_message(tmp_path, sharding, size, capfd, caplog):
     wrong = f"{tmp_path}/checkpoints: a checkpoint cannot be written: File too large; the same command resumes from the last one"
     assert str(caught.value) == wrong
     assert capfd.readouterr().err == "" and not [one for one in caplog.records if one.levelno >= logging.ERROR]
-    with Checkpoints(tmp_path / "checkpoints", keep=2) as saved:
-        assert saved.latest() is None
-        saved.save(1, make_state(sharding, 1), {"step": 1})
+    # the same command again is a new process: threads of the save that failed may still be at work in this one
+    done = subprocess.run(
+        [sys.executable, "-c", SAVED_AFTER_ALL, str(tmp_path / "checkpoints")],
+        cwd=Path(__file__).parent, env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
     with Checkpoints(tmp_path / "checkpoints") as saved:
         assert saved.latest() == 1
 
