@@ -2,13 +2,15 @@
 
     python -m experiments.report D [--level=0.2] [--output=D/report]
 
-For each suite in D: Markdown and CSV with the mean over seeds +- its standard error of the FIGURES below: held-out `following`
-(the primary measure: ILA less the ILA of the same responses under other prompts' constraints), that control, ILA (pass@1),
-pass@8, the share of distinct responses and the entropy, all from 8 samples a prompt at temperature 1 after the last step;
-held-out following before the first step, its mean over steps and over equally many generated samples, and the generated samples
-until it first reaches --level (the mean of the seeds that reach it, and how many they are); and the paired differences from
-the suite's first variant, or from what the suite says, 95% intervals by Student's t over seeds. Curves over both axes as PNG.
-report.md and the one page report.html, which needs no other file, hold them all, with the commands that made the runs.
+D is the runner's directory, or one with files SUITE.json that an earlier report has written: these hold what tables and curves
+need of each run, so a report can be made again without the runs. For each suite in D: that file; Markdown and CSV with the
+mean over seeds +- its standard error of the FIGURES below: held-out `following` (the primary measure: ILA less the ILA of the
+same responses under other prompts' constraints), that control, ILA (pass@1), pass@8, the share of distinct responses and the
+entropy, all from 8 samples a prompt at temperature 1 after the last step; held-out following before the first step, its mean
+over steps and over equally many generated samples, and the generated samples until it first reaches --level (the mean of the
+seeds that reach it, and how many they are); and the paired differences from the suite's first variant, or from what the suite
+says, 95% intervals by Student's t over seeds. Curves over both axes as PNG. report.md and the one page report.html, which
+needs no other file, hold them all, with the commands that made the runs.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import base64
 import csv
 import io
 import itertools
+import json
 import math
 import sys
 from collections.abc import Iterable
@@ -38,6 +41,9 @@ from hir_jax.statistics import area_under_curve, first_reaching, over_seeds, sta
 from hir_jax.textfiles import read_json, read_text
 from hir_jax.types import InputError
 
+Runs = dict[str, dict[int, dict]]  # label -> seed -> run, as `gather` gives them
+
+COLUMNS = ("variant", "figure", "seeds", "reached", "mean", "standard_error", "against", "difference", "low", "high")
 FIGURES = {
     "following": "following",
     "ila_shuffled": "ILA, others' constraints",
@@ -61,22 +67,55 @@ def _evaluation(directory: Path) -> Path | None:
     return path if path.exists() else None
 
 
-def figures(directory: Path, level: float, budget: float) -> dict[str, float]:
-    """FIGURES of one finished run; the mean over samples is that over the first `budget` ones."""
-    rows = read_metrics(directory)
-    curve = curves(rows)
-    within = np.append([n for n in curve["samples"] if n < budget], budget)
+def gather(suite: Path) -> dict:
+    """What is reported of a suite's finished runs, as SUITE.json has it: {"commands": lines of the runner's commands, "runs":
+    {label: {seed: run}}}, variants in the suite's order. A run is {"curve": held-out following by step and by generated samples,
+    "end": figures of the evaluation after the last step}."""
+    runs = {}
+    for label in SUITES[suite.name].variants:
+        if seeds := finished(suite, label):
+            runs[label] = {seed: _run(path) for seed, path in seeds.items()}
+    commands = read_text(suite / COMMANDS).splitlines() if (suite / COMMANDS).exists() else []
+    return {"commands": commands, "runs": runs}
+
+
+def _run(directory: Path) -> dict:
+    curve = curves(read_metrics(directory))
     if not curve["following"]:
         raise InputError(
             f"{directory}: no held-out following was measured; run it with config.eval_every above 0 and "
             "config.constraints.control"
         )
     summary = read_json(_evaluation(directory))
-    sampled = {name: summary["intervals"][name][0] for name in ("following", "ila_shuffled", "distinct")}
-    return sampled | {
-        "pass@1": summary["pass_at_k"]["1"],
-        "pass@8": summary["pass_at_k"]["8"],
-        "entropy": summary["entropy"],
+    end = {name: summary["intervals"][name][0] for name in ("following", "ila_shuffled", "distinct")}
+    end |= {"pass@1": summary["pass_at_k"]["1"], "pass@8": summary["pass_at_k"]["8"], "entropy": summary["entropy"]}
+    return {"curve": curve, "end": end}
+
+
+def read(root: Path) -> dict[str, dict]:
+    """Suite -> what `gather` gives, of all suites of which `root` has finished runs or a file SUITE.json, in their order."""
+    found = {}
+    for name in SUITES:
+        path = root / f"{name}.json"
+        if (root / name).is_dir():
+            found[name] = gather(root / name)
+        elif path.exists():
+            record = read_json(path)
+            try:
+                runs = {
+                    label: {int(seed): run for seed, run in seeds.items()} for label, seeds in record["runs"].items()
+                }
+                found[name] = {"commands": record["commands"], "runs": runs}
+            except (AttributeError, KeyError, TypeError, ValueError) as error:
+                raise InputError(f"{path}: not a file that experiments.report has written ({error!r})") from None
+    return {name: record for name, record in found.items() if record["runs"]}
+
+
+def figures(run: dict, level: float, budget: float) -> dict[str, float]:
+    """FIGURES of one run; the mean over samples is that over the first `budget` ones."""
+    curve = run["curve"]
+    within = np.append([n for n in curve["samples"] if n < budget], budget)
+    return run["end"] | {
         "start": curve["following"][0],
         "area_steps": area_under_curve(curve["step"], curve["following"]),
         "area_samples": area_under_curve(within, np.interp(within, curve["samples"], curve["following"])),
@@ -90,15 +129,19 @@ def finished(suite: Path, label: str) -> dict[int, Path]:
     return {seed: runs[seed] for seed in sorted(runs) if _evaluation(runs[seed])}
 
 
-def collect(suite: Path, level: float) -> dict[str, dict[int, dict[str, float]]]:
-    """Label -> seed -> figures of the finished runs of a suite, in the suite's order. Their means over generated samples end
-    with the run that has generated the fewest."""
-    runs = {label: seeds for label in SUITES[suite.name].variants if (seeds := finished(suite, label))}
-    ends = (curves(read_metrics(path))["samples"] for seeds in runs.values() for path in seeds.values())
-    budget = min((samples[-1] for samples in ends if samples), default=0)
-    return {
-        label: {seed: figures(path, level, budget) for seed, path in seeds.items()} for label, seeds in runs.items()
-    }
+def collect(runs: Runs, level: float) -> dict[str, dict[int, dict[str, float]]]:
+    """Label -> seed -> figures. Their means over generated samples end with the run that has generated the fewest."""
+    budget = min(run["curve"]["samples"][-1] for seeds in runs.values() for run in seeds.values())
+    return {label: {seed: figures(run, level, budget) for seed, run in seeds.items()} for label, seeds in runs.items()}
+
+
+def rounded(value):
+    """`value` with its floats at six decimals, so that files that are committed stay small."""
+    if isinstance(value, dict):
+        return {key: rounded(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [rounded(each) for each in value]
+    return round(value, 6) if isinstance(value, float) else value
 
 
 def _cell(values: list[float]) -> str:
@@ -204,29 +247,30 @@ th:first-child, td:first-child { text-align: left } img { max-width: 100% }
 """
 
 
-def plot(suite: Path, labels: list[str], path: Path) -> None:
-    """Mean held-out following over seeds of the finished runs, shaded by its standard error, by steps and by samples."""
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4), sharey=True, layout="constrained")
-    for label in labels:
-        runs = [
-            run for path in finished(suite, label).values() if len((run := curves(read_metrics(path)))["following"]) > 1
-        ]
-        if not runs:
+def draw(axis: plt.Axes, runs: Runs, name: str) -> None:
+    """Each variant's mean held-out following over its seeds, shaded by the standard error, by `name`: step or samples."""
+    for label, seeds in runs.items():
+        found = [run["curve"] for run in seeds.values() if len(run["curve"]["following"]) > 1]
+        if not found:
             continue
-        for axis, name in zip(axes, ("step", "samples"), strict=True):
-            end = min(run[name][-1] for run in runs)
-            x = np.linspace(0, end, 50)
-            heights = np.array([np.interp(x, run[name], run["following"]) for run in runs])
-            error = np.array([standard_error(column) for column in heights.T]) if len(runs) > 1 else np.zeros(len(x))
-            (line,) = axis.plot(x, heights.mean(0), label=label)
-            axis.fill_between(
-                x, heights.mean(0) - error, heights.mean(0) + error, color=line.get_color(), alpha=0.2, linewidth=0
-            )
-            axis.set_xlabel({"step": "step", "samples": "generated samples"}[name])
-            axis.grid(alpha=0.3)
+        x = np.linspace(0, min(curve[name][-1] for curve in found), 50)
+        heights = np.array([np.interp(x, curve[name], curve["following"]) for curve in found])
+        error = np.array([standard_error(column) for column in heights.T]) if len(found) > 1 else np.zeros(len(x))
+        (line,) = axis.plot(x, heights.mean(0), label=label)
+        axis.fill_between(
+            x, heights.mean(0) - error, heights.mean(0) + error, color=line.get_color(), alpha=0.2, linewidth=0
+        )
+    axis.set_xlabel({"step": "step", "samples": "generated samples"}[name])
+    axis.grid(alpha=0.3)
+
+
+def plot(suite: str, runs: Runs, path: Path) -> None:
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4), sharey=True, layout="constrained")
+    for axis, name in zip(axes, ("step", "samples"), strict=True):
+        draw(axis, runs, name)
     axes[0].set(ylabel="held-out following", ylim=(0, None))
     axes[0].legend()
-    figure.suptitle(f"{suite.name} (mean over seeds, shaded: standard error)")
+    figure.suptitle(f"{suite} (mean over seeds, shaded: standard error)")
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
@@ -235,36 +279,22 @@ def write(root: Path, output: Path, level: float) -> str:
     """Everything of all suites found; returns the Markdown."""
     parts, texts, about = [], [], f"The level that samples are counted to is a held-out following of {level:g}."
     output.mkdir(parents=True, exist_ok=True)
-    for suite in (root / name for name in SUITES if (root / name).is_dir()):
-        found = collect(suite, level)
-        if not found:
-            continue
-        rows, picture = rows_of(found, references(suite.name, found)), output / f"{suite.name}.png"
+    for name, record in read(root).items():
+        found = collect(record["runs"], level)
+        rows, picture = rows_of(found, references(name, found)), output / f"{name}.png"
+        files.write_atomically(output / f"{name}.json", json.dumps(rounded(record)) + "\n")
         text = io.StringIO()
-        columns = (
-            "variant",
-            "figure",
-            "seeds",
-            "reached",
-            "mean",
-            "standard_error",
-            "against",
-            "difference",
-            "low",
-            "high",
-        )
-        table = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+        table = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
         table.writeheader()
         table.writerows(rows)
-        files.write_atomically(output / f"{suite.name}.csv", text.getvalue())
-        plot(suite, list(found), picture)
-        commands = read_text(suite / COMMANDS) if (suite / COMMANDS).exists() else ""
-        made = "".join(f"\n    {line}" for line in commands.splitlines())
+        files.write_atomically(output / f"{name}.csv", text.getvalue())
+        plot(name, record["runs"], picture)
+        made = "".join(f"\n    {line}" for line in record["commands"])
         made = f"\nMade by\n{made}\n" if made else ""
-        texts.append(markdown(suite.name, rows) + f"\n![{suite.name}]({suite.name}.png)\n" + made)
+        texts.append(markdown(name, rows) + f"\n![{name}]({name}.png)\n" + made)
         coded = base64.b64encode(picture.read_bytes()).decode()
-        part = {"name": suite.name, "question": SUITES[suite.name].question, "picture": coded, "tables": tables(rows)}
-        part["commands"] = commands
+        part = {"name": name, "question": SUITES[name].question, "picture": coded, "tables": tables(rows)}
+        part["commands"] = "\n".join(record["commands"])
         parts.append(part)
     if not parts:
         raise InputError(

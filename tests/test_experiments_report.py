@@ -48,21 +48,33 @@ def runs(tmp_path):
 
 
 def test_figures_worked_by_hand(runs):
-    found = report.figures(runs / "scope" / "batch" / "seed-1", level=0.3, budget=120)
-    assert found == {
+    record = report.gather(runs / "scope")["runs"]
+    assert report.figures(record["batch"][1], level=0.3, budget=120) == {
         "start": 0.0, "following": 0.4, "ila_shuffled": 0.02, "distinct": 0.9, "entropy": 1.5, "pass@1": 0.2, "pass@8": 0.6,
         "area_steps": pytest.approx(0.2), "to_level": pytest.approx(120),
         # 0, 0.2 and 0.3 after 0, 80 and 120 samples
         "area_samples": pytest.approx((0.1 * 80 + 0.25 * 40) / 120),
     }  # fmt: skip
-    assert report.figures(runs / "scope" / "batch" / "seed-0", level=0.3, budget=160)["to_level"] == math.inf
+    assert report.figures(record["batch"][0], level=0.3, budget=160)["to_level"] == math.inf
 
 
 def test_means_over_samples_end_with_the_run_that_has_generated_the_fewest(runs):
     write_run(runs / "scope" / "even" / "seed-1", [0.0, 0.2, 0.4], {"1": 0.1, "8": 0.2}, samples=6)
-    found = report.collect(runs / "scope", 0.3)
+    found = report.collect(report.gather(runs / "scope")["runs"], 0.3)
     assert [found["even"][1][name] for name in ("area_samples", "area_steps")] == pytest.approx([0.2, 0.2])
     assert found["batch"][1]["area_samples"] == pytest.approx((0.1 * 80 + 0.25 * 40) / 120)
+
+
+def test_a_report_can_be_made_again_without_the_runs(runs):
+    """From the files SUITE.json of the first report; the commands are there too."""
+    (runs / "scope" / "commands.txt").write_text("2026-11-29, commit 1f14a36: python -m experiments.run scope\n")
+    shown = report.write(runs, runs / "report", level=0.3)
+    assert report.write(runs / "report", runs / "again", level=0.3) == shown and "commit 1f14a36" in shown
+    for name in ("scope.json", "scope.csv", "report.md"):
+        assert (runs / "again" / name).read_text() == (runs / "report" / name).read_text()
+    (runs / "again" / "scope.json").write_text('{"runs": []}')
+    with pytest.raises(InputError, match=r"again/scope\.json: not a file that experiments\.report has written"):
+        report.write(runs / "again", runs / "report", level=0.3)
 
 
 def test_tables_hold_means_and_paired_differences(runs):
