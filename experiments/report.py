@@ -183,27 +183,29 @@ def rows_of(found: dict[str, dict[int, dict[str, float]]], against: dict[str, st
     return rows
 
 
-def _difference(row: dict) -> str:
+def difference(row: dict) -> str:
     if "difference" not in row:
         return ""
     form = "+.3f" if abs(row["mean"]) <= 1 else "+.0f"
     return f"{row['difference']:{form}} ({row['low']:{form}} to {row['high']:{form}})"
 
 
-def tables(rows: list[dict]) -> list[tuple[str, list[list[str]]]]:
-    """(Caption, lines of cells with the head first): the figures, and the differences where there are any."""
+def tables(rows: list[dict], shown: Iterable[str] = FIGURES) -> list[tuple[str, list[list[str]]]]:
+    """(Caption, lines of cells with the head first): the figures `shown`, and the differences where there are any."""
     labels = list(dict.fromkeys(row["variant"] for row in rows))
     by = {(row["variant"], row["figure"]): row for row in rows}
-    lines = [["variant", "seeds", *FIGURES.values()]]
+    lines = [["variant", "seeds", *(FIGURES[name] for name in shown)]]
     for label in labels:
-        lines.append([label, str(by[label, "following"]["seeds"]), *(by[label, name]["shown"] for name in FIGURES)])
-    caption = "Mean over seeds +- its standard error; samples to reach the level: mean of the seeds that reach it"
-    found = [(f"{caption} (how many, where not all do):", lines)]
+        lines.append([label, str(by[label, "following"]["seeds"]), *(by[label, name]["shown"] for name in shown)])
+    caption = "Mean over seeds +- its standard error"
+    if "to_level" in shown:
+        caption += "; samples to reach the level: mean of the seeds that reach it (how many, where not all do)"
+    found = [(f"{caption}:", lines)]
     if compared := [label for label in labels if by[label, "following"]["against"]]:
-        named = [name for name in FIGURES if any("difference" in by[label, name] for label in labels)]
+        named = [name for name in shown if any("difference" in by[label, name] for label in labels)]
         lines = [["variant", "against", *(FIGURES[name] for name in named)]]
         for label in compared:
-            lines.append([label, by[label, "following"]["against"], *(_difference(by[label, name]) for name in named)])
+            lines.append([label, by[label, "following"]["against"], *(difference(by[label, name]) for name in named)])
         caption = "Differences of a variant from the one in `against`, paired by seed, with 95% intervals over seeds:"
         found.append((caption, lines))
     return found

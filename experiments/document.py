@@ -1,0 +1,144 @@
+"""Fills in the tables of docs/results.md from the committed figures of the suites, and draws its picture.
+
+    python -m experiments.document [--check] [--results=experiments/results/tiny] [--document=docs/results.md]
+
+RESULTS/easy, medium and hard hold the files SUITE.json that `experiments.report` has written, RESULTS/tuned.json is what
+`experiments.run --tune` has. Between a line `<!-- NAME ... -->` of the document and the next `<!-- end -->` a table is made anew:
+
+    <!-- across SUITE FIGURE -->      one FIGURE of report.FIGURES at all difficulties, with differences from the first variant
+    <!-- suite DIFFICULTY SUITE -->   the figures of a suite, and differences, both in the report's columns named in SHOWN
+    <!-- tuning -->                   the mean following of every setting of the grid
+
+The picture, beside the document and named as it is, shows held-out following over generated samples at all difficulties for the
+suite that is named first. --check writes nothing, and ends with status 1 where the document's tables are not these.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+from experiments import report
+from experiments.report import plt
+from hir_jax.pathflags import expanded
+from hir_jax.runs import files
+from hir_jax.textfiles import read_json, read_text
+from hir_jax.types import InputError
+
+ROOT = Path(__file__).parents[1]
+DIFFICULTIES = ("easy", "medium", "hard")
+SHOWN = ("following", "area_samples", "ila_shuffled", "pass@1", "pass@8", "distinct", "entropy")
+BLOCK = re.compile(r"(<!-- (across|suite|tuning)([^\n]*) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+LEVEL = 0.2  # of "samples to reach the level", which these tables leave out
+
+
+def _table(lines: list[list[str]]) -> str:
+    head, *rest = ["| " + " | ".join(cells) + " |" for cells in lines]
+    return "\n".join([head, "|---" * len(lines[0]) + "|", *rest]) + "\n"
+
+
+def _rows(results: Path, difficulty: str, suite: str) -> list[dict]:
+    record = report.read(results / difficulty).get(suite)
+    if not record:
+        raise InputError(f"{results / difficulty}: there is no {suite}.json")
+    found = report.collect(record["runs"], LEVEL)
+    return report.rows_of(found, report.references(suite, found))
+
+
+def across(results: Path, suite: str, figure: str) -> str:
+    """One line a variant; for each difficulty the figure and, where there is one, its difference from the first variant."""
+    if figure not in report.FIGURES:
+        raise InputError(f"no figure {figure!r}; there are {', '.join(report.FIGURES)}")
+    columns, against = {}, ""
+    for difficulty in DIFFICULTIES:
+        for row in _rows(results, difficulty, suite):
+            if row["figure"] == figure:
+                columns.setdefault(row["variant"], {})[difficulty] = row
+                against = against or row["against"]
+    head = [cell for each in DIFFICULTIES for cell in (each, f"less {against}")]
+    lines = [[report.FIGURES[figure], *head]]
+    for variant, found in columns.items():
+        cells = []
+        for row in (found.get(difficulty) for difficulty in DIFFICULTIES):
+            cells += [row["shown"], report.difference(row)] if row else ["", ""]
+        lines.append([variant, *cells])
+    return _table(lines)
+
+
+def suite(results: Path, difficulty: str, name: str) -> str:
+    """The report's two tables of a suite with the figures SHOWN, and which variants do not follow by half of their ILA."""
+    rows = [row for row in _rows(results, difficulty, name) if row["figure"] in SHOWN]
+    parts = [f"{caption}\n\n{_table(lines)}" for caption, lines in report.tables(rows, SHOWN)]
+    mean = {(row["variant"], row["figure"]): row["mean"] for row in rows}
+    if idle := [v for v, figure in mean if figure == "following" and mean[v, figure] < mean[v, "pass@1"] / 2]:
+        parts.append(f"Following is below half of ILA, so these have not learnt to follow: {', '.join(idle)}.\n")
+    return "\n".join(parts)
+
+
+def tuning(results: Path) -> str:
+    """One line a variant, one column a setting; the chosen one is in bold."""
+    found = read_json(results / "tuned.json")
+    areas = found["area"]
+    names = {name: [float(n) for n in re.findall(r"[\d.e-]+\d", name)] for each in areas.values() for name in each}
+    names = sorted(names, key=lambda name: names[name][::-1])  # by weight of the KL, then by rate
+    lines = [["mean following over samples", *names]]
+    for variant, each in areas.items():
+        best = found["chosen"][variant]
+        best = f"lr {best['learner.learning_rate']:g}, kl {best['learner.kl']:g}"
+        cells = [f"{each[name]:.3f}" if name in each else "" for name in names]
+        lines.append([variant, *(f"**{cell}**" if name == best else cell for name, cell in zip(names, cells))])
+    return _table(lines)
+
+
+MAKE = {"across": across, "suite": suite, "tuning": tuning}
+
+
+def filled(text: str, results: Path) -> str:
+    """The document with its tables made anew."""
+
+    def block(found: re.Match) -> str:
+        head, name, words, _, end = found.groups()
+        try:
+            return head + "\n" + MAKE[name](results, *words.split()) + "\n" + end
+        except (InputError, OSError, TypeError) as error:
+            raise InputError(f"{head.strip()}: {error}") from None
+
+    return BLOCK.sub(block, text)
+
+
+def picture(text: str, results: Path, path: Path) -> None:
+    """Curves of the suite that the document names first, a panel a difficulty."""
+    name = re.search(r"<!-- across (\S+)", text)[1]
+    figure, axes = plt.subplots(1, len(DIFFICULTIES), figsize=(13, 4), layout="constrained")
+    for axis, difficulty in zip(axes, DIFFICULTIES, strict=True):
+        report.draw(axis, report.read(results / difficulty)[name]["runs"], "samples")
+        axis.set(title=difficulty, ylim=(0, None))
+    axes[0].set(ylabel="held-out following")
+    axes[0].legend()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m experiments.document", allow_abbrev=False)
+    path = {"type": lambda name: Path(expanded(name))}
+    parser.add_argument("--results", default=ROOT / "experiments" / "results" / "tiny", **path)
+    parser.add_argument("--document", default=ROOT / "docs" / "results.md", **path)
+    parser.add_argument("--check", action="store_true", help="only say whether the tables are the ones of the results")
+    args = parser.parse_args(arguments)
+    old = read_text(args.document)
+    new = filled(old, args.results)
+    if args.check and new != old:
+        raise InputError(f"{args.document}: its tables are not the ones of {args.results}; run this without --check")
+    if not args.check:
+        files.write_atomically(args.document, new)
+        picture(new, args.results, args.document.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except (InputError, OSError) as error:
+        sys.exit(f"error: {error}")
