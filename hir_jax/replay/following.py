@@ -8,6 +8,9 @@ the prompts that have equally many constraints, each response is checked against
 Every shift of the control is a permutation of the prompts, so a response that is the same for all of them gets exactly 0 where
 all verdicts are known. ILA ranks methods; `following` says whether what ILA measures is following at all.
 
+Cost (`seconds/control` of a run's metrics): on a CPU core 6 to 12 ms for 32 rows of 3 to 8 constraints, less than 0.1% of a
+step of SmolLM2-135M, and 8 to 9 ms of a step of the tiny config, 2%.
+
 Pure functions of arrays. N prompts of S samples each, B = N * S rows (row b belongs to prompt b // S), C constraints, R shifts.
 """
 
