@@ -7,11 +7,12 @@ BIN := $(VENV)/bin
 .DELETE_ON_ERROR:
 environment: $(VENV)/ready
 
-$(VENV)/ready: requirements.txt requirements-data.txt
+$(VENV)/ready: requirements.txt requirements-data.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -r requirements.txt
 	$(BIN)/python -m pip install --quiet --no-deps -r requirements-data.txt
+	$(BIN)/python -m pip install --quiet --no-deps -e .
 	touch $@
 
 $(VENV)/torch: $(VENV)/ready

@@ -93,22 +93,29 @@ def _run(directory: Path) -> dict:
 
 
 def read(root: Path) -> dict[str, dict]:
-    """Suite -> what `gather` gives, of all suites of which `root` has finished runs or a file SUITE.json, in their order."""
+    """Suite -> what `gather` gives, of all suites of which `root` has finished runs, a file SUITE.json, or both, in their order.
+    Runs of the file that are not in the directory are kept, so that a suite may be made in parts."""
     found = {}
     for name in SUITES:
-        path = root / f"{name}.json"
-        if (root / name).is_dir():
-            found[name] = gather(root / name)
-        elif path.exists():
-            record = read_json(path)
-            try:
-                runs = {
-                    label: {int(seed): run for seed, run in seeds.items()} for label, seeds in record["runs"].items()
-                }
-                found[name] = {"commands": record["commands"], "runs": runs}
-            except (AttributeError, KeyError, TypeError, ValueError) as error:
-                raise InputError(f"{path}: not a file that experiments.report has written ({error!r})") from None
-    return {name: record for name, record in found.items() if record["runs"]}
+        records = [_of_file(path)] if (path := root / f"{name}.json").exists() else []
+        records += [gather(root / name)] if (root / name).is_dir() else []
+        runs = {label: {} for label in SUITES[name].variants}
+        for label, seeds in (each for record in records for each in record["runs"].items()):
+            runs.setdefault(label, {}).update(seeds)
+        runs = {label: dict(sorted(seeds.items())) for label, seeds in runs.items() if seeds}
+        if runs:
+            commands = dict.fromkeys(line for record in records for line in record["commands"])
+            found[name] = {"commands": list(commands), "runs": runs}
+    return found
+
+
+def _of_file(path: Path) -> dict:
+    record = read_json(path)
+    try:
+        runs = {label: {int(seed): run for seed, run in seeds.items()} for label, seeds in record["runs"].items()}
+        return {"commands": list(record["commands"]), "runs": runs}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: not a file that experiments.report has written ({error!r})") from None
 
 
 def figures(run: dict, level: float, budget: float) -> dict[str, float]:

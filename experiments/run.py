@@ -13,11 +13,12 @@ at a time, each with its share of the cores and a GPU of its own. Without it: on
 model is fitted here (it is small then), else one.
 
 Protocol (PROTOCOL.md beside this file). Each variant has the same grid: with each weight of the KL in KLS, the learning rates
-FACTORS times the config's, and one rate more where the best lies at the edge (a weight given by override is the only one, a rate
-so given the middle). `--tune` runs it on seeds that are never reported (TUNING_SEEDS) and writes, for each variant, the pair with
-the largest mean of held-out following over generated samples to D/SUITE/tuned.json. Without --tune the pairs are those in that
-file, or else in experiments/tuned.json (a variant of another suite takes its method's); a variant that is in neither has the
-config's. Overrides given here come before them, the variant's own before both.
+FACTORS times the config's, and one rate more where the best lies at the edge (a weight given by override is the only one, a
+rate so given the middle); methods without a KL take the first weight alone. `--tune` runs it on seeds that are never reported
+(TUNING_SEEDS) and writes, for each variant, the pair with the largest mean of held-out following over generated samples to
+D/SUITE/tuned.json. Without --tune the pairs are those in that file, or else in experiments/tuned.json (a variant of another
+suite takes its method's); a variant that is in neither has the config's. Overrides given here come before them, the variant's
+own before both.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ from hir_jax.types import InputError
 
 FACTORS = (1 / 3, 1.0, 3.0)
 KLS = (0.001, 0.03)
+WITHOUT_KL = ("rft", "dpo")  # their loss has no reward that it could be part of, so all its weights give the same run
 RATE, KL, UNSEEN = "learner.learning_rate", "learner.kl", "data.unseen_ids"
 TUNING_SEEDS = (1001, 1002)  # reported ones are 0, 1, 2, ...
 TUNED = Path(__file__).parent / "tuned.json"
@@ -257,7 +259,11 @@ def tune(suite: str, file: str, root: Path, labels: list[str], extra: Overrides,
     middle = float(extra.get(RATE, configs.load_file(file).learner.learning_rate))
     kls = (float(extra[KL]),) if KL in extra else KLS
     extra = {key: value for key, value in extra.items() if key not in (RATE, KL)}
-    found: dict[tuple[str, float], dict[float, float]] = {(label, kl): {} for label in labels for kl in kls}
+    found: dict[tuple[str, float], dict[float, float]] = {
+        (label, kl): {}
+        for label in labels
+        for kl in (kls[:1] if SUITES[suite].variants[label]["method"] in WITHOUT_KL else kls)
+    }
     wanted = {each: [middle * factor for factor in FACTORS] for each in found}
     while any(wanted.values()):
         todo = {}
@@ -276,7 +282,9 @@ def tune(suite: str, file: str, root: Path, labels: list[str], extra: Overrides,
         wanted = {each: _beyond(areas) for each, areas in found.items()}
     chosen, table = {}, {}
     for label in labels:
-        areas = {(kl, rate): area for kl in kls for rate, area in sorted(found[label, kl].items())}
+        areas = {
+            (kl, rate): a for (name, kl), each in found.items() if name == label for rate, a in sorted(each.items())
+        }
         kl, rate = max(areas, key=areas.get)
         chosen[label] = {RATE: rate, KL: kl}
         table[label] = {f"lr {rate:g}, kl {kl:g}": round(area, 5) for (kl, rate), area in areas.items()}

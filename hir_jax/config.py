@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 import ml_collections
-from absl import app, flags
+from absl import flags
 from ml_collections import config_flags
 
 from hir_jax import config_ranges, pathflags
@@ -27,6 +27,8 @@ from hir_jax.runs import files
 from hir_jax.types import InputError
 
 ANY_NAME = "model.chat_template_args."  # what is below has any name that a chat template knows
+# Where configs/ is: in a checkout, and in an installed package.
+SHIPPED = tuple(Path(__file__).parents[up] / "configs" for up in (1, 0))
 METHODS = ("hir", "ilr", "clr", "hir_clr", "sft", "rft", "dpo")
 # Keys that do not change what is learnt: a run may be resumed with other values of these.
 FREE_ON_RESUME = (
@@ -340,11 +342,26 @@ def sequences(config) -> int:
     return per_prompt * config.data.batch_prompts
 
 
+def shipped_configs() -> list[str]:
+    """Names of the configs that come with the package."""
+    return sorted({path.stem for directory in SHIPPED for path in directory.glob("*.py") if path.stem != "__init__"})
+
+
+def config_file(name: str) -> str:
+    """FILE or FILE:VARIANT of --config. A bare NAME, where there is no such file, is NAME.py of the configs that come with the
+    package."""
+    path, colon, variant = pathflags.expanded(name).partition(":")
+    if not Path(path).is_file():
+        shipped = (directory / f"{path}.py" for directory in SHIPPED)
+        path = next((str(file) for file in shipped if "/" not in path and file.is_file()), path)
+    return path + colon + variant
+
+
 def load_file(name: str) -> ml_collections.ConfigDict:
     """What `--config=name` gives: FILE or FILE:VARIANT."""
-    path, _, variant = pathflags.expanded(name).partition(":")
+    path, _, variant = config_file(name).partition(":")
     if not Path(path).is_file():
-        raise ConfigError(f"{path}: no such config file")
+        raise ConfigError(f"{path}: no such config file; those that come with hir_jax: {', '.join(shipped_configs())}")
     get_config = runpy.run_path(path)["get_config"]
     return get_config(variant) if variant else get_config()
 
@@ -390,12 +407,13 @@ def define_flags(*names: str) -> None:
 
 def _parse(argv):
     try:
-        argv = [f"--config={pathflags.expanded(a[9:])}" if a.startswith("--config=") else a for a in argv]
+        argv = [f"--config={config_file(a[9:])}" if a.startswith("--config=") else a for a in argv]
     except InputError as error:
         sys.exit(f"error: {error}")
     for name in (a.removeprefix("--config=").split(":")[0] for a in argv[1:] if a.startswith("--config=")):
         if not Path(name).is_file():
-            sys.exit(f"error: --config={name}: no such file")
+            known = ", ".join(shipped_configs())
+            sys.exit(f"error: --config={name}: no such file; those that come with hir_jax: {known}")
     keys = flatten(defaults())
     groups = {k.rsplit(".", 1)[0] for k in keys if "." in k}
     for key in (a.split("=")[0].removeprefix("--config.") for a in argv[1:] if a.startswith("--config.")):
@@ -410,9 +428,9 @@ def _parse(argv):
         sys.exit(f"error: {message}")
 
 
-def run_program(main) -> None:
-    """Parses flags and runs `main(argv)`. Errors of input (`types.InputError`, and the file system's) end the
-    program with their message alone and status 1."""
+def run_program(main, doc: str) -> None:
+    """Parses flags and runs `main(argv)` of the program with the docstring `doc`. Errors of input (`types.InputError`, and the
+    file system's) end the program with their message alone and status 1."""
 
     def guarded(argv):
         try:
@@ -422,7 +440,7 @@ def run_program(main) -> None:
         except (InputError, OSError) as error:
             sys.exit(f"error: {error}")
 
-    app.run(guarded, flags_parser=_parse)
+    pathflags.run(guarded, doc, flags_parser=_parse)
 
 
 def to_json(config) -> str:

@@ -383,7 +383,7 @@ def evaluate(args) -> None:
     print(json.dumps({"runs": runs, "differences": compared}))
 
 
-if __name__ == "__main__":
+def cli() -> None:
     configs.define_flags()
     pathflags.define("prompts", None, "The benchmark's prompts.")
     pathflags.define_list(
@@ -400,4 +400,8 @@ if __name__ == "__main__":
     )
     processes.define_flags()
     flags.mark_flags_as_required(["workdir"])
-    configs.run_program(main)
+    configs.run_program(main, __doc__)
+
+
+if __name__ == "__main__":
+    cli()

@@ -74,7 +74,7 @@ def main(argv) -> None:
     print(f"step {step} of {args.workdir}, {args.dtype}: {output}")
 
 
-if __name__ == "__main__":
+def cli() -> None:
     pathflags.define("workdir", None, "The run.")
     pathflags.define("output", None, "The directory to write; it must not exist or be empty.")
     flags.DEFINE_integer("step", None, "Of the checkpoint; the newest by default, 0: the start.", lower_bound=0)
@@ -82,4 +82,8 @@ if __name__ == "__main__":
     flags.DEFINE_float("shard_gb", 5.0, "Gigabytes of a file, at most.", lower_bound=1e-6)
     flags.DEFINE_bool("adapter", False, "Write a LoRA run's adapters alone, for peft.")
     flags.mark_flags_as_required(["workdir", "output"])
-    configs.run_program(main)
+    configs.run_program(main, __doc__)
+
+
+if __name__ == "__main__":
+    cli()

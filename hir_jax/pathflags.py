@@ -1,11 +1,12 @@
-"""Flags that name files and directories: "~" is the user's home, and a name may hold any sign."""
+"""Flags that name files and directories ("~" is the user's home, and a name may hold any sign), and the start of a program."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from absl import flags
+from absl import app, flags
 
 from hir_jax.types import InputError
 
@@ -60,3 +61,14 @@ def define_list(
 ) -> None:
     """A flag that is several, as `split_names` takes them apart."""
     flags.DEFINE(_Paths(exists), name, default, help, serializer=flags.ListSerializer(","), required=required)
+
+
+def run(main: Callable[[Sequence[str]], int | None], doc: str, **how) -> None:
+    """`app.run` of a program whose module's docstring is `doc`: --help shows it with the program's own flags, whether the program
+    was started by `python -m` or by its command."""
+    sys.modules["__main__"].__doc__ = doc
+    for module, found in flags.FLAGS.flags_by_module_dict().items():
+        if module.startswith("hir_jax."):
+            for flag in found:
+                flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
+    app.run(main, **how)

@@ -188,6 +188,10 @@ def main(argv: Sequence[str]) -> int:
     return guarded(argv, _run)
 
 
-if __name__ == "__main__":
+def cli() -> None:
     _define_flags()
-    app.run(main)
+    pathflags.run(main, __doc__)
+
+
+if __name__ == "__main__":
+    cli()

@@ -336,9 +336,13 @@ def main(argv) -> None:
         train(config, Path(flags.FLAGS.workdir))
 
 
-if __name__ == "__main__":
+def cli() -> None:
     configs.define_flags()
     pathflags.define("workdir", None, "The run's directory.")
     processes.define_flags()
     flags.mark_flags_as_required(["config", "workdir"])
-    configs.run_program(main)
+    configs.run_program(main, __doc__)
+
+
+if __name__ == "__main__":
+    cli()

@@ -159,6 +159,19 @@ def test_tuning_takes_the_rate_with_the_largest_area(tmp_path, monkeypatch):
     assert given[run.KL] == "0.5" and given[run.RATE] == 3e-4
 
 
+def test_a_method_without_a_kl_is_tuned_with_one_weight(tmp_path, monkeypatch):
+    asked = set()
+
+    def note(todo, parallel):
+        asked.update((job.overrides["method"], job.overrides[run.KL]) for job in todo)
+        return ["that is all"]
+
+    monkeypatch.setattr(run, "run_all", note)
+    with pytest.raises(SystemExit, match="that is all"):
+        run.main(["reward_signal", f"--config={CONFIG}", f"--workdir={tmp_path}", "--tune", "--only=hir,rft,dpo"])
+    assert asked == {("hir", 0.001), ("hir", 0.03), ("rft", 0.001), ("dpo", 0.001)}
+
+
 def test_variants_share_base_models_or_have_their_own(tmp_path):
     labels = list(SUITES["difficulty"].variants)
     planned = run.jobs("difficulty", CONFIG, tmp_path, labels, [0, 1], {}, {})
@@ -235,7 +248,7 @@ def test_a_run_that_another_suite_has_made_is_linked(started, capsys):
     link = root / "schedule" / "exponential" / "seed-0"
     assert link.is_symlink() and link.resolve() == (root / "scope" / "batch" / "seed-0").resolve()
     assert "the same run as" in capsys.readouterr().out
-    assert report.collect(root / "schedule", 0.2)["exponential"] == report.collect(root / "scope", 0.2)["batch"]
+    assert report.gather(root / "schedule")["runs"]["exponential"] == report.gather(root / "scope")["runs"]["batch"]
 
 
 def test_what_was_tuned_for_a_method_serves_other_suites(tmp_path, monkeypatch):

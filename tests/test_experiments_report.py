@@ -72,6 +72,9 @@ def test_a_report_can_be_made_again_without_the_runs(runs):
     assert report.write(runs / "report", runs / "again", level=0.3) == shown and "commit 1f14a36" in shown
     for name in ("scope.json", "scope.csv", "report.md"):
         assert (runs / "again" / name).read_text() == (runs / "report" / name).read_text()
+    write_run(runs / "more" / "scope" / "batch" / "seed-2", [0.0, 0.1, 0.6], {"1": 0.1, "8": 0.2})  # made later
+    (runs / "more" / "scope.json").write_text((runs / "report" / "scope.json").read_text())
+    assert "| batch | 3 | 0.400 +- 0.115 |" in report.write(runs / "more", runs / "together", level=0.3)
     (runs / "again" / "scope.json").write_text('{"runs": []}')
     with pytest.raises(InputError, match=r"again/scope\.json: not a file that experiments\.report has written"):
         report.write(runs / "again", runs / "report", level=0.3)

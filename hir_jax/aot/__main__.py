@@ -185,9 +185,13 @@ def main(_) -> None:
     print(line)
 
 
-if __name__ == "__main__":
+def cli() -> None:
     configs.define_flags("topology", "functions")
     for name in ("output", "text", "collect"):
         pathflags.define(name, None, f"See the program's docstring: {name}.")
     flags.DEFINE_integer("layers", 0, "Compile a model of so many layers; 0: all.", lower_bound=0)
-    configs.run_program(main)
+    configs.run_program(main, __doc__)
+
+
+if __name__ == "__main__":
+    cli()

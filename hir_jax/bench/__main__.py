@@ -149,7 +149,7 @@ def main(argv) -> None:
     print(text)
 
 
-if __name__ == "__main__":
+def cli() -> None:
     configs.define_flags()
     pathflags.define("output", None, "A file for the figures.")
     flags.DEFINE_enum("peer", None, list(PEERS), "Measure transformers and torch, or TRL, too, in turn with ours.")
@@ -171,4 +171,8 @@ if __name__ == "__main__":
     ):
         flags.DEFINE_integer(name, getattr(Sizes, name), help, lower_bound=least)
     flags.mark_flags_as_required(["config"])
-    configs.run_program(main)
+    configs.run_program(main, __doc__)
+
+
+if __name__ == "__main__":
+    cli()

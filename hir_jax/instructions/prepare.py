@@ -133,4 +133,4 @@ def _define_flags() -> None:
 
 if __name__ == "__main__":
     _define_flags()
-    config.run_program(main)
+    config.run_program(main, __doc__)

@@ -270,4 +270,4 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     _define_flags()
-    app.run(main)
+    pathflags.run(main, __doc__)

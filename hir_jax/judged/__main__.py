@@ -32,7 +32,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 
 from hir_jax import pathflags
 from hir_jax.constraints.judge import JudgeSettings
@@ -161,6 +161,10 @@ def main(argv: Sequence[str]) -> int:
     return guarded(argv, _run)
 
 
-if __name__ == "__main__":
+def cli() -> None:
     _define_flags()
-    app.run(main)
+    pathflags.run(main, __doc__)
+
+
+if __name__ == "__main__":
+    cli()

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 
 from hir_jax import pathflags
 from hir_jax.runs import report_data as data
@@ -126,8 +126,12 @@ def main(argv: Sequence[str]) -> int:
         return 1
 
 
-if __name__ == "__main__":
+def cli() -> None:
     # Not at import: the trainer imports this module beside flags of the same names.
     pathflags.define("output", None, "The page; by default report.html in the one DIR.")
     flags.DEFINE_string("title", "", "Heading of the page.")
-    app.run(main)
+    pathflags.run(main, __doc__)
+
+
+if __name__ == "__main__":
+    cli()
