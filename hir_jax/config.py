@@ -98,7 +98,7 @@ def defaults() -> ml_collections.ConfigDict:
     d.size = 2000  # generated training instructions (or pairs, for sft)
     d.eval_size = 64  # held-out instructions
     d.eval_batch = 32  # prompts decoded at a time in evaluation
-    d.families = ("ifeval",)  # generated: ifeval, muldimif, training, soft, ifbench (test types: see README)
+    d.families = ("ifeval",)  # generated: ifeval, muldimif, training, soft, ifbench (test types of a benchmark)
     d.min_constraints = 3  # a row, generators
     d.max_constraints = 8  # a row, generators
     d.templates = ("type1", "type2", "type3", "type4", "type5", "type6")  # of the generators
