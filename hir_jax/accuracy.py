@@ -22,8 +22,8 @@ from hir_jax.instructions.roles import Encoded
 from hir_jax.instructions.templates import render
 from hir_jax.parallel import processes
 from hir_jax.replay import following, select
+from hir_jax.rollouts import verify
 from hir_jax.statistics import bootstrap
-from hir_jax.step import verify
 from hir_jax.types import Constraint, Instruction, Rollout, Verdicts
 
 _FIXED_SEED = (0,)  # of the control's permutation outside training

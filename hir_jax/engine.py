@@ -1,33 +1,33 @@
-"""A config's model and tokenizer, and the host's side of its compiled functions: arrays in, NumPy out.
+"""The compiled functions of a step for one config, model and mesh, and the host's side of them: arrays in, NumPy out.
 
-Programs talk to the device through an Engine.
+Programs talk to the devices through an Engine. `python -m hir_jax.aot` makes one for devices that are elsewhere: nothing is
+loaded or compiled before it is asked for.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
-from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hir_jax import fused
-from hir_jax.constraints import on_device, responses
-from hir_jax.functions import EVALUATE, INIT, SAMPLE, SELECT, Functions
-from hir_jax.instructions import lexicon
-from hir_jax.instructions.roles import Encoded, PartShapes, chat_frame, prompt_batch
-from hir_jax.learner.update import init_state
-from hir_jax.models import decoder, hf, lora
-from hir_jax.models.checkpoint import open_checkpoint
-from hir_jax.models.config import ModelConfig
-from hir_jax.models.tokenizer import ids_of, read_tokenizer, warn_of_unused_ends
+from hir_jax import step as steps
+from hir_jax.backbone import Backbone, open_backbone
+from hir_jax.constraints import on_device
+from hir_jax.instructions.roles import Encoded, PartShapes, prompt_batch
+from hir_jax.learner.update import init_state, score_responses, update
+from hir_jax.models import decoder, lora
 from hir_jax.parallel import mesh as meshes
-from hir_jax.pathflags import expanded
-from hir_jax.rollout.sample import Sampling, finished
+from hir_jax.rollout.sample import Sampling, advance, begin, finished
+from hir_jax.step import StepSettings
 from hir_jax.types import InputError, PromptBatch, Replays, Rollout, TrainBatch, TrainState, Verdicts
 
+ATTENTION = {"tpu": "splash", "gpu": "triton"}  # by platform; see models/attention.py
+INIT, SAMPLE, SELECT, EVALUATE, ADAPT = range(5)  # purposes of random keys
 _BYTES_PER_TOKEN = 8  # room for text on the device; English has 3 to 5
 _PROBE_TOKENS = 32  # of a prompt's end, to see whether a policy gives finite log-probs
 
@@ -37,71 +37,56 @@ def bucket(length: int, buckets: Sequence[int], longest: int) -> int:
     return min(b for b in (*buckets, longest) if b >= length)
 
 
-def _random_model(config, words: int) -> ModelConfig:
-    m = config.model
-    return ModelConfig(
-        family="llama", vocab_size=words, hidden_size=m.hidden_size,
-        intermediate_size=m.intermediate_size, num_layers=m.num_layers, num_heads=m.num_heads,
-        num_kv_heads=m.num_heads, head_dim=m.hidden_size // m.num_heads,
-        max_position=config.data.max_prompt + config.rollout.max_response,
-    )  # fmt: skip
+def _laid_out(shapes, shardings):
+    return jax.tree.map(lambda s, sh: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sh), shapes, shardings)
 
 
-class Engine(Functions):
-    """Model, tokenizer and compiled functions."""
+class Engine:
+    """`settings`: what the functions of a step are bound to; `backbone`: model shape, tokenizer, weights."""
 
-    def __init__(self, config, devices=None):
-        self._checkpoint = open_checkpoint(config.model.checkpoint) if config.model.checkpoint else None
-        if self._checkpoint:
-            self.tokenizer = self._checkpoint.tokenizer
-            stop_ids = tuple(self._checkpoint.stop_ids)
-            model = self._checkpoint.config
-        else:
-            name = expanded(config.model.tokenizer)
-            self.tokenizer = lexicon.build_tokenizer() if name == "lexicon" else read_tokenizer(Path(name))
-            if self.tokenizer.eos_token_id is None:
-                raise InputError(
-                    f"config.model.tokenizer = {name!r}: it names no eos_token, with which a response ends"
-                )
-            stop_ids = (self.tokenizer.eos_token_id,)
-            model = _random_model(config, ids_of(self.tokenizer))
-        m = config.model
-        self.frame = chat_frame(self.tokenizer, m.chat_template_args.to_dict(), m.system_prompt)
-        warn_of_unused_ends(self.tokenizer, self.frame.chat.end_of_turn, stop_ids)
-        pad = self.tokenizer.pad_token_id
-        super().__init__(config, model, stop_ids, stop_ids[0] if pad is None else pad, devices)
-        meshes.connect(self.mesh)
-        self.reward_settings = {
-            "fractional": config.method in ("clr", "hir_clr"),
-            "successes_only": config.method == "rft",
-            "mask_truncated": config.learner.mask_truncated,
-        }
+    def __init__(self, config, devices=None, backbone: Backbone | None = None):
+        """devices: those of the mesh, all that jax sees where None; backbone: opened by the config where None."""
+        self.config, self.backbone = config, backbone or open_backbone(config)
+        self.mesh = meshes.make_mesh(**config.mesh, devices=devices)
+        sampler = {"data": -1, "fsdp": 1, "tensor": config.rollout.tensor} if config.rollout.tensor else config.mesh
+        self.sampler_mesh = meshes.make_mesh(**sampler, devices=devices)
+        attention = ATTENTION.get(self.mesh.devices.flat[0].platform, "plain")
+        how = {"compute_dtype": config.model.compute_dtype, "remat": config.model.remat, "attention": attention}
+        self.lora = None
+        if config.lora.rank:
+            self.lora = lora.LoraSettings(config.lora.rank, config.lora.alpha, tuple(config.lora.targets))
+            how["lora_scaling"] = self.lora.scaling
+        self.model = dataclasses.replace(self.backbone.model, **how)
+        self.settings = StepSettings(
+            config, self.model, self.backbone.pad_id, self.backbone.stop_ids, self.mesh, self.sampler_mesh,
+            thinking=self.backbone.thinking if self.backbone.frame else None,
+        )  # fmt: skip
+        if config.rollout.slots % self.settings.queues:
+            raise InputError(
+                f"config.rollout.slots = {config.rollout.slots} must be a multiple of the {self.settings.queues} devices that "
+                "share rows"
+            )
+        if set(self.mesh.devices.flat) <= set(jax.devices()):
+            meshes.connect(self.mesh)
 
-    @property
-    def end_id(self) -> int:
-        """The token that ends a response in supervised pairs: the one that ends a turn in the chat template, or the first stop id
-        where neither the template nor the tokenizer has one."""
-        found = self.frame.chat.end_of_turn
-        return self.stop_ids[0] if found is None else found
-
-    @property
-    def kept(self) -> hf.Kept:
-        """What the checkpoint's configs say of sampling, to be written again with the trained model."""
-        return self._checkpoint.kept if self._checkpoint else hf.Kept(self.tokenizer.bos_token_id)
+    def key(self, purpose: int, step: int = 0) -> jax.Array:
+        """The random key of a purpose at a step; nothing else is random."""
+        return jax.random.fold_in(jax.random.fold_in(jax.random.key(self.config.seed), purpose), step)
 
     # ---- parameters, state
 
+    @cached_property
+    def param_shardings(self):
+        return meshes.parameter_shardings(
+            self.mesh, decoder.param_axes(self.model), decoder.abstract_params(self.model)
+        )
+
     def _load(self, dtype) -> decoder.Params:
-        """The checkpoint's parameters, straight to their shards; random ones if the config names none."""
-        dtype = jnp.dtype(dtype)
-        if self._checkpoint:
-            return self._checkpoint.load_params(dtype, self.param_shardings)
-        make = jax.jit(decoder.init, static_argnums=(0, 2), out_shardings=self.param_shardings)
-        return make(self.model, self.key(INIT), dtype)
+        return self.backbone.load(self.model, jnp.dtype(dtype), self.param_shardings, self.key(INIT))
 
     @cached_property
     def frozen(self) -> decoder.Params | None:
-        """The model that LoRA's adapters stand beside, which no step changes; None without LoRA."""
+        """The model that LoRA's adapters are trained beside, which no step changes; None without LoRA."""
         return self._load(self.config.lora.base_dtype) if self.lora else None
 
     def load_params(self) -> decoder.Params:
@@ -111,9 +96,9 @@ class Engine(Functions):
     @cached_property
     def base(self) -> dict[str, str | int]:
         """Where `frozen` is from, and its checksum, for checkpoints, which do not hold it. {} where it is random or None."""
-        if not (self.lora and self._checkpoint):
+        if not (self.lora and self.backbone.checkpoint):
             return {}
-        return {"base": self._checkpoint.origin, "base_checksum": int(lora.checksum(self.frozen))}
+        return {"base": self.backbone.checkpoint.origin, "base_checksum": int(lora.checksum(self.frozen))}
 
     def refuse_other_base(self, meta: dict) -> None:
         """InputError if the checkpoint that `meta` is of was trained beside other frozen weights than are here now."""
@@ -130,47 +115,131 @@ class Engine(Functions):
     def init_state(self, params: decoder.Params) -> TrainState:
         """Step 0 from given parameters."""
         shardings = jax.tree.map(lambda s: s.sharding, self.abstract_state)
-        make = jax.jit(lambda p: init_state(self._initial(p), self.settings), out_shardings=shardings)
+        make = jax.jit(lambda p: init_state(self._initial(p), self.settings.learner), out_shardings=shardings)
         return make(params)
 
-    # ---- verification on the device, and whole steps there
+    def _initial(self, params: decoder.Params) -> decoder.Params:
+        """What is trained, at step 0 from given parameters: a copy of them (the state will be donated), or new adapters."""
+        if self.lora is None:
+            return jax.tree.map(jnp.copy, params)
+        return lora.init(self.model, self.lora, self.key(ADAPT), jnp.dtype(self.config.model.param_dtype))
+
+    @property
+    def abstract_frozen(self) -> decoder.Params | None:
+        """Shapes and shardings of the weights that LoRA's adapters are trained beside; None without LoRA."""
+        if self.lora is None:
+            return None
+        shapes = decoder.abstract_params(self.model, jnp.dtype(self.config.lora.base_dtype))
+        return _laid_out(shapes, self.param_shardings)
+
+    @cached_property
+    def abstract_state(self) -> TrainState:
+        """Shapes and shardings of the TrainState, for restoring one."""
+        given = decoder.abstract_params(self.model, self.config.model.param_dtype)
+        shapes = jax.eval_shape(lambda p: init_state(self._initial(p), self.settings.learner), given)
+        axes = lora.param_axes(self.model, shapes.params)
+        trained = meshes.parameter_shardings(self.mesh, axes, shapes.params)
+        shardings = meshes.state_shardings(self.mesh, shapes, trained)
+        return _laid_out(shapes, shardings)
+
+    # ---- the functions, compiled for the mesh; none is compiled before its first call
+
+    @cached_property
+    def _reshard(self):
+        return jax.jit(partial(steps.for_sampling, settings=self.settings))
+
+    @cached_property
+    def _cast(self):
+        return jax.jit(lambda x: x.astype(self.settings.sampler_model.compute_dtype))
+
+    def for_sampling(self, params: decoder.Params) -> decoder.Params:
+        """A model's parameters as `sample` takes them, once for all calls of a step. If trainer and sampler share a layout,
+        arrays already in the sampler's dtype are not copied (LoRA's frozen weights, say)."""
+        if self.config.rollout.tensor:
+            return self._reshard(params)
+        dtype = self.settings.sampler_model.compute_dtype
+        return jax.tree.map(lambda x: x if x.dtype == dtype else self._cast(x), params)
+
+    def abstract_sampler_params(self, params: decoder.Params) -> decoder.Params:
+        """Shapes and shardings of what `for_sampling` makes of those, which are returned where it does not copy them."""
+        if self.config.rollout.tensor:
+            shapes = jax.eval_shape(partial(steps.for_sampling, settings=self.settings), params)
+            axes = lora.param_axes(self.model, params)
+            return _laid_out(shapes, meshes.parameter_shardings(self.sampler_mesh, axes, shapes))
+        dtype = jnp.dtype(self.settings.sampler_model.compute_dtype)
+        cast = partial(jax.ShapeDtypeStruct, dtype=dtype)
+        return jax.tree.map(lambda x: x if x.dtype == dtype else cast(x.shape, sharding=x.sharding), params)
+
+    @cached_property
+    def _sample(self):
+        bound = partial(steps.sample, settings=self.settings)
+        return jax.jit(bound, static_argnames="sampling", out_shardings=meshes.rows(self.sampler_mesh))
+
+    @cached_property
+    def _begin(self):
+        fixed = {"model": self.settings.sampler_model, "shard": self.settings.shard}
+        return jax.jit(partial(begin, **fixed), static_argnames="settings")
+
+    @cached_property
+    def _advance(self):
+        fixed = {"model": self.settings.sampler_model, "shard": self.settings.shard}
+        return jax.jit(partial(advance, **fixed), static_argnames=("width", "settings"))
+
+    @cached_property
+    def _on_device(self) -> StepSettings:
+        """`settings` for checks on the device. InputError for a tokenizer whose tokens cannot be read as bytes."""
+        width = self.config.rollout.max_response * min(self.token_bytes.longest, _BYTES_PER_TOKEN)
+        return dataclasses.replace(self.settings, text_width=width)
+
+    @cached_property
+    def _check(self):
+        return jax.jit(partial(steps.check, settings=self._on_device), out_shardings=meshes.rows(self.mesh))
+
+    @cached_property
+    def _score(self):
+        return jax.jit(partial(score_responses, **self.settings.learning), out_shardings=meshes.rows(self.mesh))
+
+    @cached_property
+    def _update(self):
+        bound, outputs = partial(update, **self.settings.learning), (self._state_shardings, self._whole)
+        return jax.jit(bound, donate_argnums=0, out_shardings=outputs)
+
+    @cached_property
+    def _learn(self):
+        bound, outputs = partial(steps.learn, settings=self.settings), (self._state_shardings, self._whole, self._whole)
+        return jax.jit(bound, donate_argnums=0, out_shardings=outputs)
+
+    @cached_property
+    def _whole_step(self):
+        rows = meshes.rows(self.mesh)
+        outputs = self._state_shardings, self._whole, self._whole, rows, rows
+        return jax.jit(partial(steps.whole_step, settings=self._on_device), donate_argnums=0, out_shardings=outputs)
+
+    @property
+    def _whole(self):
+        return meshes.replicated(self.mesh)
+
+    @property
+    def _state_shardings(self):
+        return jax.tree.map(lambda s: s.sharding, self.abstract_state)
+
+    @property
+    def jitted(self) -> dict[str, Any]:
+        """The compiled functions of a step by name, and the parts of `learn` that have work to do."""
+        return {
+            "reshard": self._reshard, "sample": self._sample, "learn": self._learn, "score": self._score,
+            "update": self._update,
+        }  # fmt: skip
 
     @cached_property
     def token_bytes(self) -> on_device.TokenBytes:
         """What each token adds to a text. InputError for a tokenizer of which that cannot be said."""
-        return on_device.token_bytes(self.tokenizer, self.model.vocab_size)
+        return on_device.token_bytes(self.backbone.tokenizer, self.model.vocab_size)
 
     @cached_property
     def _table(self) -> on_device.TokenBytes:
         """The same on the devices, where every step needs it."""
-        return meshes.put(meshes.replicated(self.mesh), self.token_bytes)
-
-    @cached_property
-    def _text_width(self) -> int:
-        """Bytes of a response that are looked at; a longer text is left to the host."""
-        return self.config.rollout.max_response * min(self.token_bytes.longest, _BYTES_PER_TOKEN)
-
-    @property
-    def _thinking(self) -> bool | None:
-        """As `on_device.verify` wants it."""
-        return self.frame.thinks if self.config.model.strip_thinking else None
-
-    @cached_property
-    def _verify(self):
-        fixed = {"width": self._text_width, "thinking": self._thinking}
-        return jax.jit(partial(on_device.verify, **fixed), out_shardings=meshes.rows(self.mesh))
-
-    @cached_property
-    def _train_step(self):
-        plan = fused.Plan(
-            self._sampler, self.model, self.settings, self.rollout_sampling, self.replays, self._selection, self.reward_settings,
-            self.first_samples, self.samples, self._text_width, self._thinking, self.shard, meshes.row_devices(self.mesh),
-        )  # fmt: skip
-        state = jax.tree.map(lambda s: s.sharding, self.abstract_state)
-        whole, rows = meshes.replicated(self.mesh), meshes.rows(self.mesh)
-        return jax.jit(
-            partial(fused.train_step, plan=plan), donate_argnums=0, out_shardings=(state, whole, rows, rows, whole)
-        )
+        return meshes.put(self._whole, self.token_bytes)
 
     # ---- the host's side
 
@@ -195,30 +264,30 @@ class Engine(Functions):
         data = self.config.data
         self._check_lengths(rows)
         columns = bucket(max(r.longest for r in rows), data.prompt_buckets, data.max_prompt)
-        return prompt_batch(rows, shapes, columns, self.pad_id)
+        return prompt_batch(rows, shapes, columns, self.settings.pad_id)
 
-    def sample(self, params, prompts: PromptBatch, rows: np.ndarray, key, settings: Sampling) -> Rollout:
+    def sample(self, params, prompts: PromptBatch, rows: np.ndarray, key, sampling: Sampling) -> Rollout:
         """NumPy Rollout of rows.size responses; params: `for_sampling`; rows: i32[N, S], ids that choose each row's noise."""
         given = prompts.tokens, prompts.length, rows.astype(np.int32)
         tokens, length, rows = meshes.put_rows(self.sampler_mesh, given)
         with jax.set_mesh(self.sampler_mesh):
-            return meshes.fetch(self.sampler_mesh, self._sample(params, tokens, length, rows, key, settings=settings))
+            return meshes.fetch(self.sampler_mesh, self._sample(params, tokens, length, rows, key, sampling=sampling))
 
     def sample_in_parts(
-        self, params, prompts: PromptBatch, rows: np.ndarray, key, settings: Sampling
+        self, params, prompts: PromptBatch, rows: np.ndarray, key, sampling: Sampling
     ) -> Iterator[tuple[Rollout, np.ndarray]]:
         """The same Rollout after each of `rollout.response_buckets`, as soon as it is there, with the rows that are complete
         since the one before, bool[B]. The devices go on decoding meanwhile: all parts are asked for at once."""
         if self.config.rollout.slots or self.config.rollout.cache_bytes or self.config.rollout.tensor:
-            whole = self.sample(params, prompts, rows, key, settings)
+            whole = self.sample(params, prompts, rows, key, sampling)
             yield whole, np.ones(rows.size, bool)
             return
         arrays = self._rows((prompts.tokens, prompts.length, rows.astype(np.int32)))
         with jax.set_mesh(self.mesh):
-            context, progress, cache = self._begin(params, *arrays, key, settings=settings)
+            context, progress, cache = self._begin(params, *arrays, key, settings=sampling)
             parts = []
-            for width in settings.all_widths:
-                progress, cache = self._advance(context, progress, cache=cache, width=width, settings=settings)
+            for width in sampling.all_widths:
+                progress, cache = self._advance(context, progress, cache=cache, width=width, settings=sampling)
                 parts.append(meshes.gather(self.mesh, finished(progress)))
         del context, progress, cache
         before = np.zeros(rows.size, bool)
@@ -237,57 +306,48 @@ class Engine(Functions):
     def is_finite(self, params, prompts: PromptBatch) -> bool:
         """Whether a policy gives finite log-probs: of one token behind the end of each prompt. Shapes are those of a step."""
         columns = prompts.tokens.shape[1]
-        tokens = np.full((len(prompts.tokens), columns + self.config.rollout.max_response), self.pad_id, np.int32)
+        tokens = np.full(
+            (len(prompts.tokens), columns + self.config.rollout.max_response), self.settings.pad_id, np.int32
+        )
         tokens[:, :columns] = prompts.tokens
         mask = np.zeros((len(tokens), self.config.rollout.max_response), bool)
         mask[:, 0] = True
         given = tokens, np.minimum(prompts.length, _PROBE_TOKENS), mask
-        logp = self.score(params, *(np.repeat(x, self.samples, axis=0) for x in given))
+        logp = self.score(params, *(np.repeat(x, self.settings.samples, axis=0) for x in given))
         return bool(np.isfinite(logp).all())
 
-    def relabel(
-        self,
-        prompts: PromptBatch,
-        rollout: Rollout,
-        ref_logp,
-        importance,
-        reward,
-        weight,
-        verdicts: Verdicts,
-        replays: Replays,
-    ) -> TrainBatch:
-        """The TrainBatch, on device, of B = N * samples slots."""
-        arrays = self._rows(
-            (prompts.tokens, prompts.length, prompts.parts, rollout, ref_logp, importance, reward, weight, verdicts)
-        )
-        with jax.set_mesh(self.mesh):
-            return self._relabel(*arrays, replays)
-
-    def pairs(self, prompts: PromptBatch, rollout: Rollout, verdicts: Verdicts, replays: Replays) -> TrainBatch:
-        """Preference pairs for DPO, on device; reference log-probs are still 0."""
-        arrays = self._rows((prompts, rollout, verdicts))
-        with jax.set_mesh(self.mesh):
-            return self._pairs(*arrays, replays)
-
-    def select(self, rollout: Rollout, verdicts: Verdicts, step: int, rounds: int) -> Replays:
-        """Which of B = N * samples slots are replayed in the step after `step`; `rounds`: e of `select.missing_rounds`."""
-        key = self.key(SELECT, step)
-        return jax.device_get(self._select(rollout, verdicts, np.int32(step), key, rounds=np.int32(rounds)))
-
-    def verify(self, conditions: on_device.Conditions, rollout: Rollout) -> Verdicts:
+    def check(self, conditions: on_device.Conditions, rollout: Rollout) -> Verdicts:
         """NumPy Verdicts of what can be decided on the device; conditions: of the N prompts."""
         conditions, tokens, mask = self._rows((conditions, rollout.tokens, rollout.mask))
         with jax.set_mesh(self.mesh):
-            return self.fetch(self._verify(self._table, conditions, tokens, mask))
+            return self.fetch(self._check(self._table, conditions, tokens, mask))
 
-    def train_step(
+    def learn(
+        self,
+        state: TrainState,
+        ref_params,
+        prompts: PromptBatch,
+        rollout: Rollout,
+        verdicts: Verdicts,
+        rounds: int,
+        step: int,
+    ) -> tuple[TrainState, dict[str, float], Replays]:
+        """`step.learn` in the step after `step`; `state` is donated."""
+        prompts, rollout, verdicts = self._rows((prompts, rollout, verdicts))
+        with jax.set_mesh(self.mesh):
+            given = prompts, rollout, verdicts, np.int32(rounds), self.key(SELECT, step)
+            state, *rest = self._learn(state, self.frozen, ref_params, *given)
+        metrics, replays = self.fetch(rest)
+        return state, {name: float(value) for name, value in metrics.items()}, replays
+
+    def whole_step(
         self, state: TrainState, ref_params, prompts: PromptBatch, conditions: on_device.Conditions, step: int
-    ) -> tuple[TrainState, dict[str, float], Rollout, Verdicts, Replays]:
-        """`fused.train_step`; `state` is donated."""
+    ) -> tuple[TrainState, dict[str, float], Replays, Rollout, Verdicts]:
+        """`step.whole_step`; `state` is donated."""
         prompts, conditions = self._rows((prompts, conditions))
         keys = self.key(SAMPLE, step), self.key(SELECT, step)
         with jax.set_mesh(self.mesh):
-            state, *rest = self._train_step(state, ref_params, prompts, conditions, self._table, *keys, self.frozen)
+            state, *rest = self._whole_step(state, self.frozen, ref_params, prompts, self._table, conditions, *keys)
         metrics, *seen = self.fetch(rest)
         return state, {name: float(value) for name, value in metrics.items()}, *seen
 
@@ -298,19 +358,6 @@ class Engine(Functions):
             state, metrics = self._update(state, batch, self.frozen)
         return state, {name: float(value) for name, value in jax.device_get(metrics).items()}
 
-    # ---- text
-
-    def texts(self, rollout: Rollout) -> list[str]:
-        """Responses as text, special tokens stripped; "" for empty slots."""
-        return responses.decode(
-            self.tokenizer, [row[mask] for row, mask in zip(rollout.tokens, rollout.mask, strict=True)]
-        )
-
-    def answers(self, rollout: Rollout) -> list[str]:
-        """The texts that are checked: with `model.strip_thinking` without the reasoning before an answer."""
-        texts, begun = self.texts(rollout), self.frame.thinks
-        return [responses.without_thinking(t, begun) for t in texts] if self.config.model.strip_thinking else texts
-
     def respond(
         self, params, rows: Sequence[Encoded], temperature: float, samples: int = 1, progress=lambda done: None
     ) -> Rollout:
@@ -320,7 +367,7 @@ class Engine(Functions):
         params = self.for_sampling(params)
         together = min(samples, self.config.data.eval_batch)  # of one prompt
         size = max(1, self.config.data.eval_batch // together)
-        settings, found = self.sampling(temperature), []
+        sampling, found = self.settings.sampling(temperature), []
         for start in range(0, len(rows), size):
             part = list(rows[start : start + size])
             padded = part + [part[0]] * (size - len(part))  # one shape for all
@@ -328,7 +375,7 @@ class Engine(Functions):
             prompts, several = self.prompts(padded, PartShapes.of(padded, max(len(r.segments) for r in padded))), []
             for first in range(0, samples, together):  # the last may repeat some: one shape for all
                 some = ids[:, np.minimum(np.arange(first, first + together), samples - 1)]
-                rollout = self.sample(params, prompts, some, self.key(EVALUATE), settings)
+                rollout = self.sample(params, prompts, some, self.key(EVALUATE), sampling)
                 several.append(jax.tree.map(lambda x: x.reshape(size, together, *x.shape[1:]), rollout))
             whole = jax.tree.map(lambda *x: np.concatenate(x, axis=1)[:, :samples], *several)
             found.append(jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), whole))

@@ -164,13 +164,13 @@ def _answered(config, engine: Engine, params, request: Request, console: Console
     instructions = _instructions(config, request, console)
     if request.control == TASK:
         _refuse_verbatim(instructions)
-    rows = [encode(engine.frame, instruction, roles=False) for instruction in instructions]
+    rows = [encode(engine.backbone.frame, instruction, roles=False) for instruction in instructions]
     if request.benchmark in OWN:  # as in training: what is too long is left out
         rows = [row for row in rows if row.longest <= config.data.max_prompt]
         instructions = [row.instruction for row in rows]
     responding = engine, params, request, console
     rollout = _responses(*responding, rows, label)
-    texts, asked = engine.answers(rollout), [q for q in instructions for _ in range(request.samples)]
+    texts, asked = engine.backbone.answers(rollout), [q for q in instructions for _ in range(request.samples)]
     if request.benchmark in JUDGED:
         return _of_responses(rollout), {"responses": _response_rows(JUDGED[request.benchmark].id, asked, texts)}
     benchmark, k = BENCHMARKS.get(request.benchmark, _PLAIN), config.constraints
@@ -187,8 +187,8 @@ def _answered(config, engine: Engine, params, request: Request, console: Console
             summary |= more
         else:
             alone = [dataclasses.replace(q, constraints=()) for q in instructions]
-            tasks = [encode(engine.frame, q, roles=False) for q in alone]
-            others = engine.answers(_responses(*responding, tasks, f"{label}, task alone"))
+            tasks = [encode(engine.backbone.frame, q, roles=False) for q in alone]
+            others = engine.backbone.answers(_responses(*responding, tasks, f"{label}, task alone"))
             answers = [Response(q, y, f"task alone, {q.source}") for q, y in zip(asked, others, strict=True)]
             of_task = per_prompt(asked, [score.strict for score in score_rows(benchmark, answers, verifier)[0]])
             figures = {f"{name}_task": np.asarray(of_task[name]) for name in ("ila", "cla")}
@@ -257,11 +257,11 @@ def _perplexity(config, engine: Engine, params, request: Request):
         raise InputError("--benchmark=text needs --prompts=FILE, a file of plain text")
     width, size = config.rollout.max_response, config.data.eval_batch
     text = read_text(request.prompts)
-    tokens = engine.tokenizer(text, add_special_tokens=False)["input_ids"]
+    tokens = engine.backbone.tokenizer(text, add_special_tokens=False)["input_ids"]
     windows = [tokens[i : i + width + 1] for i in range(0, len(tokens) - 1, width)][: request.limit]
     if not windows:
         raise InputError(f"{request.prompts}: fewer than two tokens of text")
-    rows = np.full((-(-len(windows) // size) * size, width + 1), engine.pad_id, np.int32)
+    rows = np.full((-(-len(windows) // size) * size, width + 1), engine.backbone.pad_id, np.int32)
     length = np.zeros(len(rows), int)
     for i, window in enumerate(windows):
         rows[i, : len(window)], length[i] = window, len(window) - 1
@@ -273,7 +273,7 @@ def _perplexity(config, engine: Engine, params, request: Request):
     nats = -logp.sum(-1) / length
     nll = float(-logp.sum() / length.sum())
     summary = {"perplexity": math.exp(nll), "nll": nll, "tokens": int(length.sum()), "windows": len(windows)}
-    texts = engine.tokenizer.batch_decode(windows, clean_up_tokenization_spaces=False)
+    texts = engine.backbone.tokenizer.batch_decode(windows, clean_up_tokenization_spaces=False)
     prompts = [{"key": str(i), "prompt": y, "nll": float(x)} for i, (y, x) in enumerate(zip(texts, nats, strict=True))]
     return summary | {"intervals": {"nll": bootstrap(nats)}}, {"prompts": prompts}
 

@@ -30,7 +30,9 @@ def write_model(
     engine: Engine, params: decoder.Params, output: Path, dtype: str = "float32", shard_gb: float = 5.0
 ) -> None:
     """The whole model `params` (`Engine.policy`) for transformers."""
-    hf.save(output, engine.model, params, engine.tokenizer, engine.stop_ids, dtype, int(shard_gb * 1e9), engine.kept)
+    source = engine.backbone
+    size = int(shard_gb * 1e9)
+    hf.save(output, engine.model, params, source.tokenizer, source.stop_ids, dtype, size, source.kept)
 
 
 def write_adapter(engine: Engine, params: decoder.Params, output: Path, dtype: str = "float32") -> None:
@@ -38,7 +40,7 @@ def write_adapter(engine: Engine, params: decoder.Params, output: Path, dtype: s
     name = pathflags.expanded(engine.config.model.checkpoint)
     base = str(Path(name).resolve()) if name and Path(name).is_dir() else name
     known = base and (Path(base).is_dir() or hf.is_hub_id(base))
-    peft.save(output, params, engine.lora, base if known else None, engine.tokenizer, dtype)
+    peft.save(output, params, engine.lora, base if known else None, engine.backbone.tokenizer, dtype)
 
 
 def export_run(

@@ -1,312 +1,349 @@
-"""The stages of one training step on the host: roll out, verify, select, relabel. `train.py` strings them together."""
+"""One training step as three pure functions of arrays: `sample`, `check` and `learn`.
+
+    rollout = sample(for_sampling(params), prompts, ids, key)
+    verdicts = check(table, conditions, rollout)                 # or on the host: rollouts.py
+    state, metrics, replays = learn(state, frozen, ref_params, prompts, rollout, verdicts, rounds, key)
+
+N prompts have `StepSettings.samples` slots each, B = N * samples rows; slot b belongs to prompt b // samples. Nothing inside
+these functions goes to the host. Sampling again where failures to replay are lacking, and checks that need text, are the
+host's.
+"""
 
 from __future__ import annotations
 
-import time
-from collections import Counter
-from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from hir_jax.constraints.verifier import Row, Verifier
-from hir_jax.engine import Engine
-from hir_jax.functions import SAMPLE
-from hir_jax.instructions.dataset import Dataset
-from hir_jax.instructions.roles import Encoded
-from hir_jax.instructions.templates import render
+from hir_jax.constraints import on_device
 from hir_jax.learner.losses import truncated_importance
-from hir_jax.parallel import processes
+from hir_jax.learner.update import LearnerSettings, score_responses, update
+from hir_jax.models import counting, decoder, lora
+from hir_jax.models.config import ModelConfig
+from hir_jax.models.decode_attention import cache_columns
+from hir_jax.parallel import mesh as meshes
 from hir_jax.replay import select
-from hir_jax.replay.following import distinct
-from hir_jax.rollout.continuous import decode_steps
-from hir_jax.types import PromptBatch, Replays, Rollout, TrainBatch, Verdicts
+from hir_jax.replay.pairs import choose_pairs, pair_batch
+from hir_jax.replay.relabel import relabel
+from hir_jax.rollout import continuous
+from hir_jax.rollout import sample as plain
+from hir_jax.rollout.sample import Sampling
+from hir_jax.types import Array, PromptBatch, Replays, Rollout, TrainBatch, TrainState, Verdicts
 
 
-class Clock:
-    """Seconds per phase of a step, under metric keys that contain `seconds`."""
+@dataclass(frozen=True, eq=False)
+class StepSettings:
+    """What does not change from step to step. It is bound to the functions below before they are jitted."""
 
-    def __init__(self):
-        self.seconds: dict[str, float] = {}
-        self._last = time.perf_counter()
+    config: Any  # ConfigDict
+    model: ModelConfig  # as the learner computes it
+    pad_id: int
+    stop_ids: tuple[int, ...]
+    mesh: jax.sharding.Mesh
+    sampler_mesh: jax.sharding.Mesh
+    text_width: int = 0  # bytes of a response that `check` looks at
+    thinking: bool | None = None  # see `on_device.verify`
 
-    def lap(self, phase: str) -> None:
-        now = time.perf_counter()
-        self.seconds[f"seconds/{phase}"] = self.seconds.get(f"seconds/{phase}", 0.0) + now - self._last
-        self._last = now
+    @property
+    def samples(self) -> int:
+        """Slots of a prompt, m + k."""
+        return self.config.rollout.m + self.config.replay.k
+
+    @property
+    def first_samples(self) -> int:
+        """How many of them are sampled at first: m; all where nothing is replayed."""
+        return self.config.rollout.m if self.replays else self.samples
+
+    @property
+    def replays(self) -> bool:
+        """Whether failures are replayed."""
+        return self.config.method in ("hir", "hir_clr") and self.config.replay.k > 0
+
+    @property
+    def selects(self) -> bool:
+        """Whether failures are selected: to be replayed, or for preference pairs of two instructions."""
+        return self.replays or (self.config.method == "dpo" and self.config.learner.dpo_pairs != "response")
+
+    @property
+    def keeps_reference(self) -> bool:
+        """Whether the update needs the reference policy's log-probs."""
+        method = self.config.method
+        return method == "dpo" or (method not in ("sft", "rft") and self.config.learner.kl > 0)
+
+    @property
+    def old_logp(self) -> str:
+        """Whose log-prob pi_old is, "sampler" or "trainer": `rollout.old_logp`, or if that is empty the trainer's where the
+        sampler's weights have another dtype."""
+        rollout = self.config.rollout
+        same = rollout.dtype in ("", self.config.model.compute_dtype)
+        return rollout.old_logp or ("sampler" if same else "trainer")
+
+    @property
+    def learner(self) -> LearnerSettings:
+        """The config's `learner` group and what else the update depends on."""
+        config = self.config
+        group = {k: v for k, v in config.learner.items() if k not in ("mask_truncated", "dpo_pairs")}
+        loss = {"sft": "sft", "rft": "sft", "dpo": "dpo"}.get(config.method, "policy")
+        return LearnerSettings(
+            loss=loss,
+            old_logp=self.old_logp,
+            temperature=1.0 if loss == "sft" else config.rollout.temperature,
+            decay_steps=0
+            if config.learner.schedule == "constant"
+            else config.total_steps * config.learner.mini_batches,
+            **group,
+        )
+
+    @property
+    def sampler_model(self) -> ModelConfig:
+        """The model in the sampler's dtype."""
+        return replace(self.model, compute_dtype=self.config.rollout.dtype or self.model.compute_dtype)
+
+    @property
+    def shard(self) -> meshes.ActivationShard:
+        return meshes.ActivationShard(self.mesh)
+
+    @property
+    def sampler_shard(self) -> meshes.ActivationShard:
+        return meshes.ActivationShard(self.sampler_mesh)
+
+    @property
+    def learning(self) -> dict[str, Any]:
+        """Static arguments of `update` and `score_responses`."""
+        multiple = meshes.row_devices(self.mesh)
+        return {"model": self.model, "settings": self.learner, "shard": self.shard, "multiple": multiple}
+
+    @property
+    def queues(self) -> int:
+        """Devices that share rows while sampling."""
+        return meshes.row_devices(self.sampler_mesh)
+
+    @property
+    def kv_ways(self) -> int:
+        """Devices that share the key heads of a row while sampling."""
+        return self.sampler_shard.ways("kv_heads", self.model.num_kv_heads)
+
+    def sampling(self, temperature: float, *, top_k: int = 0, top_p: float = 1.0) -> Sampling:
+        rollout = self.config.rollout
+        return Sampling(
+            rollout.max_response, self.stop_ids, self.pad_id, temperature, top_k, top_p,
+            policy_temperature=rollout.temperature, method=rollout.method, widths=tuple(rollout.response_buckets),
+        )  # fmt: skip
+
+    @property
+    def rollout_sampling(self) -> Sampling:
+        """How training samples are drawn."""
+        rollout = self.config.rollout
+        return self.sampling(rollout.temperature, top_k=rollout.top_k, top_p=rollout.top_p)
+
+    def slots(self, prompts: int, columns: int, samples: int, longest: int) -> int:
+        """Rows decoded at a time: `rollout.slots`, but not more than `rollout.cache_bytes` hold; 0: all rows, without slots."""
+        rollout, ways = self.config.rollout, self.queues
+        if not rollout.cache_bytes:
+            return rollout.slots
+        token_bytes = counting.cache_bytes(self.sampler_model) // self.kv_ways
+        sizes = (columns, longest, continuous.ring_columns(longest))
+        columns, response, ring = (cache_columns(self.model.attention, size) for size in sizes)
+        share = continuous.Share(prompts // ways, columns, samples, response, ring, token_bytes)
+        within = continuous.slots_within(rollout.cache_bytes, share) * ways
+        return min(filter(None, (rollout.slots, within)), default=0)
 
 
-def empty_rollout(rows: int, columns: int, pad_id: int) -> Rollout:
-    """Slots without a sample."""
-    zeros = np.zeros((rows, columns), np.float32)
-    return Rollout(
-        np.full((rows, columns), pad_id, np.int32), zeros.astype(bool), zeros, zeros,
-        ended=np.zeros(rows, bool), filled=np.zeros(rows, bool),
+def for_sampling(params: decoder.Params, *, settings: StepSettings) -> decoder.Params:
+    """Parameters in the sampler's dtype and layout, once for all calls of a step.
+
+    Cast first: the barrier keeps XLA from moving the cast behind the exchange, which would then be of twice the bytes. From
+    fsdp to tensor half-way first: left to itself XLA gathers whole stacks on every device and cuts its part out of them.
+    """
+    params = jax.tree.map(lambda x: x.astype(settings.sampler_model.compute_dtype), params)
+    if not settings.config.rollout.tensor:
+        return params
+    params, axes = jax.lax.optimization_barrier(params), lora.param_axes(settings.model, params)
+    if settings.mesh.shape["data"] == 1:  # else a device's part is not where its neighbours of the other mesh are
+        params = settings.sampler_shard.parameters(params, axes, meshes.HALF_WAY_RULES)
+    return settings.sampler_shard.parameters(params, axes)
+
+
+def sample(
+    params: decoder.Params,
+    prompts: Array,
+    length: Array,
+    ids: Array,
+    key: Array,
+    *,
+    sampling: Sampling,
+    settings: StepSettings,
+) -> Rollout:
+    """S responses to each of N prompts, i32[N, P] of i32[N] tokens; params: `for_sampling`; ids: i32[N, S], which choose each
+    row's noise."""
+    fixed = {"model": settings.sampler_model, "shard": settings.sampler_shard, "settings": sampling}
+    slots = settings.slots(*prompts.shape, ids.shape[1], sampling.max_response)
+    if not slots:
+        return plain.sample(params, prompts, length, ids, key, **fixed)
+    return continuous.sample_continuous(
+        params, prompts, length, ids, key, slots=slots, queues=settings.queues, **fixed
+    )[0]
+
+
+def check(
+    table: on_device.TokenBytes, conditions: on_device.Conditions, tokens: Array, mask: Array, *, settings: StepSettings
+) -> Verdicts:
+    """Verdicts on responses i32[B, R], of what the device can decide; conditions: of the N prompts."""
+    return on_device.verify(table, conditions, tokens, mask, width=settings.text_width, thinking=settings.thinking)
+
+
+def learn(
+    state: TrainState,
+    frozen: decoder.Params | None,
+    ref_params: decoder.Params | None,
+    prompts: PromptBatch,
+    rollout: Rollout,
+    verdicts: Verdicts,
+    rounds: Array,
+    key: Array,
+    *,
+    settings: StepSettings,
+) -> tuple[TrainState, dict[str, Array], Replays]:
+    """Selection, rewards, relabelling and the update: the new state, metrics, and what was replayed.
+
+    frozen: the parameters beside those of the state (LoRA; `lora.join`), which are the reference policy where ref_params is None.
+    rollout, verdicts: of B rows. rounds: i32[], how many further samples of each prompt were drawn in place of replays
+    (`select.missing_rounds`). key: of a random selection.
+    """
+    params, config = lora.join(frozen, state.params), settings.config
+    reference = (frozen if ref_params is None else ref_params) if settings.keeps_reference else None
+    replays = select_replays(rollout, verdicts, state.step, rounds, key, settings=settings)
+    if config.method == "dpo":
+        batch, metrics = preference_batch(reference, prompts, rollout, verdicts, replays, settings=settings), {}
+    else:
+        batch, metrics = policy_batch(params, reference, prompts, rollout, verdicts, replays, settings=settings)
+    state, learned = update(state, batch, frozen, **settings.learning)
+    return state, learned | metrics, replays
+
+
+def select_replays(
+    rollout: Rollout, verdicts: Verdicts, step: Array, rounds: Array, key: Array, *, settings: StepSettings
+) -> Replays:
+    """The (k - rounds) * N failures with the largest F(y), in the update after `step`; no place at all where none is selected."""
+    if not settings.selects:
+        return Replays(jnp.zeros(0, jnp.int32), jnp.zeros(0), jnp.zeros(0, bool))
+    config = settings.config
+    return select.select(
+        rollout, verdicts, step, key, config.replay, rounds=rounds, slots=settings.samples,
+        horizon=config.total_steps, mask_truncated=config.learner.mask_truncated,
     )  # fmt: skip
 
 
+def policy_batch(
+    params: decoder.Params,
+    reference: decoder.Params | None,
+    prompts: PromptBatch,
+    rollout: Rollout,
+    verdicts: Verdicts,
+    replays: Replays,
+    *,
+    settings: StepSettings,
+) -> tuple[TrainBatch, dict[str, Array]]:
+    """Samples and replays with rewards and log-probs, and metrics of the correction.
+
+    With `rollout.old_logp` "trainer" (as the released code) the trainer's log-probs take the place of the sampler's; their ratio
+    corrects the loss if there is a `learner.importance_cap`. With `replay.behaviour` "rewritten" a replay's pi_old and pi_ref are
+    given q', so that the ratio starts at 1 and the KL is that of one conditional; as released, both are given q, under which
+    y was sampled.
+    """
+    config = settings.config
+    reward, weight = select.rewards(
+        rollout, verdicts,
+        fractional=config.method in ("clr", "hir_clr"), successes_only=config.method == "rft",
+        mask_truncated=config.learner.mask_truncated,
+    )  # fmt: skip
+    score, metrics = partial(score_responses, **settings.learning), {}
+    ref_logp, importance = jnp.zeros_like(rollout.sampler_logp), jnp.ones_like(rollout.sampler_logp)
+    whole = jnp.concatenate([jnp.repeat(prompts.tokens, settings.samples, axis=0), rollout.tokens], axis=1)
+    given = whole, jnp.repeat(prompts.length, settings.samples), rollout.mask
+    if reference is not None:
+        ref_logp = score(reference, *given)
+    if settings.learner.scores_old:
+        trainer, cap = score(params, *given), settings.learner.importance_cap
+        importance, metrics = truncated_importance(trainer, rollout.sampler_logp, rollout.mask, cap)
+        rollout = rollout._replace(sampler_logp=trainer)
+    batch = relabel(
+        prompts.tokens, prompts.length, prompts.parts, rollout, ref_logp, importance, reward, weight, verdicts, replays,
+        samples=settings.samples, pad_id=settings.pad_id, mini_batches=settings.learner.mini_batches,
+    )  # fmt: skip
+    if config.replay.behaviour == "rewritten" and settings.replays:
+        given = batch.tokens, batch.prompt_length, batch.response_mask
+        for name, weights in {"behaviour_logp": params, "ref_logp": reference}.items():
+            if weights is not None:
+                fresh = score(weights, *given)
+                batch = batch._replace(**{name: jnp.where(batch.is_replay[:, None], fresh, getattr(batch, name))})
+    return batch, metrics
+
+
+def preference_batch(
+    reference: decoder.Params,
+    prompts: PromptBatch,
+    rollout: Rollout,
+    verdicts: Verdicts,
+    replays: Replays,
+    *,
+    settings: StepSettings,
+) -> TrainBatch:
+    """The preference pairs of a step, for DPO, with the reference's log-prob of each row."""
+    learner, samples = settings.config.learner, settings.samples
+    how = {"mask_truncated": learner.mask_truncated, "mini_batches": learner.mini_batches}
+    pairs = choose_pairs(rollout, verdicts, replays, learner.dpo_pairs, samples=samples, **how)
+    batch = pair_batch(prompts, rollout, verdicts, pairs, samples=samples, pad_id=settings.pad_id)
+    given = batch.tokens, batch.prompt_length, batch.response_mask
+    return batch._replace(ref_logp=score_responses(reference, *given, **settings.learning))
+
+
 def put_slots(whole, part, prompts: int, first: int):
-    """A copy of `whole` (trees of [prompts * slots, ...] arrays) with `part` in the slots from `first` of every prompt."""
+    """`whole`, trees of [prompts * slots, ...] arrays, with `part` in the slots from `first` on of every prompt. NumPy arrays
+    give NumPy arrays."""
 
     def one(a, b):
-        a = a.reshape(prompts, -1, *a.shape[1:]).copy()
-        b = b.reshape(prompts, -1, *b.shape[1:])
-        a[:, first : first + b.shape[1]] = b
-        return a.reshape(-1, *a.shape[2:])
+        a, b = (x.reshape(prompts, -1, *x.shape[1:]) for x in (a, b))
+        parts = a[:, :first], b, a[:, first + b.shape[1] :]
+        joined = (np if isinstance(b, np.ndarray) else jnp).concatenate(parts, axis=1)
+        return joined.reshape(-1, *joined.shape[2:])
 
     return jax.tree.map(one, whole, part)
 
 
-def verify(
-    engine: Engine, verifier: Verifier, rows: list[Encoded], rollout: Rollout, wanted, width: int, step: int, conditions
-) -> Verdicts:
-    """The constraints `wanted`, bool[B, C] or bool[B, 1]; row b belongs to prompt b // (B / N). `conditions`: of the N
-    prompts, for the device to decide first, or None; of what is left each process decides its share, and `processes.union` of
-    them is whole."""
-    samples, per_prompt = len(rollout.filled), len(rollout.filled) // len(rows)
-    found = Verdicts(*(np.zeros((samples, width), bool) for _ in Verdicts._fields))
-    if conditions is not None:
-        found = Verdicts(*map(np.array, engine.verify(conditions, rollout)))
-    for b, present in enumerate(found.present):
-        present[: len(rows[b // per_prompt].instruction.constraints)] = True
-    left = found.present & ~found.known & wanted
-    open_rows = processes.share(np.flatnonzero(left.any(-1)))  # only these have to become text
-    if not len(open_rows):
-        return found
-    checks = []
-    for b, text in zip(open_rows, engine.answers(jax.tree.map(lambda x: x[open_rows], rollout)), strict=True):
-        instruction = rows[b // per_prompt].instruction
-        label = f"step {step}, row {b} ({instruction.source})"
-        open_constraints = [instruction.constraints[c] for c in np.flatnonzero(left[b])]
-        checks.append(Row(open_constraints, text, render(instruction), label))
-    host = verifier.verify(checks, width)
-    for i, b in enumerate(open_rows):
-        found.satisfied[b, left[b]] = host.satisfied[i, : len(checks[i].constraints)]
-        found.known[b, left[b]] = host.known[i, : len(checks[i].constraints)]
-    return found
+def empty_slots(rows: int, columns: int, constraints: int, pad_id: int) -> tuple[Rollout, Verdicts]:
+    """Rows without a sample."""
+    zeros, none = np.zeros((rows, columns), np.float32), np.zeros((rows, constraints), bool)
+    tokens, flags = np.full((rows, columns), pad_id, np.int32), np.zeros(rows, bool)
+    return Rollout(tokens, zeros.astype(bool), zeros, zeros, ended=flags, filled=flags), Verdicts(none, none, none)
 
 
-class SharedVerifier:
-    """A Verifier whose rows are shared out: each process, asked for all of them, checks its share, and gets all verdicts."""
-
-    def __init__(self, verifier: Verifier):
-        self._verifier = verifier
-
-    def verify(self, rows: Sequence[Row], width: int, *, loose: bool = False) -> Verdicts:
-        found = Verdicts(*(np.zeros((len(rows), width), bool) for _ in Verdicts._fields))
-        mine = processes.share(np.arange(len(rows)))
-        for whole, part in zip(found, self._verifier.verify([rows[i] for i in mine], width, loose=loose), strict=True):
-            whole[mine] = part
-        return processes.union(found)
-
-
-def sample_and_verify(
-    engine: Engine, verifier: Verifier, params, rows, prompts: PromptBatch, ids, step: int, clock: Clock, conditions
-) -> tuple[Rollout, Verdicts]:
-    """Responses with ids i32[N, S] and their verdicts. Responses that end early are verified while the others are still
-    being decoded, except where the device has a say, which is busy then."""
-    width = prompts.parts.present.shape[1]
-    how = params, prompts, ids, engine.key(SAMPLE, step), engine.rollout_sampling
-    if conditions is not None:
-        whole = engine.sample(*how)
-        clock.lap("sample")
-        found = processes.union(verify(engine, verifier, rows, whole, whole.filled[:, None], width, step, conditions))
-        clock.lap("verify")
-        return whole, found
-    verdicts = Verdicts(*(np.zeros((ids.size, width), bool) for _ in Verdicts._fields))
-    for rollout, complete in engine.sample_in_parts(*how):
-        clock.lap("sample")
-        if complete.any():
-            part = verify(engine, verifier, rows, rollout, complete[:, None], width, step, None)
-            verdicts = jax.tree.map(lambda new, old, w=complete: np.where(w[:, None], new, old), part, verdicts)
-        clock.lap("verify")
-    verdicts = processes.union(verdicts)  # not sooner: it would wait for the decoding
-    clock.lap("verify")
-    return rollout, verdicts
-
-
-def roll_out(
-    engine: Engine, verifier: Verifier, params, rows, prompts: PromptBatch, step: int, clock: Clock, conditions=None
-):
-    """Samples m responses a prompt (m + k without replay), verifies them, and samples more where failures to replay lack.
-
-    Returns (Rollout, Verdicts) of N * (m + k) slots and the number e of further rounds.
-    """
-    config, n, slots = engine.config, len(rows), engine.samples
-    first = engine.first_samples
-    ids = np.arange(n * slots).reshape(n, slots)  # a row's noise follows its slot, in whichever round it is drawn
-    rollout = empty_rollout(n * slots, config.rollout.max_response, engine.pad_id)
-    width = prompts.parts.present.shape[1]
-    verdicts = Verdicts(*(np.zeros((n * slots, width), bool) for _ in Verdicts._fields))
-    begin, end, rounds = 0, first, 0
-    params = jax.block_until_ready(engine.for_sampling(params))
-    clock.lap("reshard")
-    while begin < end:
-        count = first if begin == 0 else 1
-        now = ids[:, begin : begin + count]
-        found = sample_and_verify(engine, verifier, params, rows, prompts, now, step, clock, conditions)
-        rollout, verdicts = put_slots((rollout, verdicts), found, n, begin)
-        begin += count
-        if begin == first and engine.replays and config.replay.fill == "resample":
-            mask_truncated = config.learner.mask_truncated
-            usable = select.candidates(rollout, verdicts, config.replay, mask_truncated=mask_truncated)
-            rounds = select.missing_rounds(int(usable.sum()), n, config.replay.k)
-            end = first + rounds
-    return rollout, verdicts, rounds
-
-
-def select_replays(engine: Engine, rollout: Rollout, verdicts: Verdicts, rounds: int, step: int) -> Replays:
-    """(k - e) * N failures with the largest F(y); no place at all where nothing is replayed or paired with itself."""
-    if not (engine.replays or engine.pairs_instructions):
-        return Replays(np.zeros(0, np.int32), np.zeros(0, np.float32), np.zeros(0, bool))
-    return engine.select(rollout, verdicts, step, rounds)
-
-
-def build_pairs(engine, ref_params, prompts, rollout, verdicts, replays) -> TrainBatch:
-    """The preference pairs of a step, for DPO, with the reference's log-prob of each row as it stands."""
-    batch = engine.pairs(prompts, rollout, verdicts, replays)
-    return batch._replace(ref_logp=engine.score(ref_params, batch.tokens, batch.prompt_length, batch.response_mask))
-
-
-def build_batch(engine, ref_params, params, prompts, rollout, verdicts, replays) -> tuple[TrainBatch, dict[str, float]]:
-    """Reference log-probs, rewards, and the relabelling: the TrainBatch of a step. With `rollout.old_logp` "trainer" (as the
-    released code) the trainer's log-probs take the place of the sampler's; their ratio corrects the loss if there is a
-    `learner.importance_cap`, and metrics say how far the two are apart. With `replay.behaviour` "rewritten" a replay's pi_old
-    and pi_ref are given q', so that the ratio starts at 1 and the KL is that of one conditional; as released, both are given
-    q, under which y was sampled."""
-    reward, weight = select.rewards(rollout, verdicts, **engine.reward_settings)
-    ref_logp, importance = np.zeros_like(rollout.sampler_logp), np.ones_like(rollout.sampler_logp)
-    whole = np.concatenate([np.repeat(prompts.tokens, engine.samples, 0), rollout.tokens], axis=1)
-    given = whole, np.repeat(prompts.length, engine.samples), rollout.mask
-    if ref_params is not None:
-        ref_logp = engine.score(ref_params, *given)
-    metrics = {}
-    if engine.settings.scores_old:
-        trainer = engine.score(params, *given)
-        cap = engine.settings.importance_cap
-        importance, metrics = jax.device_get(truncated_importance(trainer, rollout.sampler_logp, rollout.mask, cap))
-        rollout = rollout._replace(sampler_logp=trainer)
-    batch = engine.relabel(prompts, rollout, ref_logp, importance, reward, weight, verdicts, replays)
-    if engine.config.replay.behaviour == "rewritten" and replays.valid.any():
-        given, is_replay = (batch.tokens, batch.prompt_length, batch.response_mask), engine.fetch(batch.is_replay)
-        for name, weights in {"behaviour_logp": params, "ref_logp": ref_params}.items():
-            if weights is not None:
-                fresh, old = engine.score(weights, *given), engine.fetch(getattr(batch, name))
-                batch = batch._replace(**{name: np.where(is_replay[:, None], fresh, old)})
-    return batch, {name: float(value) for name, value in metrics.items()}
-
-
-def rollout_metrics(engine, rollout: Rollout, verdicts: Verdicts, replays: Replays, rounds: int) -> dict[str, float]:
-    """What a step's samples and selection looked like (learner metrics come from the update)."""
-    replay, limit = engine.config.replay, engine.config.rollout.max_response
-    wanted = (replay.k - rounds) * len(rollout.filled) // engine.samples if len(replays.row) else 0
-    filled = rollout.filled
-    ila, decided = (np.asarray(x) for x in select.ila(verdicts))
-    lengths, valid = rollout.mask.sum(-1), replays.valid
-    integrity = np.asarray(select.cla(verdicts))
-    tokens = max(1, int(rollout.mask.sum()))
-    some = filled & (verdicts.present & verdicts.known).any(-1)
-    responses = zip(rollout.tokens[filled], rollout.mask[filled], strict=True)
-    metrics = {
-        "ila": float(ila[filled & decided].mean()) if (filled & decided).any() else 0.0,
-        "cla": float(integrity[some].mean()) if some.any() else 0.0,
-        "distinct": float(distinct([row[mask].tobytes() for row, mask in responses]).mean()),
-        "samples": int(filled.sum()),
-        "undecided": int((filled & ~decided).sum()),
-        "unknown_constraints": int((verdicts.present & ~verdicts.known).sum()),
-        "response_tokens": float(lengths[filled].mean()),
-        "truncated": float((lengths[filled & ~rollout.ended] >= limit).sum() / filled.sum()),
-        "policy_entropy": float(rollout.entropy.sum() / tokens),
-        "replays": int(valid.sum()),
-        "replays_lacking": wanted - int(valid.sum()),
-        "resample_rounds": rounds,
-    }
-    if valid.any():
-        kept = (verdicts.satisfied & verdicts.present)[replays.row[valid]].sum(-1)
-        metrics |= {
-            "replay_integrity": float(integrity[replays.row[valid]].mean()),
-            "replay_kept_constraints": float(kept.mean()),
-        }
-    return metrics
-
-
-def decode_busy(engine: Engine, prompts: PromptBatch, rollout: Rollout) -> float:
-    """The share of the rows that the decoding loops had room for, over all their steps, that were still running: 1 less the idle
-    share. What keeps it low is a long tail of lengths; `rollout.slots` is against that."""
-    n, columns = prompts.tokens.shape
-    lengths, first = rollout.mask.sum(-1).reshape(n, -1), engine.first_samples
-    calls = [lengths[:, :first]] + [one[:, None] for one in lengths[:, first:].T if one.any()]
-    busy = places = 0
-    for part in calls:
-        slots = engine.slots(n, columns, part.shape[1], engine.config.rollout.max_response) or part.size
-        slots = min(slots, part.size)
-        busy += int(np.maximum(part - 1, 0).sum())  # the first token is the prefill's
-        places += slots * decode_steps(part.reshape(engine.queues, -1), slots)
-    return busy / places if places else 1.0
-
-
-def distributions(rollout: Rollout, verdicts: Verdicts, replays: Replays) -> dict[str, np.ndarray]:
-    """Of a step's samples: response lengths, shares of constraints met, entropies; and the integrity of what is replayed."""
-    filled = np.asarray(rollout.filled)
-    integrity, lengths = np.asarray(select.cla(verdicts)), rollout.mask.sum(-1)
-    return {
-        "samples/response_tokens": lengths[filled],
-        "samples/cla": integrity[filled],
-        "samples/entropy": (rollout.entropy.sum(-1) / np.maximum(lengths, 1))[filled],
-        "replays/integrity": integrity[replays.row[replays.valid]],
-    }
-
-
-def replay_rows(
-    engine: Engine, rows: list[Encoded], rollout: Rollout, verdicts: Verdicts, replays: Replays, count: int
-):
-    """The `count` best replayed pairs as JSON objects for replays.jsonl."""
-    picked = replays.row[replays.valid][:count]
-    texts = engine.texts(jax.tree.map(lambda x: x[picked], rollout))
-    for row, text, score in zip(picked, texts, replays.score[replays.valid], strict=False):
-        instruction = rows[row // engine.samples].instruction
-        met = verdicts.satisfied[row][: len(instruction.constraints)]
-        yield {
-            "key": instruction.key,
-            "task": instruction.task,
-            "template": instruction.template,
-            "constraints": [
-                {"id": c.id, "text": c.text, "satisfied": bool(ok)}
-                for c, ok in zip(instruction.constraints, met, strict=True)
-            ],
-            "original": render(instruction),
-            "response": text,
-            "rewritten": render(instruction, met),
-            "score": float(score),
-            "integrity": float(met.mean()),
-        }
-
-
-def kept_by_type(
-    engine: Engine, rows: list[Encoded], verdicts: Verdicts, replays: Replays
-) -> dict[str, tuple[int, int]]:
-    """Over all replays of a step: constraint type -> (how often it was kept, how often the originals asked for it)."""
-    kept, asked = Counter(), Counter()
-    for row in replays.row[replays.valid]:
-        constraints = rows[row // engine.samples].instruction.constraints
-        asked.update(c.id for c in constraints)
-        kept.update(c.id for c, met in zip(constraints, verdicts.satisfied[row], strict=False) if met)
-    return {name: (kept[name], asked[name]) for name in sorted(asked)}
-
-
-def sft_batch(engine: Engine, data: Dataset, indices: np.ndarray) -> TrainBatch:
-    """Instruction/response pairs as a NumPy TrainBatch; the response's end token is trained on."""
-    rows = [data.rows[i] for i in indices]
-    prompts = engine.prompts(rows, data.shapes)
-    columns = engine.config.rollout.max_response
-    responses = np.full((len(rows), columns), engine.pad_id, np.int32)
-    mask = np.zeros((len(rows), columns), bool)
-    for b, i in enumerate(indices):
-        responses[b, : len(data.responses[i])] = data.responses[i]
-        mask[b, : len(data.responses[i])] = True
-    zeros = np.zeros(mask.shape, np.float32)
-    ones = np.ones(len(rows), np.float32)
-    return TrainBatch(
-        np.concatenate([prompts.tokens, responses], axis=1), prompts.length, mask, zeros, zeros, np.ones_like(zeros), ones, ones,
-        group=np.arange(len(rows), dtype=np.int32), is_replay=np.zeros(len(rows), bool),
-    )  # fmt: skip
+def whole_step(
+    state: TrainState,
+    frozen: decoder.Params | None,
+    ref_params: decoder.Params | None,
+    prompts: PromptBatch,
+    table: on_device.TokenBytes,
+    conditions: on_device.Conditions,
+    sample_key: Array,
+    select_key: Array,
+    *,
+    settings: StepSettings,
+) -> tuple[TrainState, dict[str, Array], Replays, Rollout, Verdicts]:
+    """learn . check . sample, for constraints that the device decides; what lacks is not sampled again (`replay.fill` "mask")."""
+    count, slots = prompts.tokens.shape[0], settings.samples
+    ids = jnp.arange(count * slots).reshape(count, slots)[:, : settings.first_samples]
+    params = for_sampling(lora.join(frozen, state.params), settings=settings)
+    found = sample(
+        params, prompts.tokens, prompts.length, ids, sample_key, sampling=settings.rollout_sampling, settings=settings
+    )
+    met = check(table, conditions, found.tokens, found.mask, settings=settings)
+    empty = empty_slots(count * slots, found.mask.shape[1], met.present.shape[1], settings.pad_id)
+    rollout, verdicts = put_slots(empty, (found, met), count, 0)
+    given = prompts, rollout, verdicts, jnp.int32(0), select_key
+    state, metrics, replays = learn(state, frozen, ref_params, *given, settings=settings)
+    return state, metrics, replays, rollout, verdicts

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import jax
+import numpy as np
 from absl import flags
 from rich.console import Console
 from rich.logging import RichHandler
@@ -33,27 +34,14 @@ from hir_jax.export import write_model
 from hir_jax.instructions import dataset
 from hir_jax.parallel import mesh as meshes
 from hir_jax.parallel import processes
-from hir_jax.runs import files
+from hir_jax.rollouts import Clock, SharedVerifier, roll_out
+from hir_jax.runs import files, samples
 from hir_jax.runs.checkpoints import Checkpoints
 from hir_jax.runs.lock import held
 from hir_jax.runs.memory import keep_freed_memory
 from hir_jax.runs.progress import Compilations, RunProgress, show_replay, use_compilation_cache
 from hir_jax.runs.report import write_report
-from hir_jax.step import (
-    Clock,
-    SharedVerifier,
-    build_batch,
-    build_pairs,
-    decode_busy,
-    distributions,
-    kept_by_type,
-    replay_rows,
-    roll_out,
-    rollout_metrics,
-    select_replays,
-    sft_batch,
-)  # fmt: skip
-from hir_jax.types import InputError
+from hir_jax.types import InputError, TrainBatch
 
 log = logging.getLogger(__name__)
 
@@ -77,11 +65,11 @@ class Run:
         k = config.constraints
         judge = JudgeSettings(**k.judge)
         wanted = deciders.enabled(judge, k.code_checkers)
-        self.data = dataset.load(config, self.engine.frame, self.engine.end_id, wanted)
+        self.data = dataset.load(config, self.engine.backbone.frame, self.engine.backbone.end_id, wanted)
         self.verifier = deciders.open_verifier(
             stack, judge, code_checkers=k.code_checkers, workers=k.workers, timeout_seconds=k.timeout_seconds
         )
-        self.conditions, self.fused = self._conditions()
+        self.conditions, self.on_device = self._conditions()
         if fresh:
             processes.agree(self._write_config)
         written = files.read_config(workdir)
@@ -109,10 +97,10 @@ class Run:
         constraints = [row.instruction.constraints for row in self.data.rows]
         found = on_device.conditions(constraints, self.data.shapes.constraints)
         share = found.decidable.sum() / found.present.sum()
-        resamples = self.engine.replays and config.replay.fill == "resample"
-        fused = share == 1 and not resamples and config.method != "dpo"
-        log.info("on-device checks decide %.0f%% of the constraints; one function a step: %s", 100 * share, fused)
-        return found, fused
+        resamples = self.engine.settings.replays and config.replay.fill == "resample"
+        whole = share == 1 and not resamples
+        log.info("on-device checks decide %.0f%% of the constraints; one function a step: %s", 100 * share, whole)
+        return found, whole
 
     def _write_config(self) -> None:
         files.write_atomically(self.workdir / "config.json", configs.to_json(self.config))
@@ -121,10 +109,10 @@ class Run:
         self.stopping = True
 
     def restore_or_init(self):
-        """(state, reference parameters or None) of the last committed step, or of step 0."""
+        """(state, parameters of the reference policy) of the last committed step, or of step 0. The second is None where there is
+        no reference policy, or LoRA's frozen model is it."""
         engine, latest = self.engine, processes.agree(self.checkpoints.latest)
-        method = self.config.method
-        keeps_reference = method == "dpo" or (method not in ("sft", "rft") and self.config.learner.kl > 0)
+        keeps_reference = engine.settings.keeps_reference
         initial = engine.load_params() if latest is None or keeps_reference else None
         if latest is None:
             state = engine.init_state(initial)
@@ -140,7 +128,10 @@ class Run:
                 files.RunFiles(self.workdir, latest or 0, fresh=latest is None, **self._boards())
             )
         self.progress = self._stack.enter_context(RunProgress(self.console, self.config.total_steps, latest or 0))
-        return state, initial if keeps_reference else None
+        return (
+            state,
+            initial if keeps_reference and not engine.lora else None,
+        )  # LoRA: the frozen model is the reference
 
     def _boards(self) -> dict:
         g = self.config.logging
@@ -158,7 +149,9 @@ class Run:
         if not self.data.heldout or not self.due(self.config.eval_every, step):
             return {}
         params = self.engine.policy(params)
-        texts = self.engine.answers(self.engine.respond(params, self.data.heldout, self.config.eval_temperature))
+        texts = self.engine.backbone.answers(
+            self.engine.respond(params, self.data.heldout, self.config.eval_temperature)
+        )
         instructions, control = [row.instruction for row in self.data.heldout], self.config.constraints.control
         found = accuracies(SharedVerifier(self.verifier), instructions, texts, control=control)
         return {f"heldout_{name}": value for name, value in found.items()}
@@ -170,12 +163,12 @@ class Run:
         return {f"judge_{name}": value for name, value in used.items()}
 
     def observe(self, step: int, rows, rollout, verdicts, replays, shown) -> None:
-        """What of a step's samples is no number of its metrics: kept.jsonl, histograms and texts."""
+        """Logs what is not a scalar: kept.jsonl, histograms, texts."""
         if not processes.first():
             return
-        self.files.kept(step, kept_by_type(self.engine, rows, verdicts, replays))
+        self.files.kept(step, samples.kept_by_type(self.engine, rows, verdicts, replays))
         if self.due(self.config.logging.distributions_every, step):
-            self.files.distributions(step, distributions(rollout, verdicts, replays), shown)
+            self.files.distributions(step, samples.distributions(rollout, verdicts, replays), shown)
 
     def record(self, step: int, metrics, clock: Clock, tokens: int, replays=()) -> None:
         """One line of metrics.jsonl, the sampled replays, TensorBoard and the terminal."""
@@ -242,42 +235,56 @@ class Run:
 
 
 def policy_step(run: Run, state, ref_params, step: int, clock: Clock):
-    """Sample, verify, select, relabel, update: (state, metrics, sampled tokens, replays to show)."""
+    """Sample, check, learn: (state, metrics, sampled tokens, replays to show)."""
     engine, indices, rounds = run.engine, run.data.indices(step), 0
     rows = [run.data.rows[i] for i in indices]
     prompts = engine.prompts(rows, run.data.shapes)
     conditions = jax.tree.map(lambda x: x[indices], run.conditions)
     clock.lap("data")
-    if run.fused:
-        state, learned, rollout, verdicts, replays = engine.train_step(state, ref_params, prompts, conditions, step)
+    if run.on_device:
+        state, learned, *seen = engine.whole_step(state, ref_params, prompts, conditions, step)
+        replays, rollout, verdicts = seen
         clock.lap("step_on_device")
     else:
         params = engine.policy(state.params)
         rollout, verdicts, rounds = roll_out(engine, run.verifier, params, rows, prompts, step, clock, conditions)
-        replays = select_replays(engine, rollout, verdicts, rounds, step)
-        if run.config.method == "dpo":
-            batch, corrected = build_pairs(engine, ref_params, prompts, rollout, verdicts, replays), {}
-        else:
-            batch, corrected = build_batch(engine, ref_params, params, prompts, rollout, verdicts, replays)
-        clock.lap("relabel")
-        state, learned = engine.update(state, batch)
-        learned |= corrected
-        clock.lap("update")
-    metrics = rollout_metrics(engine, rollout, verdicts, replays, rounds) | run.judge_usage()
-    metrics["decode_busy"] = decode_busy(engine, prompts, rollout)
+        del params  # the state is donated
+        state, learned, replays = engine.learn(state, ref_params, prompts, rollout, verdicts, rounds, step)
+        clock.lap("learn")
+    metrics = samples.rollout_metrics(engine, rollout, verdicts, replays, rounds) | run.judge_usage()
+    metrics["decode_busy"] = samples.decode_busy(engine, prompts, rollout)
     if run.config.constraints.control:
         clock.lap("report")
         metrics |= control_of_step(engine, run.verifier, rows, rollout, verdicts, step, conditions)
         clock.lap("control")
-    shown = list(replay_rows(engine, rows, rollout, verdicts, replays, run.config.logging.replays_per_step))
+    shown = list(samples.replay_rows(engine, rows, rollout, verdicts, replays, run.config.logging.replays_per_step))
     run.observe(step + 1, rows, rollout, verdicts, replays, shown)
     clock.lap("report")
     return state, metrics | learned, int(rollout.mask.sum()), shown
 
 
+def sft_batch(run: Run, indices) -> TrainBatch:
+    """Instruction/response pairs as a NumPy TrainBatch; the response's end token is trained on."""
+    engine, data = run.engine, run.data
+    rows = [data.rows[i] for i in indices]
+    prompts = engine.prompts(rows, data.shapes)
+    columns = engine.config.rollout.max_response
+    responses = np.full((len(rows), columns), engine.settings.pad_id, np.int32)
+    mask = np.zeros((len(rows), columns), bool)
+    for b, i in enumerate(indices):
+        responses[b, : len(data.responses[i])] = data.responses[i]
+        mask[b, : len(data.responses[i])] = True
+    zeros = np.zeros(mask.shape, np.float32)
+    ones = np.ones(len(rows), np.float32)
+    return TrainBatch(
+        np.concatenate([prompts.tokens, responses], axis=1), prompts.length, mask, zeros, zeros, np.ones_like(zeros), ones, ones,
+        group=np.arange(len(rows), dtype=np.int32), is_replay=np.zeros(len(rows), bool),
+    )  # fmt: skip
+
+
 def sft_step(run: Run, state, step: int, clock: Clock):
     """The same for supervised pairs."""
-    batch = sft_batch(run.engine, run.data, run.data.indices(step))
+    batch = sft_batch(run, run.data.indices(step))
     clock.lap("data")
     state, metrics = run.engine.update(state, batch)
     clock.lap("update")

@@ -14,7 +14,7 @@ from hir_jax.engine import Engine
 from hir_jax.instructions import dataset, witness
 from hir_jax.instructions.templates import render
 from hir_jax.replay import following
-from hir_jax.step import Clock, roll_out
+from hir_jax.rollouts import Clock, roll_out
 from hir_jax.train import train
 from hir_jax.types import Constraint, Instruction
 
@@ -117,7 +117,7 @@ def test_the_control_of_a_step_equals_a_loop_over_texts_and_checks(device, monke
     few = {"data__min_constraints": 1, "data__max_constraints": 2, "rollout__max_response": 6}
     few["data__constraint_ids"] = ("tiny:no_postscript", "keywords:forbidden_words", "length_constraints:number_words")
     engine = Engine(small_config(replay__fill="mask", **few))
-    data = dataset.load(engine.config, engine.frame, engine.stop_ids[0], frozenset())
+    data = dataset.load(engine.config, engine.backbone.frame, engine.backbone.stop_ids[0], frozenset())
     asked = data.rows[:8]
     prompts, conditions = engine.prompts(asked, data.shapes), None
     if device:
@@ -127,7 +127,7 @@ def test_the_control_of_a_step_equals_a_loop_over_texts_and_checks(device, monke
         rollout, verdicts, _ = roll_out(engine, verifier, *given)
         assert not rollout.filled.all()  # each prompt has a slot without a sample
         found = control_of_step(engine, verifier, asked, rollout, verdicts, 3, conditions)
-    texts, samples = engine.texts(rollout), len(rollout.filled) // 8
+    texts, samples = engine.backbone.texts(rollout), len(rollout.filled) // 8
     counts = np.array([len(row.instruction.constraints) for row in asked])
     other = following.shuffles(counts, (engine.config.seed, 3), 1)[0]
 

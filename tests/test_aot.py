@@ -149,7 +149,7 @@ def read_step_by_step(functions, splash: bool) -> int:
     """Columns that a device of `functions` reads while all its rows get their longest responses, slots refilled in turn."""
     config, ways = functions.config, functions.sampler_mesh.shape["data"]
     prompts, longest = config.data.batch_prompts // ways, config.rollout.max_response
-    rows, slots = prompts * functions.first_samples, functions.slots() // ways
+    rows, slots = prompts * functions.settings.first_samples, functions.settings.slots() // ways
 
     def wide(columns):
         return -(-columns // 128) * 128 if splash else columns
@@ -167,7 +167,7 @@ def read_step_by_step(functions, splash: bool) -> int:
         if not running:
             return total
         for count in running:
-            width = min(w for w in (*functions.rollout_sampling.widths, longest) if count < w)
+            width = min(w for w in (*functions.settings.rollout_sampling.widths, longest) if count < w)
             own = wide(longest - 1 if slots else width)
             total += touched(own, step % own, count) + (prompt if slots else 0)
         total += 0 if slots else prompts * prompt
@@ -185,9 +185,11 @@ def test_what_sampling_reads_is_what_is_read_step_by_step(attention, longest, sl
     config.data.batch_prompts, config.data.max_prompt, config.rollout.max_response = 4, 70, longest
     model = ModelConfig("llama", 97, 16, 32, 2, 4, 2, 4, attention=attention)
     functions = SimpleNamespace(
-        config=config, sampler_model=model, first_samples=3, kv_ways=2, slots=lambda *_: slots,
-        sampler_mesh=jax.sharding.AbstractMesh((2, 1, 2), meshes.AXES),
-        rollout_sampling=Sampling(longest, (0,), 0, widths=widths),
+        config=config, sampler_mesh=jax.sharding.AbstractMesh((2, 1, 2), meshes.AXES),
+        settings=SimpleNamespace(
+            sampler_model=model, first_samples=3, kv_ways=2, slots=lambda *_: slots,
+            rollout_sampling=Sampling(longest, (0,), 0, widths=widths),
+        ),
     )  # fmt: skip
     work, steps = programs._sample_work(functions)
     columns = read_step_by_step(functions, attention == "splash")
@@ -203,26 +205,26 @@ def test_the_report_has_the_documented_fields(monkeypatch):
     monkeypatch.setattr(aot, "find_outline", lambda name: Outline(model, (1,), 0))
     monkeypatch.setattr(chips, "parse", lambda name: chips.Topology(chip, "cpu", (1,)))
     monkeypatch.setattr(chips, "devices", lambda topology: jax.devices()[:1])
-    found = json.loads(json.dumps(aot.report(config, "cpu:1", layers=0, only="sample,select,relabel", text="")))
+    found = json.loads(json.dumps(aot.report(config, "cpu:1", layers=0, only="sample,learn,update", text="")))
     assert found["fits"] and not found["advice"] and found["parameters"] > 97 * 32
     assert found["command"].startswith("python ") and found["commit"] and found["date"] and found["versions"]["jax"]
-    assert list(found["functions"]) == ["sample", "select", "relabel"]
+    assert list(found["functions"]) == ["sample", "learn", "update"]
     for name, one in found["functions"].items():
-        assert set(one) == {
-            "compile_seconds", "hbm", "fits", "collectives", "loops", "flops", "read_bytes", "bound", "limit", "mfu_bound",
-        }, name  # fmt: skip
-        hbm, bound = one["hbm"], one["bound"]
+        fields = {"compile_seconds", "hbm", "fits", "collectives", "loops", "part"}
+        if name != "learn":  # it is compiled for its memory, and its parts for their bounds
+            fields |= {"flops", "read_bytes", "bound", "limit", "mfu_bound"}
+        assert set(one) == fields and one["part"] == (name == "update")
+        hbm = one["hbm"]
         assert hbm["used"] == sum(hbm[k] for k in ("arguments", "outputs", "temporaries", "resident"))
-        assert hbm["free"] == 1e9 - hbm["used"]
-        assert (
-            bound["seconds"] == max(bound[k] for k in ("computing", "reading", "communicating")) == bound[one["limit"]]
-        )
-        assert (one["flops"] > 0) == (name == "sample") == (one["mfu_bound"] > 0)
-        assert bound["reading"] == one["read_bytes"] / 1e11 > 0 and not one["collectives"]
-    bounds = [one["bound"]["seconds"] for one in found["functions"].values()]
+        assert hbm["free"] == 1e9 - hbm["used"] and not one["collectives"]
+        if bound := one.get("bound"):
+            assert bound["seconds"] == max(bound[k] for k in ("computing", "reading", "communicating"))
+            assert bound["seconds"] == bound[one["limit"]] and one["flops"] > 0 and one["mfu_bound"] > 0
+            assert bound["reading"] == one["read_bytes"] / 1e11 > 0
+    bounds = [one["bound"]["seconds"] for one in found["functions"].values() if "bound" in one]
     assert found["step_seconds_bound"] == pytest.approx(sum(bounds))
     rows = aot.table(found["functions"]).splitlines()
-    assert rows[1].endswith("%") and not rows[2].endswith("%")  # of sampling, and of selection
+    assert rows[1].endswith("%") and not rows[2].endswith("%")  # of sampling, and of `learn`
 
 
 def test_what_the_compiler_says_of_too_large_a_program():
@@ -291,14 +293,15 @@ def test_the_table_of_files(tmp_path):
         aot.collected(tmp_path)
     sample = {"flops": 1e9, "hbm": {"used": 9.96e9}, "bound": {"seconds": 2.5}}
     select = {"flops": 0, "hbm": {"used": 3e9}, "bound": {"seconds": 0.25}}
+    part = {"flops": 1e9, "hbm": {"used": 20e9}, "bound": {"seconds": 1.5}, "part": True}  # its memory does not count
     one = {
         "checkpoint": "meta/Llama", "devices": 16, "chip": {"name": "TPU v5e", "hbm_bytes": 16e9}, "topology": "v5e:4x4",
-        "fits": True, "config": {"lora.rank": 8}, "functions": {"sample": sample, "select": select},
+        "fits": True, "config": {"lora.rank": 8}, "functions": {"sample": sample, "select": select, "update": part},
         "date": "2026-11-23T01:02:03Z",
     }  # fmt: skip
     (tmp_path / "a.json").write_text(json.dumps(one))
     row = aot.collected(tmp_path).splitlines()[-1]
-    assert row == "| Llama, LoRA 8 | 16 TPU v5e (v5e:4x4) | yes | 10.0 | 16 | 2.75 | 2.50 | AOT, 2026-11-23 |"
+    assert row == "| Llama, LoRA 8 | 16 TPU v5e (v5e:4x4) | yes | 10.0 | 16 | 4.25 | 2.50 + 1.50 | AOT, 2026-11-23 |"
     (tmp_path / "b.json").write_text("{}")
     with pytest.raises(InputError, match=r"b\.json: not a file of --output"):
         aot.collected(tmp_path)
@@ -321,7 +324,9 @@ def test_learning_gathers_a_layer_at_a_time_and_never_makes_all_logits(tmp_path)
     step gathers a whole stack, nor more than a device's own part of one to bring the weights to the sampler."""
     found = compile_for("qwen3_4b_hir", "v6e:4x4", f"--text={tmp_path}")
     assert (
-        found["fits"] and found["layers"] == 36 and {"reshard", "sample", "score", "update"} < set(found["functions"])
+        found["fits"]
+        and found["layers"] == 36
+        and {"reshard", "sample", "learn", "score", "update"} <= set(found["functions"])
     )
     model = outline("Qwen/Qwen3-4B-Instruct-2507").config
     stacked = min(np.prod(decoder.matrix_shape(model, name)) for name in MATRICES)

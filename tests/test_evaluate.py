@@ -172,7 +172,7 @@ def test_perplexity_is_that_of_the_models_own_log_probs(run, tmp_path):
     summary, out = evaluate_run(config(rollout__temperature=0.7), run, Request("text", str(text)))
     engine = Engine(config())
     params, _ = restored_params(engine, run)
-    ids = np.array(engine.tokenizer(text.read_text())["input_ids"])
+    ids = np.array(engine.backbone.tokenizer(text.read_text())["input_ids"])
     nats = []
     for start in range(0, len(ids) - 1, 12):  # windows of max_response tokens behind one
         window = ids[start : start + 13][None]

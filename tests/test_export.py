@@ -101,7 +101,9 @@ def test_exported_on_one_device_it_has_the_run_s_logits(name, runs, restored, tm
         files = sorted(out.glob("*.safetensors"))
         assert (len(files) > 1) == (shard_gb < 1) and (out / hf.INDEX).exists() == (shard_gb < 1)
         opened = open_checkpoint(out)
-        assert opened.stop_ids == tuple(engine.stop_ids) and len(opened.tokenizer) == len(engine.tokenizer)
+        assert opened.stop_ids == tuple(engine.backbone.stop_ids) and len(opened.tokenizer) == len(
+            engine.backbone.tokenizer
+        )
         written = opened.load_params()
         for path, leaf in jax.tree_util.tree_leaves_with_path(written):
             key = path[-1].key

@@ -98,9 +98,9 @@ def test_config_keys_that_are_paths(home):
     VerdictCache("~/cache/verdicts").close()
     assert (home / "cache" / "verdicts").exists()
     engine = Engine(small_config())
-    engine.tokenizer.save_pretrained(home / "tokens")
+    engine.backbone.tokenizer.save_pretrained(home / "tokens")
     again = Engine(small_config(model__tokenizer="~/tokens"))
-    assert len(again.tokenizer) == len(engine.tokenizer)
+    assert len(again.tokenizer) == len(engine.backbone.tokenizer)
 
 
 def test_config_files_in_the_home(home):

@@ -1,5 +1,6 @@
-"""The stages of a step by hand: rewards of each method, under which instruction a replay's log-probs stand, what is counted."""
+"""The stages of a step by hand: rewards of each method, the instruction that a replay's log-probs are given, what is counted."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import jax
@@ -8,11 +9,12 @@ import pytest
 from small_runs import small_config
 
 from hir_jax.constraints.verifier import Verifier
-from hir_jax.engine import Engine
+from hir_jax.engine import SELECT, Engine
 from hir_jax.instructions import dataset
 from hir_jax.instructions.roles import tokenise_rendering
-from hir_jax.replay import select
-from hir_jax.step import Clock, build_batch, kept_by_type, roll_out, select_replays
+from hir_jax.rollouts import Clock, roll_out
+from hir_jax.runs.samples import kept_by_type
+from hir_jax.step import policy_batch, select_replays
 from hir_jax.types import Constraint, Instruction, Replays, Rollout, Verdicts
 
 REWARDS = {  # one prompt, three constraints; samples that meet all, the outer two, none and, without replay, the middle one
@@ -24,7 +26,7 @@ REWARDS = {  # one prompt, three constraints; samples that meet all, the outer t
 
 
 def training_rows(engine, count):
-    data = dataset.load(engine.config, engine.frame, engine.stop_ids[0], frozenset())
+    data = dataset.load(engine.config, engine.backbone.frame, engine.backbone.stop_ids[0], frozenset())
     rows = data.rows[:count]
     return rows, engine.prompts(rows, data.shapes)
 
@@ -40,11 +42,9 @@ def test_rewards_of_each_method_worked_by_hand(method):
     filled = np.array([True, True, True, not replaying])
     rollout = Rollout(tokens, np.ones((4, 2), bool), zeros, zeros, ended=np.ones(4, bool), filled=filled)
     replays = Replays(*(np.array(x)[:replaying] for x in ([1], [0.5], [True])))
-    reward, weight = select.rewards(rollout, verdicts, **engine.reward_settings)
-    batch = engine.relabel(prompts, rollout, zeros, zeros + 1, reward, weight, verdicts, replays)
-    batch = engine.fetch(batch)
+    batch, _ = policy_batch(None, None, prompts, rollout, verdicts, replays, settings=engine.settings)
     np.testing.assert_allclose(batch.reward, REWARDS[method], rtol=1e-6)
-    assert engine.replays == replaying and batch.weight.tolist() == [1, 1, 1, 1]
+    assert engine.settings.replays == replaying and batch.weight.tolist() == [1, 1, 1, 1]
     assert batch.is_replay.tolist() == [False, False, replaying, False]
     assert batch.tokens[:, -2].tolist() == ([0, 2, 2, 4] if replaying else [0, 2, 4, 6])
 
@@ -56,30 +56,38 @@ def test_kept_types_are_counted_over_all_replays():
     satisfied = np.array([[1, 0, 0], [1, 1, 1], [1, 0, 1], [0, 1, 0]], bool)
     verdicts = Verdicts(satisfied, np.ones_like(satisfied), np.ones_like(satisfied))
     replays = Replays(np.array([2, 0, 3, 1]), np.zeros(4), np.array([True, True, True, False]))
-    found = kept_by_type(SimpleNamespace(samples=2), rows, verdicts, replays)
+    two = SimpleNamespace(settings=SimpleNamespace(samples=2))
+    found = kept_by_type(two, rows, verdicts, replays)
     assert found == {"a:comma": (3, 5), "b:title": (0, 1), "c:words": (1, 2)}
-    assert kept_by_type(SimpleNamespace(samples=2), rows, verdicts, Replays(*(x[:0] for x in replays))) == {}
+    assert kept_by_type(two, rows, verdicts, Replays(*(x[:0] for x in replays))) == {}
 
 
 def on_the_host(engine, row, keep, response):
     """Tokens [1, P + R] and length [1] of the rewritten instruction, rendered and tokenised, with the response behind it."""
-    prompt, columns = tokenise_rendering(engine.frame, row.instruction, keep), engine.config.data.max_prompt
-    padded = [engine.pad_id] * (columns - len(prompt)) + prompt
+    prompt, columns = tokenise_rendering(engine.backbone.frame, row.instruction, keep), engine.config.data.max_prompt
+    padded = [engine.backbone.pad_id] * (columns - len(prompt)) + prompt
     return np.concatenate([padded, response]).astype(np.int32)[None], np.array([len(prompt)], np.int32)
 
 
+def sampled_batch(engine, reference, params, rows, prompts):
+    """Of the first step: rollout, verdicts, replays, the batch of `learn`, and its metrics."""
+    with Verifier(0, 5.0) as verifier:
+        rollout, verdicts, rounds = roll_out(engine, verifier, params, rows, prompts, 0, Clock())
+    replays = select_replays(rollout, verdicts, 0, rounds, engine.key(SELECT, 0), settings=engine.settings)
+    make = jax.jit(partial(policy_batch, settings=engine.settings))
+    found = make(params, reference, prompts, rollout, verdicts, replays)
+    return rollout, verdicts, *jax.device_get((replays, *found))
+
+
 @pytest.mark.parametrize("behaviour", ["original", "rewritten"])
-def test_log_probs_of_replays_stand_under_q_or_its_rewriting(behaviour):
+def test_log_probs_of_replays_are_given_q_or_its_rewriting(behaviour):
     """Against those of the instruction rewritten as text; originals keep what the sampler and the reference gave them."""
     engine = Engine(small_config(replay__behaviour=behaviour))
     rows, prompts = training_rows(engine, 4)
     params = engine.load_params()
     reference = jax.tree.map(lambda x: 0.9 * x, params)
-    with Verifier(0, 5.0) as verifier:
-        rollout, verdicts, rounds = roll_out(engine, verifier, params, rows, prompts, 0, Clock())
-    replays = select_replays(engine, rollout, verdicts, rounds, 0)
-    batch, _ = build_batch(engine, reference, params, prompts, rollout, verdicts, replays)
-    batch, sources = engine.fetch(batch), iter(sorted(replays.row[replays.valid]))
+    rollout, verdicts, replays, batch, _ = sampled_batch(engine, reference, params, rows, prompts)
+    sources = iter(sorted(replays.row[replays.valid]))
     now = engine.score(params, batch.tokens, batch.prompt_length, batch.response_mask)  # before the first update
     ratio = np.exp(now - batch.behaviour_logp)
     original = -1  # slot of the row's source: a replay stands right behind it
@@ -120,18 +128,14 @@ def test_whose_log_prob_pi_old_is(changes, whose, corrected):
     engine = Engine(small_config(method="ilr", **changes))
     rows, prompts = training_rows(engine, 4)
     params = engine.load_params()
-    with Verifier(0, 5.0) as verifier:
-        rollout, verdicts, rounds = roll_out(engine, verifier, params, rows, prompts, 0, Clock())
-    replays = select_replays(engine, rollout, verdicts, rounds, 0)
-    batch, metrics = build_batch(engine, params, params, prompts, rollout, verdicts, replays)
-    found = engine.fetch(batch)
+    rollout, _, _, found, metrics = sampled_batch(engine, params, params, rows, prompts)
     trainer = engine.score(params, found.tokens, found.prompt_length, found.response_mask)
     old = {"sampler": rollout.sampler_logp, "trainer": trainer}[whose]
     np.testing.assert_allclose(found.behaviour_logp, old, atol=1e-6)
     weight = np.minimum(np.exp(trainer - rollout.sampler_logp), 2.0) if corrected else np.ones_like(old)
     np.testing.assert_allclose(found.importance, weight, rtol=1e-5)
     assert ("importance_cut" in metrics) == corrected and ("sampler_gap" in metrics) == (whose == "trainer")
-    _, learned = engine.update(engine.init_state(params), batch)
+    _, learned = engine.update(engine.init_state(params), found)
     gap = np.abs(trainer - rollout.sampler_logp)[rollout.mask].mean()
     assert (metrics | learned)["sampler_gap"] == pytest.approx(gap, rel=1e-3, abs=1e-6)
     assert (gap > 1e-4) == ("rollout__dtype" in changes)
@@ -139,7 +143,24 @@ def test_whose_log_prob_pi_old_is(changes, whose, corrected):
 
 @pytest.mark.parametrize("method", ["sft", "rft", "dpo"])
 def test_methods_without_pi_old_never_ask_for_it(method):
-    assert not Engine(small_config(method=method, rollout__old_logp="trainer", rollout__m=3)).settings.scores_old
+    assert not Engine(
+        small_config(method=method, rollout__old_logp="trainer", rollout__m=3)
+    ).settings.learner.scores_old
+
+
+def test_learn_is_its_parts_one_after_the_other():
+    """The state after `learn` is the one of the batch's update, and its metrics are those."""
+    engine = Engine(small_config())
+    rows, prompts = training_rows(engine, 4)
+    params = engine.load_params()
+    reference = jax.tree.map(lambda x: 0.9 * x, params)
+    rollout, verdicts, replays, batch, _ = sampled_batch(engine, reference, params, rows, prompts)
+    rounds = (len(replays.row) - replays.valid.sum()) // 4
+    wanted, expected = engine.update(engine.init_state(params), batch)
+    state, metrics, found = engine.learn(engine.init_state(params), reference, prompts, rollout, verdicts, rounds, 0)
+    jax.tree.map(np.testing.assert_array_equal, found, replays)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), state, wanted)
+    assert metrics == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
 
 def test_a_broken_policy_is_told_from_a_whole_one():

@@ -1,12 +1,13 @@
 """Sampling in parts, with prompt and response buckets: what is verified when, and what is compiled."""
 
+import dataclasses
 from itertools import pairwise
 
 import jax
 import numpy as np
 from small_runs import compilation_cache, rows, small_config, trajectory
 
-from hir_jax import step
+from hir_jax import rollouts
 from hir_jax.engine import Engine
 from hir_jax.instructions import dataset
 from hir_jax.train import train
@@ -15,7 +16,7 @@ from hir_jax.train import train
 def test_verifying_while_the_rest_is_decoded_changes_no_number(tmp_path, monkeypatch):
     """Bit for bit, against the same response buckets with everything verified after the last of them; and it is early: the
     first part has been verified before another is fetched."""
-    in_parts, verify, seen = Engine.sample_in_parts, step.verify, []
+    in_parts, verify, seen = Engine.sample_in_parts, rollouts.verify, []
     changes = {"rollout__m": 4, "rollout__response_buckets": (6, 9), "logging__replays_per_step": 4}
     config = small_config(total_steps=4, data__batch_prompts=8, **changes)
 
@@ -32,7 +33,7 @@ def test_verifying_while_the_rest_is_decoded_changes_no_number(tmp_path, monkeyp
         seen.append("verified")
         return verify(*given)
 
-    monkeypatch.setattr(step, "verify", noted)
+    monkeypatch.setattr(rollouts, "verify", noted)
     order = {}
     for name, sampled in (("early", watched), ("late", at_the_end)):
         monkeypatch.setattr(Engine, "sample_in_parts", sampled)
@@ -51,10 +52,10 @@ def test_verifying_while_the_rest_is_decoded_changes_no_number(tmp_path, monkeyp
 
 def test_rows_that_end_early_are_handed_over_early():
     engine = Engine(small_config(rollout__response_buckets=(3, 8)))
-    engine.stop_ids = tuple(range(0, len(engine.tokenizer), 4))
-    data = dataset.load(engine.config, engine.frame, engine.stop_ids[0], frozenset())
+    engine.settings = dataclasses.replace(engine.settings, stop_ids=tuple(range(0, len(engine.backbone.tokenizer), 4)))
+    data = dataset.load(engine.config, engine.backbone.frame, engine.backbone.stop_ids[0], frozenset())
     prompts, ids = engine.prompts(data.rows[:4], data.shapes), np.arange(24).reshape(4, 6)
-    how = engine.load_params(), prompts, ids, jax.random.key(0), engine.sampling(1.0)
+    how = engine.load_params(), prompts, ids, jax.random.key(0), engine.settings.sampling(1.0)
     whole, seen = engine.sample(*how), np.zeros(24, int)
     for i, (part, complete) in enumerate(engine.sample_in_parts(*how)):
         assert complete.sum() > 0 and (part.mask[complete].sum(-1) <= (3, 8, 12)[i]).all()
@@ -71,7 +72,7 @@ def test_nothing_is_compiled_again_for_buckets_that_were_seen(tmp_path):
     config = small_config(total_steps=10, data__batch_prompts=2, **buckets)
     train(config, tmp_path / "run")
     engine = Engine(config)
-    data = dataset.load(config, engine.frame, engine.stop_ids[0], frozenset())
+    data = dataset.load(config, engine.backbone.frame, engine.backbone.stop_ids[0], frozenset())
     seen, again = set(), []
     for row in rows(tmp_path / "run" / "metrics.jsonl")[1:]:
         prompts = engine.prompts([data.rows[i] for i in data.indices(row["step"] - 1)], data.shapes)

@@ -114,7 +114,7 @@ def install(wheels: str | None) -> None:
 def make_model(name: str, remat: str = "full"):
     import jax
 
-    from hir_jax.functions import ATTENTION
+    from hir_jax.engine import ATTENTION
     from hir_jax.models.config import ModelConfig
 
     hidden, mlp, layers, heads, kv_heads, head, words = SHAPES[name]
@@ -222,11 +222,11 @@ CONSTRAINTS = 4  # of an instruction of a step case; its text, half of the promp
 
 
 def _made_up(case: Step, samples: int, words: int):
-    """(prompts, their lengths, PromptParts, Verdicts of all slots, each constraint met in six of ten)."""
+    """(PromptBatch, Verdicts of all slots, each constraint met in six of ten)."""
     import numpy as np
 
     from hir_jax.bench.sizes import random_prompts
-    from hir_jax.types import PromptParts, Verdicts
+    from hir_jax.types import PromptBatch, PromptParts, Verdicts
 
     n, c, size = case.prompts, CONSTRAINTS, case.prompt // 2 // CONSTRAINTS
     rng = np.random.default_rng(0)
@@ -239,84 +239,64 @@ def _made_up(case: Step, samples: int, words: int):
         np.ones(n, np.int32), np.full(n, 2, np.int32), np.ones((n, c), bool),
     )  # fmt: skip
     present = np.ones((n * samples, c), bool)
-    return prompts, lengths, parts, Verdicts(rng.random(present.shape) < 0.6, present, present)
+    return PromptBatch(prompts, lengths, parts), Verdicts(rng.random(present.shape) < 0.6, present, present)
 
 
 def hir_step(case: Step, rounds: int, ceilings) -> dict:
     import jax
-    import jax.numpy as jnp
     import numpy as np
 
     from hir_jax import config as configs
+    from hir_jax.backbone import Backbone
     from hir_jax.bench.machine import spread
     from hir_jax.bench.sizes import NO_STOP
-    from hir_jax.functions import Functions
-    from hir_jax.learner.update import init_state
+    from hir_jax.engine import Engine
     from hir_jax.models import counting
-    from hir_jax.replay import select
+    from hir_jax.step import empty_slots, put_slots
 
     config = configs.defaults()
     config.method, config.model.compute_dtype, config.model.remat = "hir", "bfloat16", "full"
     config.model.param_dtype = "bfloat16"
     config.data.batch_prompts, config.data.max_prompt = case.prompts, case.prompt
     config.rollout.max_response, config.learner.micro_batch_tokens = case.response, case.micro_batch_tokens
-    functions = Functions(config, make_model(case.model), NO_STOP, 0)
-    jitted, n, m = functions.jitted, case.prompts, functions.first_samples
-    reference = make_params(functions.model)
-    state = jax.jit(lambda params: init_state(jax.tree.map(jnp.copy, params), functions.settings))(reference)
-    prompts, lengths, parts, verdicts = jax.device_put(_made_up(case, functions.samples, functions.model.vocab_size))
+    config.total_steps = rounds + 1
+    engine = Engine(config, backbone=Backbone(make_model(case.model), NO_STOP, 0))
+    settings, jitted, n, m = engine.settings, engine.jitted, case.prompts, engine.settings.first_samples
+    reference = make_params(engine.model)
+    state = engine.init_state(reference)
+    prompts, verdicts = jax.device_put(_made_up(case, settings.samples, engine.model.vocab_size))
     rows = np.arange(n * m, dtype=np.int32).reshape(n, m)
-
-    @jax.jit
-    def all_slots(rollout):
-        def one(x):
-            by_prompt = x.reshape(n, m, *x.shape[1:])
-            empty = ((0, 0), (0, functions.samples - m)) + ((0, 0),) * (x.ndim - 1)
-            return jnp.pad(by_prompt, empty).reshape(-1, *x.shape[1:])
-
-        return jax.tree.map(one, rollout)
+    empty, _ = empty_slots(n * settings.samples, case.response, 1, 0)
+    all_slots = jax.jit(lambda rollout: put_slots(empty, rollout, n, 0))
 
     def run(step: int):
         nonlocal state
-        seconds, key = {}, functions.key(0, step)
+        seconds, key = {}, engine.key(0, step)
 
         def timed(name, call, *arguments, **options):
             start = time.perf_counter()
             found = jax.block_until_ready(call(*arguments, **options))
-            seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start
+            seconds[name] = time.perf_counter() - start
             return found
 
-        with jax.set_mesh(functions.mesh):
-            sampled = timed(
-                "sample",
-                jitted["sample"],
-                state.params,
-                prompts,
-                lengths,
-                rows,
-                key,
-                settings=functions.rollout_sampling,
-            )
+        with jax.set_mesh(engine.mesh):
+            given = state.params, prompts.tokens, prompts.length, rows, key
+            sampled = timed("sample", jitted["sample"], *given, sampling=settings.rollout_sampling)
             rollout = all_slots(sampled)
-            tokens = jnp.concatenate([jnp.repeat(prompts, functions.samples, 0), rollout.tokens], axis=1)
-            given = tokens, jnp.repeat(lengths, functions.samples), rollout.mask
-            ref_logp = timed("score", jitted["score"], reference, *given)
-            replays = timed("replay", jitted["select"], rollout, verdicts, np.int32(step), key, rounds=np.int32(0))
-            how = {"fractional": False, "successes_only": False, "mask_truncated": False}
-            rewards = select.rewards(rollout, verdicts, **how)
-            given = prompts, lengths, parts, rollout, ref_logp, jnp.ones_like(ref_logp), *rewards, verdicts, replays
-            batch = timed("replay", jitted["relabel"], *given)
-            used = np.asarray(batch.weight) > 0
-            trained = np.asarray(batch.prompt_length)[used], np.asarray(batch.response_mask).sum(-1)[used]
-            state, metrics = timed("update", jitted["update"], state, batch)
-        return seconds, (int(sampled.mask.sum()), trained, int(replays.valid.sum())), metrics
+            given = prompts, rollout, verdicts, np.int32(0), key
+            state, metrics, replays = timed("learn", jitted["learn"], state, None, reference, *given)
+        lengths, source = np.asarray(sampled.mask).sum(-1), np.asarray(replays.row)[np.asarray(replays.valid)]
+        replayed = np.asarray(rollout.mask)[source].sum(-1)
+        return seconds, (int(lengths.sum()), np.concatenate([lengths, replayed]), len(source)), metrics
 
     first = sum(run(0)[0].values())
     seconds, seen, metrics = zip(*(run(step) for step in range(1, rounds + 1)), strict=True)
     phases = {name: spread([each[name] for each in seconds]) for name in seconds[0]}
-    sampled, (prompt_lengths, responses), replays = seen[-1]
-    flops = counting.learner_flops(functions.model, prompt_lengths, responses)
-    update = phases["update"]["median"]
+    sampled, responses, replays = seen[-1]
+    prompt_lengths = np.full(len(responses), case.prompt)  # rewritten ones are shorter: a little more than is computed
+    passes = 4 / 3  # the update, and the reference policy's forward pass
+    flops = passes * counting.learner_flops(engine.model, prompt_lengths, responses)
+    update = phases["learn"]["median"]
     return {
         "first_call_seconds": first, "seconds": spread([sum(each.values()) for each in seconds]), "phases": phases,
         "rollout_tokens_per_s": sampled / phases["sample"]["median"],

@@ -1,7 +1,7 @@
 """Compiles a config's functions for accelerators that are not there, and says whether they fit and how fast they can be.
 
     python -m hir_jax.aot --config=configs/X.py --topology=v5p:2x2x2 [--config.key=value ...] [--output=FILE] [--layers=N]
-                          [--functions=sample,update] [--text=DIR]
+                          [--functions=sample,learn] [--text=DIR]
     python -m hir_jax.aot --collect=DIR
 
 Topologies: v5e:4x4, v5p:2x2x2, v6e:4x4, ... (TPU), h100:8 (GPUs of one machine). Nothing is downloaded: a checkpoint that is
@@ -28,9 +28,10 @@ from hir_jax import pathflags
 from hir_jax.aot import chips
 from hir_jax.aot.compiling import advice, judge
 from hir_jax.aot.programs import entries, programs
+from hir_jax.backbone import Backbone
 from hir_jax.bench import machine
 from hir_jax.bench.table import number
-from hir_jax.functions import Functions
+from hir_jax.engine import Engine
 from hir_jax.models.checkpoint import open_checkpoint
 from hir_jax.models.published import PUBLISHED, Outline, outline
 from hir_jax.runs.files import write_atomically
@@ -88,8 +89,8 @@ def report(config, topology_name: str, *, layers: int, only: str, text: str) -> 
     known = find_outline(config.model.checkpoint)
     if layers:
         known = known._replace(config=dataclasses.replace(known.config, num_layers=layers))
-    functions = Functions(config, *known, devices=chips.devices(topology))
-    wanted = [p for p in programs(functions) if not only or p.name in only.split(",")]
+    engine = Engine(config, chips.devices(topology), Backbone(known.config, known.stop_ids, known.pad_id))
+    wanted = [p for p in programs(engine) if not only or p.name in only.split(",")]
     keep = None
     if text:
         keep = lambda name, value: write_atomically(Path(text) / f"{name}.txt", value)  # noqa: E731
@@ -97,9 +98,9 @@ def report(config, topology_name: str, *, layers: int, only: str, text: str) -> 
     for program in wanted:
         print(f"compiling {program.name} for {topology_name} ...", file=sys.stderr, flush=True)
         found[program.name] = judge(program, topology.chip, keep)
-    split_heads = functions.kv_ways == functions.sampler_mesh.shape["tensor"]
+    split_heads = engine.settings.kv_ways == engine.sampler_mesh.shape["tensor"]
     lines = advice(config, found, split_heads)
-    parameters = entries(functions.abstract_frozen) + entries(functions.abstract_state.params)
+    parameters = entries(engine.abstract_frozen) + entries(engine.abstract_state.params)
     print(f"{config.model.checkpoint}, {parameters / 1e9:.2f} billion parameters, {topology_name}:")
     print(
         f"GB (10^9 bytes) on each of {topology.count} {topology.chip.name} with {topology.chip.hbm_bytes / 1e9:.0f} GB"
@@ -113,9 +114,9 @@ def report(config, topology_name: str, *, layers: int, only: str, text: str) -> 
         "config": {key: value for key, value in configs.flatten(config).items() if key.split(".")[0] in _SHOWN},
         "checkpoint": config.model.checkpoint, "parameters": parameters, "layers": known.config.num_layers,
         "topology": topology_name, "chip": topology.chip._asdict(), "devices": topology.count,
-        "mesh": dict(functions.mesh.shape), "sampler_mesh": dict(functions.sampler_mesh.shape),
-        "attention": functions.model.attention, "slots": slots(functions), "functions": found, "advice": lines,
-        "step_seconds_bound": seconds, "fits": all(one["fits"] for one in found.values()),
+        "mesh": dict(engine.mesh.shape), "sampler_mesh": dict(engine.sampler_mesh.shape),
+        "attention": engine.model.attention, "slots": slots(engine), "functions": found, "advice": lines,
+        "step_seconds_bound": seconds, "fits": all(one["fits"] for one in _in_memory(found)),
         **{key: made[key] for key in ("date", "commit", "command", "versions")},
     }  # fmt: skip
 
@@ -123,10 +124,18 @@ def report(config, topology_name: str, *, layers: int, only: str, text: str) -> 
 _SHOWN = ("method", "model", "lora", "data", "rollout", "replay", "learner", "mesh")
 
 
-def slots(functions: Functions) -> int:
+def _in_memory(functions: dict) -> list[dict]:
+    """Those that run as they were compiled: parts of `learn` were compiled by themselves for their bounds alone."""
+    whole = [one for one in functions.values() if not one.get("part")]
+    return whole or list(functions.values())
+
+
+def slots(engine: Engine) -> int:
     """Rows decoded at a time; 0: all."""
-    c = functions.config
-    return functions.slots(c.data.batch_prompts, c.data.max_prompt, functions.first_samples, c.rollout.max_response)
+    c = engine.config
+    return engine.settings.slots(
+        c.data.batch_prompts, c.data.max_prompt, engine.settings.first_samples, c.rollout.max_response
+    )
 
 
 COLUMNS = (
@@ -157,12 +166,13 @@ def collected(directory: Path) -> str:
 
 def _row(found: dict) -> tuple[str, ...]:
     functions = found["functions"].values()
-    bounds = [one["bound"]["seconds"] for one in functions if one.get("flops")]  # without selection and relabelling
+    bounds = [one["bound"]["seconds"] for one in functions if one.get("flops")]  # not resharding
     least = sum(one["bound"]["seconds"] for one in functions if "bound" in one)
     model, rank = found["checkpoint"].split("/")[-1], found["config"].get("lora.rank")
+    used = max(one["hbm"].get("used", float("nan")) for one in _in_memory(found["functions"]))
     return (
         f"{model}, LoRA {rank}" if rank else model, f"{found['devices']} {found['chip']['name']} ({found['topology']})",
-        "yes" if found["fits"] else "no", f"{max(one['hbm'].get('used', float('nan')) for one in functions) / 1e9:.1f}",
+        "yes" if found["fits"] else "no", f"{used / 1e9:.1f}",
         f"{found['chip']['hbm_bytes'] / 1e9:.0f}", number(least), " + ".join(map(number, bounds)),
         f"AOT, {found['date'][:10]}",
     )  # fmt: skip

@@ -91,11 +91,12 @@ def judge(program: Program, chip: Chip, keep_text=None) -> dict:
         keep_text(program.name, text)
     kinds = hlo.by_kind(hlo.collectives(text, program.mesh.size), program.loops)
     found["hbm"] = memory(compiled, program, chip)
-    # what computes nothing to speak of still reads its arguments and writes its results
-    work = program.work if any(program.work) else Work(0.0, 0.0, found["hbm"]["arguments"] + found["hbm"]["outputs"])
+    found |= {"fits": found["hbm"]["free"] >= 0, "collectives": kinds, "loops": program.loops, "part": program.part}
+    work = program.work
+    if work is None:
+        return found
     least = bound(work, sum(kind["bytes"] for kind in kinds.values()), chip)
     return found | {
-        "fits": found["hbm"]["free"] >= 0, "collectives": kinds, "loops": program.loops,
         "flops": work.flops, "read_bytes": work.read, "bound": least._asdict() | {"seconds": least.seconds},
         "limit": least.limit, "mfu_bound": work.flops / chip.flops_per_s / least.seconds,
     }  # fmt: skip
@@ -127,7 +128,7 @@ def _settings(name: str, config, split_heads: bool) -> Sequence[str]:
             [] if split_heads else ["a config.rollout.tensor that divides the key heads, so that the cache is split"]
         )
         return [cache, layout, *heads, *state]
-    if name in ("update", "score", "score_old"):
+    if name in ("learn", "update", "score", "score_old"):
         own = [
             f"a smaller config.learner.micro_batch_tokens (now {config.learner.micro_batch_tokens}) or pack_columns "
             f"({config.learner.pack_columns})"

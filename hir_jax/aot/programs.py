@@ -1,4 +1,4 @@
-"""What is compiled of a config: its Functions with abstract arguments of the largest shapes, and what they must do.
+"""What is compiled of a config: the functions of its Engine with abstract arguments of the largest shapes, and what they must do.
 
 The batch is the config's: N prompts of `data.max_prompt` tokens, `rollout.max_response` tokens each, all of them used: the
 longest step there can be.
@@ -16,14 +16,14 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
-from hir_jax.functions import Functions
+from hir_jax.engine import Engine
 from hir_jax.learner import packing
 from hir_jax.learner.logprobs import chunk_columns
 from hir_jax.models import counting, lora
 from hir_jax.models.decode_attention import cache_columns, columns_read
 from hir_jax.parallel import mesh as meshes
 from hir_jax.rollout.continuous import ring_columns
-from hir_jax.types import PromptParts, Replays, Rollout, TrainBatch, Verdicts
+from hir_jax.types import PromptBatch, PromptParts, Rollout, TrainBatch, Verdicts
 
 # Sizes of what the data decides, for relabelling: constraints of a row, tokens of one, tokens before and behind them
 CONSTRAINTS, CONSTRAINT_TOKENS, TAIL_TOKENS = 16, 64, 64
@@ -38,16 +38,21 @@ class Work(NamedTuple):
 
 
 class Program(NamedTuple):
-    """One function to compile: arguments, what else stays in memory meanwhile, and the trip counts of its loops."""
+    """One function to compile: arguments, what else stays in memory meanwhile, and the trip counts of its loops.
+
+    `learn` is compiled for its memory, and its parts that have work to do for bounds on their time: `work` is None, or `part` is
+    True.
+    """
 
     name: str
     function: Any  # jitted
     arguments: tuple
     options: dict[str, Any]
     resident: int  # bytes a device, beside the arguments
-    work: Work
+    work: Work | None
     loops: tuple[int, ...]  # trip counts that the compiled text does not say, outermost first
     mesh: jax.sharding.Mesh
+    part: bool = False
 
 
 def device_bytes(tree) -> int:
@@ -67,19 +72,17 @@ def _array(dtype, *sizes: int):
     return jax.ShapeDtypeStruct(sizes, dtype)
 
 
-def _batches(functions: Functions):
-    """(Rollout, Verdicts, Replays, PromptParts, TrainBatch) of a step, without shardings."""
-    config = functions.config
+def _batches(engine: Engine):
+    """(Rollout, Verdicts, PromptParts, TrainBatch) of a step, without shardings."""
+    config = engine.config
     n, columns, longest = config.data.batch_prompts, config.data.max_prompt, config.rollout.max_response
-    b, c = n * functions.samples, CONSTRAINTS
+    b, c = n * engine.settings.samples, CONSTRAINTS
     f32, i32, flag = jnp.float32, jnp.int32, jnp.bool_
     rollout = Rollout(
         _array(i32, b, longest), _array(flag, b, longest), _array(f32, b, longest), _array(f32, b, longest),
         _array(flag, b), _array(flag, b),
     )  # fmt: skip
     verdicts = Verdicts(*(_array(flag, b, c) for _ in Verdicts._fields))
-    k = config.replay.k * n if functions.replays else 0
-    replays = Replays(_array(i32, k), _array(f32, k), _array(flag, k))
     parts = PromptParts(
         _array(i32, n, columns), _array(i32, n), _array(i32, n, c, 2 * c, CONSTRAINT_TOKENS), _array(i32, n, c, 2 * c),
         _array(i32, n, TAIL_TOKENS), _array(i32, n), _array(i32, n), _array(flag, n, c),
@@ -89,62 +92,62 @@ def _batches(functions: Functions):
         _array(i32, b, columns + longest), _array(i32, b), _array(flag, b, longest), logp, logp, logp, rows, rows,
         _array(i32, b), _array(flag, b),
     )  # fmt: skip
-    return rollout, verdicts, replays, parts, batch
+    return rollout, verdicts, parts, batch
 
 
-def _learner_loops(functions: Functions, rows: int) -> tuple[int, int]:
+def _learner_loops(engine: Engine, rows: int) -> tuple[int, int]:
     """(micro-batches, chunks of log-probs in one) for rows that all have the greatest length."""
-    config, ways = functions.config, meshes.row_devices(functions.mesh)
+    config, ways = engine.config, meshes.row_devices(engine.mesh)
     columns = config.data.max_prompt + config.rollout.max_response
     width = packing.bin_columns(columns, config.learner.pack_columns)
     size = packing.sizes(rows, columns - 1, width, ways, config.learner.micro_batch_tokens)
     used = -(-rows // (width // (columns - 1) * ways))
-    chunk = chunk_columns(size.micro * width, functions.model.vocab_size)
+    chunk = chunk_columns(size.micro * width, engine.model.vocab_size)
     predicted = min(size.micro * width, size.micro * (width // (columns - 1)) * config.rollout.max_response)
     return -(-used // size.micro), -(-predicted // chunk)
 
 
-def _update_work(functions: Functions) -> Work:
-    config, model = functions.config, functions.model
-    rows = config.data.batch_prompts * functions.samples
+def _update_work(engine: Engine) -> Work:
+    config, model = engine.config, engine.model
+    rows = config.data.batch_prompts * engine.settings.samples
     lengths = [config.data.max_prompt] * rows
     flops = counting.learner_flops(model, lengths, config.rollout.max_response)
     forward = flops / 3
-    if functions.lora:  # frozen matrices have no gradient of their own; the adapters' products are not counted
+    if engine.lora:  # frozen matrices have no gradient of their own; the adapters' products are not counted
         flops = 2 * forward
     computed = flops + (forward if model.remat == "full" else 0.0)
-    devices, item = functions.mesh.size, jnp.dtype(config.model.param_dtype).itemsize
-    trips = config.learner.mini_batches * _learner_loops(functions, rows // config.learner.mini_batches)[0]
-    weights = 3 * counting.weight_bytes(model) / functions.mesh.shape["tensor"]  # forward, recomputed, backward
-    trained = item * entries(functions.abstract_state.params) / devices
+    devices, item = engine.mesh.size, jnp.dtype(config.model.param_dtype).itemsize
+    trips = config.learner.mini_batches * _learner_loops(engine, rows // config.learner.mini_batches)[0]
+    weights = 3 * counting.weight_bytes(model) / engine.mesh.shape["tensor"]  # forward, recomputed, backward
+    trained = item * entries(engine.abstract_state.params) / devices
     sums, optimiser = 2 * trained, 7 * trained * config.learner.mini_batches  # gradients are read and written
     return Work(flops / devices, computed / devices, trips * (weights + sums) + optimiser)
 
 
-def _score_work(functions: Functions) -> Work:
-    config, model = functions.config, functions.model
-    rows = config.data.batch_prompts * functions.samples
+def _score_work(engine: Engine) -> Work:
+    config, model = engine.config, engine.model
+    rows = config.data.batch_prompts * engine.settings.samples
     flops = counting.learner_flops(model, [config.data.max_prompt] * rows, config.rollout.max_response) / 3
-    devices = functions.mesh.size
-    trips = _learner_loops(functions, rows)[0]
-    weights = counting.weight_bytes(model) / functions.mesh.shape["tensor"]
+    devices = engine.mesh.size
+    trips = _learner_loops(engine, rows)[0]
+    weights = counting.weight_bytes(model) / engine.mesh.shape["tensor"]
     return Work(flops / devices, flops / devices, trips * weights)
 
 
-def _sample_work(functions: Functions) -> tuple[Work, int]:
+def _sample_work(engine: Engine) -> tuple[Work, int]:
     """The work, and the steps of the decoding loop.
 
     Read on each step: the weights, and the columns of keys and values that are filled by then of each row that runs, as
     `attend_one` reads them: on TPUs whole blocks, elsewhere all columns of a cache, filled or not. A slot reads its own copy of
     its prompt; without slots the rows of a prompt read it once together (the least: the kernel may fetch it for each of them).
     """
-    config, model = functions.config, functions.sampler_model
+    config, model = engine.config, engine.settings.sampler_model
     n, columns, longest = config.data.batch_prompts, config.data.max_prompt, config.rollout.max_response
-    mesh, samples = functions.sampler_mesh, functions.first_samples
+    mesh, samples = engine.sampler_mesh, engine.settings.first_samples
     ways, later = meshes.row_devices(mesh), longest - 1  # the first token comes of the prompt
     rows = n * samples // ways
     wide, reads = (partial(f, model.attention) for f in (cache_columns, columns_read))
-    slots = functions.slots(n, columns, samples, longest)
+    slots = engine.settings.slots(n, columns, samples, longest)
     if slots:  # all rows are equally long: they move in and out in waves
         held, own = min(slots // ways, rows), wide(ring_columns(longest))
         waves = [min(held, rows - moved) for moved in range(0, rows, held)]
@@ -152,11 +155,11 @@ def _sample_work(functions: Functions) -> tuple[Work, int]:
         read = sum(count * reads(own, i * later, later) for i, count in enumerate(waves)) + rows * later * wide(columns)
     else:
         steps = later
-        between = itertools.pairwise((1, *functions.rollout_sampling.all_widths))
+        between = itertools.pairwise((1, *engine.settings.rollout_sampling.all_widths))
         read = rows * sum(reads(wide(b), 0, b - 1) - reads(wide(b), 0, a - 1) for a, b in between)
         read += n // ways * steps * wide(columns)
     flops = counting.rollout_flops(model, [columns] * n, samples, longest)
-    cached = read * counting.cache_bytes(model) / functions.kv_ways
+    cached = read * counting.cache_bytes(model) / engine.settings.kv_ways
     weights = steps * counting.weight_bytes(model) / mesh.shape["tensor"]
     return Work(flops / mesh.size, flops / mesh.size, weights + cached), steps
 
@@ -166,70 +169,63 @@ def entries(tree) -> int:
     return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
 
 
-def programs(functions: Functions) -> Sequence[Program]:
-    """The functions of a step, in its order."""
-    config, state = functions.config, functions.abstract_state
-    rows, whole = meshes.rows(functions.mesh), meshes.replicated(functions.mesh)
-    n = config.data.batch_prompts
-    rollout, verdicts, replays, parts, batch = _batches(functions)
-    b = n * functions.samples
-    i32, f32 = jnp.int32, jnp.float32
-    frozen = functions.abstract_frozen
+def programs(engine: Engine) -> Sequence[Program]:
+    """The functions of a step, in its order, and behind `learn` its parts."""
+    config, settings, state = engine.config, engine.settings, engine.abstract_state
+    rows, whole = meshes.rows(engine.mesh), meshes.replicated(engine.mesh)
+    n, i32 = config.data.batch_prompts, jnp.int32
+    rollout, verdicts, parts, batch = _batches(engine)
+    frozen = engine.abstract_frozen
     params = lora.join(frozen, state.params)
-    first = frozen or params  # the reference policy; with LoRA the frozen weights themselves, needed anyhow
-    keeps_reference = config.learner.kl > 0
-    reference = device_bytes(first) if keeps_reference or frozen else 0
-    everything = device_bytes(state) + reference
+    reference = frozen or (params if settings.keeps_reference else None)  # LoRA's frozen weights are needed anyhow
+    kept = device_bytes(reference) if reference else 0
+    everything = device_bytes(state) + kept
     key = _abstract(whole, jax.eval_shape(partial(jax.random.key, 0)))
-    prompts = _array(i32, n, config.data.max_prompt), _array(i32, n), _array(i32, n, functions.first_samples)
-    sample_rows = meshes.rows(functions.sampler_mesh)
-    sample_work, steps = _sample_work(functions)
-    jitted = functions.jitted
-    none = Work(0.0, 0.0, 0.0)
-    held = functions.abstract_sampler_params(params)
+    prompts = PromptBatch(_array(i32, n, config.data.max_prompt), _array(i32, n), parts)
+    asked = prompts.tokens, prompts.length, _array(i32, n, settings.first_samples)
+    sample_rows, sample_whole = meshes.rows(engine.sampler_mesh), meshes.replicated(engine.sampler_mesh)
+    sample_work, steps = _sample_work(engine)
+    jitted = engine.jitted
+    held = engine.abstract_sampler_params(params)
     shared = [x for x, y in zip(jax.tree.leaves(params), jax.tree.leaves(held), strict=True) if x is y]
     found = []
     if config.rollout.tensor:
         work = Work(0.0, 0.0, device_bytes(params) + 2 * device_bytes(held))  # cast; exchanged
-        kept = everything - device_bytes(params)
-        found.append(Program("reshard", jitted["reshard"], (params,), {}, kept, work, (), functions.mesh))
+        resident = everything - device_bytes(params)
+        found.append(Program("reshard", jitted["reshard"], (params,), {}, resident, work, (), engine.mesh))
+    given = held, *_abstract(sample_rows, asked), _abstract(sample_whole, key)
     found.append(
         Program(
-            "sample", jitted["sample"],
-            (held, *_abstract(sample_rows, prompts), _abstract(meshes.replicated(functions.sampler_mesh), key)),
-            {"settings": functions.rollout_sampling}, everything - device_bytes(shared), sample_work, (steps,),
-            functions.sampler_mesh,
+            "sample", jitted["sample"], given, {"sampling": settings.rollout_sampling},
+            everything - device_bytes(shared), sample_work, (steps,), engine.sampler_mesh,
         )
     )  # fmt: skip
-    scored = {"score": (first, reference)} if keeps_reference else {}  # name -> (weights, their bytes)
-    if functions.settings.scores_old:
-        scored["score_old"] = params, device_bytes(params)
-    for name, (weights, own) in scored.items():
+    given = *_abstract(rows, (prompts, rollout, verdicts)), _abstract(whole, _array(i32)), key
+    found.append(
+        Program(
+            "learn",
+            jitted["learn"],
+            (state, frozen, None if frozen else reference, *given),
+            {},
+            0,
+            None,
+            (),
+            engine.mesh,
+        )
+    )
+    scored = {"score": reference} if settings.keeps_reference else {}
+    if settings.learner.scores_old:
+        scored["score_old"] = params
+    for name, weights in scored.items():
         given = weights, *_abstract(rows, (batch.tokens, batch.prompt_length, batch.response_mask))
+        loops = _learner_loops(engine, n * settings.samples)
+        resident = everything - device_bytes(weights)
         found.append(
-            Program(
-                name, jitted["score"], given, {}, everything - own, _score_work(functions), _learner_loops(functions, b),
-                functions.mesh,
-            )
-        )  # fmt: skip
-    found += [
-        Program(
-            "select", jitted["select"],
-            (*_abstract(rows, (rollout, verdicts)), _abstract(whole, _array(i32)), key),
-            {"rounds": _abstract(whole, _array(i32))}, everything, none, (), functions.mesh,
-        ),
-        Program(
-            "relabel", jitted["relabel"],
-            (
-                *_abstract(rows, (_array(i32, n, config.data.max_prompt), _array(i32, n), parts, rollout)),
-                *_abstract(rows, (batch.ref_logp, batch.importance, _array(f32, b), _array(f32, b), verdicts)),
-                _abstract(whole, replays),
-            ),
-            {}, everything, none, (), functions.mesh,
-        ),
-        Program(
-            "update", jitted["update"], (state, _abstract(rows, batch), frozen), {}, 0 if frozen else reference,
-            _update_work(functions), _learner_loops(functions, b // config.learner.mini_batches), functions.mesh,
-        ),
-    ]  # fmt: skip
+            Program(name, jitted["score"], given, {}, resident, _score_work(engine), loops, engine.mesh, part=True)
+        )
+    loops = _learner_loops(engine, n * settings.samples // config.learner.mini_batches)
+    given, resident = (state, _abstract(rows, batch), frozen), 0 if frozen else kept
+    found.append(
+        Program("update", jitted["update"], given, {}, resident, _update_work(engine), loops, engine.mesh, part=True)
+    )
     return found

@@ -31,7 +31,7 @@ def rows(seed: int) -> list[Instruction]:
 
 def bench(config, sizes: Sizes) -> dict:
     """Seconds of a row, spread over the rounds; before the clock starts, one round is encoded."""
-    frame = Engine(config).frame
+    frame = Engine(config).backbone.frame
 
     def round_of(seed: int) -> Callable[[], object]:
         made = rows(seed)

@@ -21,7 +21,7 @@ from hir_jax import train
 from hir_jax.bench.machine import Work, against, rates, timed
 from hir_jax.bench.sizes import NO_STOP, Sizes
 from hir_jax.instructions import prepared
-from hir_jax.step import Clock, sample_and_verify
+from hir_jax.rollouts import Clock, sample_and_verify
 from hir_jax.types import InputError
 
 METHODS = ("ilr", "hir")
@@ -59,8 +59,8 @@ class Step(Work):
         self._run = run = Unwritten(config, directory / method, stack)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a run would go on to save its state, which nobody wants here
         self.engine = engine = run.engine
-        engine.stop_ids, self.stop_ids = NO_STOP, engine.stop_ids
-        engine.rollout_sampling = dataclasses.replace(engine.rollout_sampling, stop_ids=NO_STOP)
+        self.stop_ids = engine.backbone.stop_ids
+        engine.settings = dataclasses.replace(engine.settings, stop_ids=NO_STOP)
         self.rows = run.data.rows[: sizes.prompts]
         if len(self.rows) < sizes.prompts:
             raise InputError(
@@ -78,7 +78,7 @@ class Step(Work):
         """A step, and apart from it one further sample a prompt, which a later step may be the first to ask for."""
         self.run()
         config, run = self.engine.config, self._run
-        if not (self.engine.replays and config.replay.fill == "resample"):
+        if not (self.engine.settings.replays and config.replay.fill == "resample"):
             return
         indices = run.data.indices(self._step)
         rows = [run.data.rows[i] for i in indices]

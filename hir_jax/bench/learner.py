@@ -38,7 +38,7 @@ class Learner(Work):
         self.state, self.metrics = engine.init_state(params), {}
         self.tokens = int(prompts.sum() + responses.sum())
         self.flops = counting.learner_flops(engine.model, prompts, responses)
-        self.micro_rows = max(1, engine.settings.micro_batch_tokens // self.batch.tokens.shape[1])
+        self.micro_rows = max(1, engine.settings.learner.micro_batch_tokens // self.batch.tokens.shape[1])
 
     def run(self) -> None:
         self.state, self.metrics = self.engine.update(self.state, self.batch)
@@ -63,7 +63,7 @@ def _one(ours: Learner, make_peer, params, rounds: int, compilations) -> dict:
 def bench(config, sizes: Sizes, make_peer, compilations, trace: Path | None = None) -> dict:
     engine = bench_engine(config, sizes.new_tokens)
     params = engine.load_params()
-    settings = engine.settings
+    settings = engine.settings.learner
     found = {"loss": settings.loss, "micro_batch_tokens": settings.micro_batch_tokens, "remat": engine.model.remat}
     even = np.full(sizes.rows, PROMPT_TOKENS, np.int32), np.full(sizes.rows, sizes.new_tokens, np.int32)
     packed = learner_lengths(sizes.rows, sizes.new_tokens)

@@ -7,6 +7,7 @@ rows until the longest ends. "real": what the model itself answers to the config
 from __future__ import annotations
 
 import copy
+import dataclasses
 from functools import partial
 
 import jax
@@ -16,8 +17,7 @@ from hir_jax import deciders
 from hir_jax.bench.machine import Work, measure
 from hir_jax.bench.sizes import NO_STOP, PROMPT_LONGEST, Sizes, long_tail, prompt_lengths, random_prompts
 from hir_jax.constraints.judge import JudgeSettings
-from hir_jax.engine import Engine
-from hir_jax.functions import SAMPLE
+from hir_jax.engine import SAMPLE, Engine
 from hir_jax.instructions import dataset
 from hir_jax.parallel import mesh as meshes
 from hir_jax.rollout.continuous import sample_continuous
@@ -46,7 +46,7 @@ class _Sampler(Work):
 def _pair(engine: Engine, params, prompts, lengths, sizes: Sizes, settings, limits=None) -> tuple[_Sampler, _Sampler]:
     """Continuous batching and the plain loop on the same rows."""
     rows = np.arange(sizes.rows, dtype=np.int32).reshape(sizes.prompts, sizes.samples)
-    fixed = {"model": engine.sampler_model, "shard": engine.shard, "settings": settings}
+    fixed = {"model": engine.settings.sampler_model, "shard": engine.settings.shard, "settings": settings}
     ways = meshes.row_devices(engine.mesh)
     in_slots = partial(sample_continuous, **fixed, slots=sizes.slots, queues=ways)
     arrays = prompts, lengths, rows
@@ -74,8 +74,8 @@ def _synthetic(engine: Engine, params, sizes: Sizes, compilations) -> dict:
     limits = long_tail(sizes.rows, sizes.tail_tokens).reshape(sizes.prompts, sizes.samples)
     lengths = prompt_lengths(sizes.prompts)
     prompts = random_prompts(engine.model.vocab_size, lengths, PROMPT_LONGEST)
-    engine.stop_ids = NO_STOP
-    ours, plain = _pair(engine, params, prompts, lengths, sizes, engine.sampling(temperature=1.0), limits)
+    engine.settings = dataclasses.replace(engine.settings, stop_ids=NO_STOP)
+    ours, plain = _pair(engine, params, prompts, lengths, sizes, engine.settings.sampling(temperature=1.0), limits)
     found = _figures(ours, plain, sizes.rounds, compilations)
     if ours.tokens != plain.tokens:
         raise RuntimeError(f"continuous batching drew {ours.tokens} tokens instead of {plain.tokens}")
@@ -88,14 +88,14 @@ def instructions(config, engine: Engine, count: int) -> tuple[list, object]:
     config.data.size, config.data.eval_size = 8 * count, 1
     judge = JudgeSettings(**config.constraints.judge)
     wanted = deciders.enabled(judge, config.constraints.code_checkers)
-    data = dataset.load(config, engine.frame, engine.end_id, wanted)
+    data = dataset.load(config, engine.backbone.frame, engine.backbone.end_id, wanted)
     return data.rows[:count], data.shapes
 
 
 def _real(config, engine: Engine, params, sizes: Sizes, compilations) -> dict:
     rows, shapes = instructions(config, engine, sizes.prompts)
     prompts = engine.prompts(rows, shapes)
-    settings = engine.sampling(config.rollout.temperature)
+    settings = engine.settings.sampling(config.rollout.temperature)
     ours, plain = _pair(engine, params, prompts.tokens, prompts.length, sizes, settings)
     found = _figures(ours, plain, sizes.rounds, compilations)
     same = (ours.rollout.tokens == plain.rollout.tokens).all(-1)

@@ -27,7 +27,7 @@ def _load(engine: Engine, params, dtype: str):
     logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "model"
-        hf.save(path, engine.model, params, None, engine.stop_ids)
+        hf.save(path, engine.model, params, None, engine.backbone.stop_ids)
         return AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype))
 
 
@@ -37,7 +37,7 @@ class Rollout(Work):
     def __init__(self, engine: Engine, params, ours: rollout.Rollout):
         import torch
 
-        self.torch, self.model = torch, _load(engine, params, engine.sampler_model.compute_dtype).eval()
+        self.torch, self.model = torch, _load(engine, params, engine.settings.sampler_model.compute_dtype).eval()
         columns = ours.prompts.shape[1]
         self.mask = torch.tensor((np.arange(columns) >= columns - ours.lengths[:, None]).astype(np.int64))
         self.prompts = torch.tensor(ours.prompts.astype(np.int64))
@@ -74,7 +74,7 @@ class Learner(Work):
         self.old = torch.tensor(batch.behaviour_logp)
         advantage = batch.reward - batch.reward.mean()
         self.advantage = torch.tensor((advantage / max(advantage.std(), 1e-6))[:, None])
-        settings = engine.settings
+        settings = engine.settings.learner
         self.max_norm, self.micro_rows = settings.max_grad_norm, ours.micro_rows
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=settings.learning_rate, betas=(settings.beta1, settings.beta2),

@@ -106,7 +106,7 @@ def measure(ours: Step, sizes: Sizes, one_round: Callable[[], dict[str, float]])
     for checkpointing in (True, False):
         with tempfile.TemporaryDirectory() as name:
             directory = Path(name)
-            hf.save(directory / "model", ours.engine.model, ours.params, ours.engine.tokenizer, ours.stop_ids)
+            hf.save(directory / "model", ours.engine.model, ours.params, ours.engine.backbone.tokenizer, ours.stop_ids)
             name = f"gradient_checkpointing={checkpointing}"
             found[name] = _variant(ours, sizes, one_round, directory, checkpointing)
         gc.collect()

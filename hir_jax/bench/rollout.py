@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,7 @@ import numpy as np
 from hir_jax.bench import machine
 from hir_jax.bench.machine import Ceilings, Work, measure, timed
 from hir_jax.bench.sizes import NO_STOP, PROMPT_LONGEST, Sizes, prompt_lengths, random_prompts
-from hir_jax.engine import Engine
-from hir_jax.functions import SAMPLE
+from hir_jax.engine import SAMPLE, Engine
 from hir_jax.models import counting
 from hir_jax.models.config import ModelConfig
 from hir_jax.types import PromptBatch
@@ -23,7 +23,7 @@ def bench_engine(config, new_tokens: int) -> Engine:
     config.rollout.max_response = new_tokens
     config.learner.mini_batches = 1
     engine = Engine(config)
-    engine.stop_ids = NO_STOP
+    engine.settings = dataclasses.replace(engine.settings, stop_ids=NO_STOP)
     return engine
 
 
@@ -44,7 +44,7 @@ class Rollout(Work):
         self._calls += 1
         engine, prompts = self.engine, PromptBatch(self.prompts, self.lengths, None)
         found = engine.sample(
-            self.params, prompts, self.rows, engine.key(SAMPLE, self._calls), engine.sampling(temperature=1.0)
+            self.params, prompts, self.rows, engine.key(SAMPLE, self._calls), engine.settings.sampling(temperature=1.0)
         )
         if int(found.mask.sum()) != self.tokens:
             raise RuntimeError(f"rollout drew {int(found.mask.sum())} tokens instead of {self.tokens}")
@@ -62,7 +62,7 @@ def bench(config, sizes: Sizes, make_peer, compilations, trace: Path | None = No
     found["prefill_seconds"] = min(timed(prefill.run) for _ in range(sizes.rounds))
     decoding = found["seconds"]["median"] - found["prefill_seconds"]
     found["decode_step_seconds"] = decoding / max(1, sizes.new_tokens - 1)
-    model = engine.sampler_model
+    model = engine.settings.sampler_model
     found |= {
         "dtype": model.compute_dtype, "rows": sizes.rows, "prompt_tokens": float(ours.lengths.mean()),
         "new_tokens": sizes.new_tokens, "stops": "off", "slots": config.rollout.slots,

@@ -16,13 +16,15 @@ import numpy as np
 from hir_jax import config as configs
 from hir_jax.aot import hlo
 from hir_jax.constraints.verifier import Verifier
-from hir_jax.engine import Engine
+from hir_jax.engine import SELECT, Engine
 from hir_jax.instructions import dataset, lexicon
 from hir_jax.learner.update import gradients
 from hir_jax.models import decoder, hf
 from hir_jax.models.config import ModelConfig
 from hir_jax.parallel import mesh as meshes
-from hir_jax.step import Clock, build_batch, roll_out, rollout_metrics, select_replays
+from hir_jax.rollouts import Clock, roll_out
+from hir_jax.runs.samples import rollout_metrics
+from hir_jax.step import policy_batch, select_replays
 from hir_jax.types import TrainBatch
 
 STEPS = 2
@@ -93,7 +95,7 @@ def fixed_tokens(engine: Engine, state) -> dict[str, np.ndarray]:
     advantage = np.random.default_rng(6).normal(size=batch.behaviour_logp.shape).astype(np.float32)
     compute = jax.jit(
         partial(
-            gradients, model=engine.model, settings=engine.settings, shard=engine.shard,
+            gradients, model=engine.model, settings=engine.settings.learner, shard=engine.settings.shard,
             multiple=meshes.row_devices(engine.mesh),
         )
     )  # fmt: skip
@@ -104,21 +106,34 @@ def fixed_tokens(engine: Engine, state) -> dict[str, np.ndarray]:
     return found | named("fixed_metrics", comparable(metrics)) | named("fixed_params", state.params)
 
 
+def batch_of(engine: Engine, state, reference, prompts, rollout, verdicts, rounds: int, step: int):
+    """The TrainBatch that `learn` updates on, which it does not return."""
+
+    def make(params, reference, prompts, rollout, verdicts):
+        key = engine.key(SELECT, step)
+        replays = select_replays(rollout, verdicts, step, rounds, key, settings=engine.settings)
+        return policy_batch(params, reference, prompts, rollout, verdicts, replays, settings=engine.settings)[0]
+
+    arrays = meshes.put_rows(engine.mesh, (prompts, rollout, verdicts))
+    with jax.set_mesh(engine.mesh):
+        return engine.fetch(jax.jit(make)(state.params, reference, *arrays))
+
+
 def whole_steps(engine: Engine, config, state, reference) -> dict[str, np.ndarray]:
     """STEPS training steps from prompts to parameters, as train.py strings them together."""
-    data = dataset.load(config, engine.frame, engine.stop_ids[0])
+    data = dataset.load(config, engine.backbone.frame, engine.backbone.stop_ids[0])
     found = {}
     with Verifier(0, config.constraints.timeout_seconds) as verifier:
         for step in range(STEPS):
             rows = [data.rows[i] for i in data.indices(step)]
             prompts = engine.prompts(rows, data.shapes)
             rollout, verdicts, rounds = roll_out(engine, verifier, state.params, rows, prompts, step, Clock())
-            replays = select_replays(engine, rollout, verdicts, rounds, step)
-            batch, _ = build_batch(engine, reference, state.params, prompts, rollout, verdicts, replays)
+            batch = batch_of(engine, state, reference, prompts, rollout, verdicts, rounds, step)
+            given = prompts, rollout, verdicts, rounds, step
+            state, learned, replays = engine.learn(state, reference, *given)
             seen = rollout_metrics(engine, rollout, verdicts, replays, rounds)
             found |= named(f"step{step}/batch", batch) | named(f"step{step}/verdicts", verdicts)
             found |= named(f"step{step}/rollout", rollout) | named(f"step{step}/replays", replays)
-            state, learned = engine.update(state, batch)
             found |= named(f"step{step}/metrics", comparable(seen | learned))
     return found | named("whole_params", state.params)
 

@@ -12,29 +12,25 @@ import sys
 
 import numpy as np
 
-from hir_jax import step as stages
 from hir_jax.constraints.verifier import Verifier
+from hir_jax.engine import Engine
 from hir_jax.types import InputError
 
 path, steps = sys.argv[1], int(sys.argv[2])
 seen, checked = {}, []
-select_replays, verify = stages.select_replays, Verifier.verify
+learn, verify = Engine.learn, Verifier.verify
 
 
-def recorded_selection(engine, rollout, verdicts, rounds, step):
-    replays = select_replays(engine, rollout, verdicts, rounds, step)
+def recorded_learn(self, state, ref_params, prompts, rollout, verdicts, rounds, step):
+    state, metrics, replays = learn(self, state, ref_params, prompts, rollout, verdicts, rounds, step)
     if step < steps:
         found = {
-            "tokens": rollout.tokens,
-            "mask": rollout.mask,
-            **verdicts._asdict(),
-            "row": replays.row,
-            "valid": replays.valid,
-        }
+            "tokens": rollout.tokens, "mask": rollout.mask, **verdicts._asdict(), "row": replays.row, "valid": replays.valid,
+        }  # fmt: skip
         seen.update({f"{step}/{name}": np.asarray(x) for name, x in found.items()})
     if step == steps - 1:
         np.savez(path, checked=sum(checked), **seen)
-    return replays
+    return state, metrics, replays
 
 
 def counted_verify(self, rows, width, **how):
@@ -44,6 +40,6 @@ def counted_verify(self, rows, width, **how):
     return verify(self, rows, width, **how)
 
 
-stages.select_replays, Verifier.verify = recorded_selection, counted_verify
+Engine.learn, Verifier.verify = recorded_learn, counted_verify
 sys.argv = ["hir_jax.train", *sys.argv[3:]]
 runpy.run_module("hir_jax.train", run_name="__main__", alter_sys=True)

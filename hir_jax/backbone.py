@@ -1,0 +1,97 @@
+"""What a run starts from, by the `model` group of its config: the model's shape, tokenizer, chat template and weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from hir_jax.constraints import responses
+from hir_jax.instructions import lexicon
+from hir_jax.instructions.roles import ChatFrame, chat_frame
+from hir_jax.models import decoder, hf
+from hir_jax.models.checkpoint import Checkpoint, open_checkpoint
+from hir_jax.models.config import ModelConfig
+from hir_jax.models.tokenizer import ids_of, read_tokenizer, warn_of_unused_ends
+from hir_jax.pathflags import expanded
+from hir_jax.types import InputError, Rollout
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """`tokenizer`, `frame` and `checkpoint` are None where only shapes are needed (`hir_jax.aot`)."""
+
+    model: ModelConfig
+    stop_ids: tuple[int, ...]  # any of them ends a response
+    pad_id: int
+    tokenizer: Any = None  # a transformers tokenizer
+    frame: ChatFrame | None = None
+    checkpoint: Checkpoint | None = None  # None: random parameters
+    strip_thinking: bool = True
+
+    @property
+    def end_id(self) -> int:
+        """The token that ends a response in supervised pairs: the one that ends a turn in the chat template, or the first stop id
+        where neither the template nor the tokenizer has one."""
+        found = self.frame.chat.end_of_turn
+        return self.stop_ids[0] if found is None else found
+
+    @property
+    def kept(self) -> hf.Kept:
+        """What the checkpoint's configs say of sampling, to be written again with the trained model."""
+        return self.checkpoint.kept if self.checkpoint else hf.Kept(self.tokenizer.bos_token_id)
+
+    @property
+    def thinking(self) -> bool | None:
+        """Whether a response begins inside of `<think>`, by the chat template; None where reasoning is checked like the rest."""
+        return self.frame.thinks if self.strip_thinking else None
+
+    def load(self, model: ModelConfig, dtype, shardings, key: jax.Array) -> decoder.Params:
+        """The checkpoint's parameters, straight to their shards; without one, random ones by `key`."""
+        if self.checkpoint:
+            return self.checkpoint.load_params(dtype, shardings)
+        return jax.jit(decoder.init, static_argnums=(0, 2), out_shardings=shardings)(model, key, dtype)
+
+    def texts(self, rollout: Rollout) -> list[str]:
+        """Responses as text, special tokens stripped; "" for empty slots."""
+        tokens: Sequence[np.ndarray] = [row[mask] for row, mask in zip(rollout.tokens, rollout.mask, strict=True)]
+        return responses.decode(self.tokenizer, tokens)
+
+    def answers(self, rollout: Rollout) -> list[str]:
+        """The texts that are checked: with `model.strip_thinking` without the reasoning before an answer."""
+        texts = self.texts(rollout)
+        if not self.strip_thinking:
+            return texts
+        return [responses.without_thinking(text, self.frame.thinks) for text in texts]
+
+
+def open_backbone(config) -> Backbone:
+    """The checkpoint that the config names, or a random model of the shape in `config.model`. Weights are not read yet."""
+    m = config.model
+    if m.checkpoint:
+        checkpoint = open_checkpoint(m.checkpoint)
+        tokenizer, stop_ids, model = checkpoint.tokenizer, tuple(checkpoint.stop_ids), checkpoint.config
+    else:
+        name, checkpoint = expanded(m.tokenizer), None
+        tokenizer = lexicon.build_tokenizer() if name == "lexicon" else read_tokenizer(Path(name))
+        if tokenizer.eos_token_id is None:
+            raise InputError(f"config.model.tokenizer = {name!r}: it names no eos_token, with which a response ends")
+        stop_ids, model = (tokenizer.eos_token_id,), _random_model(config, ids_of(tokenizer))
+    frame = chat_frame(tokenizer, m.chat_template_args.to_dict(), m.system_prompt)
+    warn_of_unused_ends(tokenizer, frame.chat.end_of_turn, stop_ids)
+    pad_id = stop_ids[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    return Backbone(model, stop_ids, pad_id, tokenizer, frame, checkpoint, m.strip_thinking)
+
+
+def _random_model(config, words: int) -> ModelConfig:
+    m = config.model
+    return ModelConfig(
+        family="llama", vocab_size=words, hidden_size=m.hidden_size,
+        intermediate_size=m.intermediate_size, num_layers=m.num_layers, num_heads=m.num_heads,
+        num_kv_heads=m.num_heads, head_dim=m.hidden_size // m.num_heads,
+        max_position=config.data.max_prompt + config.rollout.max_response,
+    )  # fmt: skip
