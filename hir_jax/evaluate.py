@@ -56,12 +56,12 @@ from hir_jax.instructions.templates import render
 from hir_jax.judged import JUDGED, as_instructions, scored_rows
 from hir_jax.parallel import processes
 from hir_jax.replay import following
+from hir_jax.rollouts import SharedVerifier
 from hir_jax.runs import files
 from hir_jax.runs.checkpoints import Checkpoints
 from hir_jax.runs.memory import keep_freed_memory
 from hir_jax.runs.progress import use_compilation_cache
 from hir_jax.statistics import Interval, bootstrap, paired_differences, repetition
-from hir_jax.step import SharedVerifier
 from hir_jax.textfiles import read_jsonl, read_text
 from hir_jax.types import InputError, Instruction, Rollout, Verdicts
 
