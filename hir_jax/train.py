@@ -47,10 +47,13 @@ log = logging.getLogger(__name__)
 
 # Metrics that are finite if a step's log-probs are: of the trainer, and of the sampler
 _OF_LOG_PROBS = ("nll", "policy_entropy")
+# Steps in a row without an update, for gradients that are not finite, with which a run ends. Now and then one is no harm.
+_MOST_SKIPPED = 3
 
 
 class DivergedError(InputError):
-    """A policy whose log-probs are not finite; the message names the step and the last good checkpoint."""
+    """A policy whose log-probs are not finite, or whose gradients are not, step after step; the message names the step and the
+    last good checkpoint."""
 
 
 class Run:
@@ -77,6 +80,7 @@ class Run:
         self.checkpoints = stack.enter_context(Checkpoints(workdir / "checkpoints", config.checkpoint_keep))
         self.compilations = Compilations()
         self.stopping = False
+        self._skipped = self._idle = 0  # updates so far, and steps in a row, that were skipped
         if jax.process_count() == 1:  # of several jax hears the signal: all have to stop after the same step
             stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, self._stop))
 
@@ -119,6 +123,7 @@ class Run:
         else:
             state, meta = self.checkpoints.restore(latest, engine.abstract_state)
             engine.refuse_other_base(meta)
+            self._skipped = int(state.skipped)
             before, now = (", ".join(f"{k} {v}" for k, v in m.items()) for m in (meta["mesh"], engine.mesh.shape))
             moved = f"; it ran on a mesh of {before} and goes on with {now}" if before != now else ""
             self.say(f"resuming {self.workdir} from step {latest}{moved}")
@@ -189,13 +194,22 @@ class Run:
         """Whether SIGTERM has come: the run is to be saved and left after this step."""
         return self.stopping or self.checkpoints.reached_preemption(step)
 
-    def refuse_diverged(self, step: int) -> NoReturn:
+    def refuse_broken(self, step: int, metrics) -> None:
+        """DivergedError where a step's log-probs are not finite, or no update of the last few steps was made."""
+        if not all(math.isfinite(metrics.get(name, 0.0)) for name in _OF_LOG_PROBS):
+            self.refuse_diverged(step)
+        skipped, self._skipped = metrics["updates_skipped"] - self._skipped, metrics["updates_skipped"]
+        self._idle = self._idle + 1 if skipped >= self.engine.settings.mini_batches else 0
+        if self._idle >= _MOST_SKIPPED:
+            self.refuse_diverged(step, f"the gradients of {_MOST_SKIPPED} steps in a row are not finite")
+
+    def refuse_diverged(self, step: int, what: str = "the policy's log-probs are not finite") -> NoReturn:
         """DivergedError in all processes. All checkpoints are good: `save` writes no other policy."""
         self.checkpoints.wait()
         latest = processes.agree(self.checkpoints.latest)
         where = f"{self.checkpoints.directory / str(latest)}" if latest is not None else "none"
         raise DivergedError(
-            f"step {step}: the policy's log-probs are not finite, so the run ends here. Last good checkpoint: {where}. "
+            f"step {step}: {what}, so the run ends here. Last good checkpoint: {where}. "
             "Start another --workdir with a smaller config.learner.learning_rate, or see what grew in "
             f"{self.workdir / 'metrics.jsonl'}"
         )
@@ -312,8 +326,7 @@ def train(config, workdir: Path, make_run: type[Run] = Run) -> None:
             metrics |= run.evaluate(state.params, done)
             clock.lap("evaluate")
             run.record(done, metrics, clock, tokens, replays)
-            if not all(math.isfinite(metrics.get(name, 0.0)) for name in _OF_LOG_PROBS):
-                run.refuse_diverged(done)
+            run.refuse_broken(done, metrics)
             stops = run.stops_after(done)
             if stops or run.due(config.checkpoint_every, done):
                 run.save(done, state)

@@ -359,7 +359,9 @@ def hidden_states(
     x, _ = run_layers(
         config, params, tokens, positions, segments, shard, keep_cache=False, window=longest, prompts=prompts
     )
-    return rms_norm(x, params["final_norm"], config.rms_norm_eps)
+    # The norm of a vector whose square overflows is 0, and the policy uniform: with NaN a broken model does not look like one.
+    squares = jnp.square(x.astype(jnp.float32)).mean(-1, keepdims=True)
+    return jnp.where(jnp.isfinite(squares), rms_norm(x, params["final_norm"], config.rms_norm_eps), jnp.nan)
 
 
 def unembed_matrix(config: ModelConfig, params: Params) -> jax.Array:

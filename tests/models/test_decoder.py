@@ -51,6 +51,20 @@ def test_padding_changes_nothing(name, models):
     np.testing.assert_allclose(found[valid].reshape(bare.shape), bare, atol=2e-5)
 
 
+@pytest.mark.parametrize("compute_dtype", ["float32", "bfloat16"])
+def test_hidden_states_whose_squares_overflow_are_nan(compute_dtype):
+    """The norm of such a vector is 0 and would make a uniform policy; of one that is merely large it is as ever."""
+    config = dataclasses.replace(CASES["llama_scaled_untied"], compute_dtype=compute_dtype)
+    params, tokens = decoder.init(config, jax.random.key(0)), np.ones((1, 4), np.int32)
+
+    def states(size):
+        large = params | {"embed": params["embed"] * size}
+        return np.asarray(decoder.hidden_states(config, large, tokens, tokens.cumsum(-1) - 1, tokens == 1), np.float32)
+
+    assert np.isfinite(states(1e15)).all() and np.abs(states(1e15)).max() > 1
+    assert np.isnan(states(1e25)).all()
+
+
 @pytest.mark.parametrize("name", ["llama_scaled_untied", "qwen2", "qwen3"])
 def test_prefill_and_decoding_equal_one_full_pass(name, models):
     config, params = models[name]
