@@ -95,6 +95,9 @@ def last_first(response: str) -> bool:
 
 @register("words:paragraph_last_first", lambda: "Each line of the answer must end with the word that it begins with.")
 def paragraph_last_first(response: str) -> bool:
+    """Quirks: a paragraph is a line, ended by "\\n" alone; only the outer ASCII marks of the whole line go ("us," is not "us");
+    case is lowered and not folded. A line of marks alone ends the scorer, as in the version that the recorded verdicts are of;
+    allenai/IFBench passes over it since."""
     for line in response.split("\n"):
         words = bare(line.strip().lower()).split()
         if not words and line.strip():

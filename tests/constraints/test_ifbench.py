@@ -163,6 +163,64 @@ def test_quirks(id, arguments, passing, failing):
     assert not _passes(id, failing, **arguments)
 
 
+@pytest.mark.parametrize(
+    ("text", "strict", "loose"),
+    [
+        ("Us and us", True, True),
+        ("US and us", True, True),
+        ("Us and them", False, False),
+        ("Word", True, True),  # both the first and the last
+        ("Word.", True, True),
+        (" \n\t", False, False),
+        # marks: the outer ones of a whole line go, of ASCII alone
+        ("- Us and us!?!", True, True),
+        ('"Us and us"', True, True),
+        ("Us - us", True, True),
+        ("(Us) and us", False, False),
+        ("Us and (us)", False, False),
+        ("Us, and us", False, False),
+        ("1. Us and us", False, False),
+        ("**Us** and us", False, True),  # loose mode takes the asterisks out
+        ("“Us” and us", False, False),
+        ("Us and us…", False, False),
+        ("我 们 我。", False, False),
+        ("Us and us\t.", True, True),
+        ("Us and us .\t!", False, False),  # the tab keeps the mark before it from going
+        # lines: a newline alone ends one
+        ("Us and us\n\nTo be to", True, True),
+        ("Us and us\n \t\u3000\nTo be to\n", True, True),
+        ("Us and us\r\nTo be to\r\n", True, True),
+        ("Us and us\rTo be to", False, False),
+        ("Us and\u2028to us", True, True),
+        ("Us and us\nTo be or", False, True),  # without the last line
+        ("Here it is:\nUs and us", False, True),  # without the first
+        ("Here it is:\nUs and us\nI hope it helps", False, True),  # without both
+        ("Here it is:\nUs and us\nTo be or\nI hope it helps", False, False),
+        # a line of marks alone ends the published scorer, at the first form that comes to it
+        ("Us and us\n---\nTo be to", False, False),
+        ("***\nUs and us", False, False),
+        ("Us and them\n***\nTo be to", False, False),
+        ("**Us** and us\n***", False, True),  # the form before that ended at its first line
+        ("Us and us\n*** x y", False, True),
+        ("Us and us\nTo be or\n---", False, False),
+        # scripts
+        ("Été en été", True, True),
+        ("Été en e\u0301te\u0301", False, False),
+        ("ΣΟΦΟΣ και σοφος", True, True),
+        ("ß or SS", False, False),
+        ("\u0130t is i\u0307t", True, True),
+        ("我 们 我", True, True),
+        ("我们我", True, True),
+        ("Us\u00a0and\u00a0us", True, True),
+        ("Us and us\u200b", False, False),
+    ],
+)
+def test_lines_that_end_as_they_begin_worked_by_hand(text, strict, loose):
+    """By allenai/IFBench's class for it, as it was when the recorded verdicts were made."""
+    assert _passes("words:paragraph_last_first", text) == strict
+    assert _passes("words:paragraph_last_first", text, loose=True) == loose
+
+
 def _line_fits(line):
     """Whether a line ends with the word that it begins with, after its outer ASCII marks; None for marks alone."""
     line = line.strip().lower()
