@@ -9,6 +9,7 @@ import threading
 from pathlib import Path
 
 import pytest
+import wrong_results
 
 from hir_jax import score
 from hir_jax.benchmarks import BENCHMARKS, Response, RowScore, score_rows
@@ -219,6 +220,21 @@ def test_devices_pipes_and_links_are_written_into(tmp_path, verifier, kind):
     else:
         assert output.is_symlink() and [json.loads(line) for line in there.read_text().splitlines()] == VERDICTS
     assert not list(tmp_path.glob(".*")) and not (tmp_path / "output.partial").exists()
+
+
+def test_recorded_outputs(tmp_path):
+    """The recorded command, its files filled in; N is made as its first part says."""
+    prompts, responses = _write(tmp_path / "prompts", PROMPTS), _write(tmp_path / "responses", RESPONSES)
+    files = "--benchmark=ifeval", "--workers=0", f"--prompts={prompts}", f"--responses={responses}"
+    for case in wrong_results.cases("12 output"):
+        make, program = (part.split() for part in case["command"].split(";"))
+        name = tmp_path / make[1]
+        if subprocess.run([make[0], str(name), *make[2:]], capture_output=True).returncode:
+            pytest.skip("only root makes devices, and not in every container")
+        assert program[:3] == ["python", "-m", "hir_jax.score"] and f"--output={make[1]}" in program
+        done = _program(*files, f"--output={name}")
+        assert done.returncode == 0 and json.loads(done.stdout.splitlines()[-1]) == SUMMARY, done.stderr
+        assert case["right"] == f"{make[1]} is still a character device" and name.is_char_device()
 
 
 def test_what_utf_8_cannot_hold_is_named_by_line_and_marks_are_passed_over(tmp_path, run, capsys):

@@ -1,9 +1,15 @@
 """Sentences, words and tags against NLTK's own functions, the rule splitter by its rules, and data that are missing."""
 
+import sys
+from pathlib import Path
+
 import nltk
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+sys.path.append(str(Path(__file__).parents[1]))
+import wrong_results
 
 from hir_jax.constraints import english, registry
 from hir_jax.constraints.verifier import Verifier
@@ -47,6 +53,11 @@ def test_words_of_scripts_with_combining_marks(text, count):
         assert registry.check(Constraint("length_constraints:number_words", arguments), text) == met
         bounds = {"min_words": number, "max_words": 99}
         assert registry.check(Constraint("count:word_count_range", bounds), text) == met
+
+
+def test_recorded_counts_of_words():
+    for case in wrong_results.cases("11 words"):
+        assert registry.check(Constraint(case["id"], case["arguments"]), case["response"]) is case["right"], case
 
 
 def test_the_share_of_stop_words_is_of_the_same_words():

@@ -1,10 +1,16 @@
 """InFoBench against the hand-computed aggregations, and its conversations."""
 
 import collections
+import sys
+from pathlib import Path
 
 import pytest
 from judged_fixtures import SHARED, Replies, example, near, needs_shared, write
 
+sys.path.append(str(Path(__file__).parents[1]))
+import wrong_results
+
+from hir_jax.constraints import judge_endpoint
 from hir_jax.instructions.readers import RowError
 from hir_jax.judged import infobench
 from hir_jax.judged.infobench import Row
@@ -82,6 +88,14 @@ def test_reading_of_replies(reply, verdict, published):
     row = _row("a", [["Style"]])
     assert infobench.verdicts(row, "", [reply], False) == [verdict]
     assert infobench.verdicts(row, "", [reply], True) == [published]
+
+
+def test_recorded_replies():
+    """By this benchmark and by the judge of soft constraints."""
+    for case in wrong_results.cases("10 judge"):
+        wanted = {"yes": True, "no": False}[case["right"]]
+        assert infobench.parse(case["reply"]) is wanted, case
+        assert judge_endpoint.verdict(case["reply"]) == float(wanted), case
 
 
 def test_answers_after_an_unreadable_one_count_without_quirks():

@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 from model_cases import CASES, write_model
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "instructions"))
+sys.path += [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "instructions")]
 import chat_cases
+import wrong_results
+from small_runs import small_config
 
+from hir_jax.engine import Engine
 from hir_jax.models import hf
 from hir_jax.models.checkpoint import CheckpointError, open_checkpoint
 from hir_jax.models.tokenizer import ids_of, read_tokenizer, refuse_misfit, warn_of_unused_ends
@@ -69,6 +72,46 @@ def test_a_tokenizer_larger_than_the_embedding_is_refused_with_both_sizes(tmp_pa
     assert f"{ids} token ids" in found and f"{CASES['llama_tied'].vocab_size} rows" in found
     refuse_misfit(chat_cases.tokenizer("llama3"), [ids - 1], ids, "here")
     assert f"stop ids {ids}, 999 " in refused(refuse_misfit, chat_cases.tokenizer("llama3"), [0, ids, 999], ids, "here")
+
+
+def test_recorded_sizes(tmp_path):
+    tokenizer = chat_cases.tokenizer("llama3", words=[f"word{i}" for i in range(400)])
+    tokenizer.save_pretrained(tmp_path)
+    for case in wrong_results.cases("5 sizes"):
+        size = case["config"]["vocab_size"]
+        assert case["right"] == "refused, both sizes named" and ids_of(tokenizer) > size
+        found = refused(open_checkpoint, write_model(tmp_path, replace(CASES["llama_tied"], vocab_size=size)))
+        assert f"{ids_of(tokenizer)} token ids" in found and f"{size} rows" in found
+
+
+@pytest.mark.parametrize("place", ["generation_config.json", "config.json"])
+def test_stop_ids_without_a_row_are_refused_when_a_checkpoint_is_opened(place, tmp_path):
+    """A row of padding is one: an embedding is often larger than its tokenizer."""
+    ids = ids_of(chat_cases.tokenizer("llama3"))
+    config = replace(CASES["llama_tied"], vocab_size=ids + 3)
+    directory = tokenizer_directory(write_model(tmp_path / "model", config))
+    written = hf.read_json(directory / "config.json")
+    for last, outside in ((ids + 2, False), (ids + 3, True)):
+        settings = (written if place == "config.json" else {}) | {"eos_token_id": [5, last]}
+        (directory / place).write_text(json.dumps(settings), encoding="utf-8")
+        if outside:
+            found = refused(open_checkpoint, directory)
+            assert f"stop ids {last} (eos_token_id)" in found and str(ids + 3) in found
+        else:
+            assert open_checkpoint(directory).stop_ids == (5, last)
+
+
+def test_opening_a_model_warns_once(tmp_path, caplog):
+    """Through the engine, of the tokenizer's end and of the turn's at once."""
+    tokenizer = chat_cases.tokenizer("llama3")
+    config = replace(CASES["llama_tied"], vocab_size=ids_of(tokenizer))
+    directory = tokenizer_directory(write_model(tmp_path / "model", config))  # whose config.json says 1
+    with caplog.at_level(logging.WARNING, logger="hir_jax"):
+        Engine(small_config(model__checkpoint=str(directory)))
+    (record,) = caplog.records
+    for name in ("<|end_of_text|>", "<|eot_id|>"):
+        assert f"{name!r} ({tokenizer.convert_tokens_to_ids(name)})" in record.getMessage()
+    assert f"{tokenizer.convert_ids_to_tokens(1)!r} (1) alone" in record.getMessage()
 
 
 def test_an_end_token_that_is_no_stop_id_is_warned_of_once(caplog):
