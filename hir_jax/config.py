@@ -29,7 +29,6 @@ from hir_jax.types import InputError
 ANY_NAME = "model.chat_template_args."  # what is below has any name that a chat template knows
 # Where configs/ is: in a checkout, and in an installed package.
 SHIPPED = tuple(Path(__file__).parents[up] / "configs" for up in (1, 0))
-METHODS = ("hir", "ilr", "clr", "hir_clr", "sft", "rft", "dpo")
 # Keys that do not change what is learnt: a run may be resumed with other values of these.
 FREE_ON_RESUME = (
     "total_steps", "eval_every", "eval_temperature", "checkpoint_every", "checkpoint_keep", "save_model", "compilation_cache",
@@ -243,35 +242,7 @@ def check(config) -> None:
             near = difflib.get_close_matches(key, flatten(known), 1)
             raise ConfigError(f"config has no key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
     _check_types(config, known)
-    choices = {
-        "method": METHODS,
-        "data.source": ("generated", "witness", "jsonl", "hir16k", "tfds"),
-        "data.template": ("", *REWRITABLE),
-        "model.remat": ("none", "dots", "full"),
-        "rollout.method": ("gumbel", "inverse_cdf"),
-        "rollout.dtype": ("", "float32", "bfloat16"),
-        "rollout.old_logp": ("", "sampler", "trainer"),
-        "model.compute_dtype": ("float32", "bfloat16"),
-        "model.param_dtype": ("float32", "bfloat16"),
-        "lora.base_dtype": ("float32", "bfloat16"),
-        "replay.strategy": ("curriculum", "entropy", "integrity", "random"),
-        "replay.scope": ("batch", "group", "even"),
-        "replay.entropy": ("mean", "sum"),
-        "replay.fill": ("resample", "mask"),
-        "replay.behaviour": ("original", "rewritten"),
-        "replay.schedule": ("exponential", "constant", "linear", "cosine"),
-        "learner.estimator": ("reinforce_plus_plus", "grpo", "rloo", "dr_grpo"),
-        "learner.baseline": ("all", "originals"),
-        "learner.average": ("token", "sequence", "constant"),
-        "learner.kl_in": ("reward", "loss"),
-        "learner.kl_estimator": ("k1", "k2", "k3"),
-        "learner.dpo_pairs": ("response", "instruction", "both"),
-        "learner.schedule": ("constant", "linear", "cosine"),
-    }
-    flat = flatten(config)
-    for key, allowed in choices.items():
-        _require(flat[key] in allowed, f"config.{key} is {flat[key]!r}; it must be one of {', '.join(allowed)}")
-    for message in config_ranges.faults(flat):
+    for message in config_ranges.faults(flatten(config)):
         raise ConfigError(message)
     if config.data.source in ("jsonl", "hir16k", "tfds"):
         _require(config.data.path, f"config.data.source is {config.data.source!r}: set config.data.path")

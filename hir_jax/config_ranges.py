@@ -1,10 +1,39 @@
-"""The range of every numeric key of a config; `config.check` refuses what is outside, before anything is loaded."""
+"""The range of every numeric key of a config and the words that others may be; `config.check` refuses what is outside, before
+anything is loaded."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
+
+from hir_jax.instructions.templates import REWRITABLE
+
+CHOICES: Mapping[str, Sequence[str]] = {
+    "method": ("hir", "ilr", "clr", "hir_clr", "sft", "rft", "dpo"),
+    "data.source": ("generated", "witness", "jsonl", "hir16k", "tfds"),
+    "data.template": ("", *REWRITABLE),
+    "model.remat": ("none", "dots", "full"),
+    "rollout.method": ("gumbel", "inverse_cdf"),
+    "rollout.dtype": ("", "float32", "bfloat16"),
+    "rollout.old_logp": ("", "sampler", "trainer"),
+    "model.compute_dtype": ("float32", "bfloat16"),
+    "model.param_dtype": ("float32", "bfloat16"),
+    "lora.base_dtype": ("float32", "bfloat16"),
+    "replay.strategy": ("curriculum", "entropy", "integrity", "random"),
+    "replay.scope": ("batch", "group", "even"),
+    "replay.entropy": ("mean", "sum"),
+    "replay.fill": ("resample", "mask"),
+    "replay.behaviour": ("original", "rewritten"),
+    "replay.schedule": ("exponential", "constant", "linear", "cosine"),
+    "learner.estimator": ("reinforce_plus_plus", "grpo", "rloo", "dr_grpo"),
+    "learner.baseline": ("all", "originals"),
+    "learner.average": ("token", "sequence", "constant"),
+    "learner.kl_in": ("reward", "loss"),
+    "learner.kl_estimator": ("k1", "k2", "k3"),
+    "learner.dpo_pairs": ("response", "instruction", "both"),
+    "learner.schedule": ("constant", "linear", "cosine"),
+}
 
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 
@@ -77,7 +106,10 @@ def _fault(interval: str, value: float) -> str:
 
 
 def faults(flat: Mapping[str, object]) -> Iterator[str]:
-    """One message for each number of a flattened config that is outside of its key's range."""
+    """One message for each word of a flattened config that its key does not know, and each number outside of its range."""
+    for key, allowed in CHOICES.items():
+        if flat[key] not in allowed:
+            yield f"config.{key} is {flat[key]!r}; it must be one of {', '.join(allowed)}"
     for interval, keys in RANGES.items():
         for key in keys:
             given = flat[key]

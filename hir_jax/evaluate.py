@@ -58,7 +58,7 @@ from hir_jax.parallel import processes
 from hir_jax.replay import following
 from hir_jax.rollouts import SharedVerifier
 from hir_jax.runs import files
-from hir_jax.runs.checkpoints import Checkpoints
+from hir_jax.runs.checkpoints import Checkpoints, step_of
 from hir_jax.runs.memory import keep_freed_memory
 from hir_jax.runs.progress import use_compilation_cache
 from hir_jax.statistics import Interval, bootstrap, paired_differences, repetition
@@ -88,26 +88,6 @@ class Request(NamedTuple):
         text = f"-{Path(self.prompts).stem}" if self.benchmark == TEXT else ""
         control = "-task" if self.control == TASK else ""
         return f"{self.benchmark}{text}-step-{step}{decoding}{limited}{control}"
-
-
-def step_of(workdir: Path, step: int | None) -> int:
-    """`step`, or the newest one that has a checkpoint. InputError where there is none; 0 needs none, but has to be named."""
-    if step == 0:
-        return 0
-    directory = workdir / "checkpoints"
-    steps = []
-    if directory.is_dir():
-        with Checkpoints(directory) as saved:
-            steps = saved.steps()
-    if not steps:
-        raise InputError(
-            f"{workdir}: {'no checkpoint yet' if workdir.is_dir() else 'no such run, so no checkpoint yet'}; --step=0 of "
-            f"hir_jax.export, {workdir}@0 in hir_jax.evaluate, is the model that a run starts from"
-        )
-    found = steps[-1] if step is None else step
-    if found not in steps:
-        raise InputError(f"{workdir}: no checkpoint of step {step}; the steps there are: 0 (the start), {steps}")
-    return found
 
 
 def restored_params(engine: Engine, workdir: Path, step: int | None = None):

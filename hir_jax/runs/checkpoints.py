@@ -139,3 +139,23 @@ class Checkpoints:
                 "before it"
             ) from error
         return found.state, found.meta
+
+
+def step_of(workdir: Path, step: int | None) -> int:
+    """`step`, or the newest one that has a checkpoint. InputError where there is none; 0 needs none, but has to be named."""
+    if step == 0:
+        return 0
+    directory = workdir / "checkpoints"
+    steps = []
+    if directory.is_dir():
+        with Checkpoints(directory) as saved:
+            steps = saved.steps()
+    if not steps:
+        raise InputError(
+            f"{workdir}: {'no checkpoint yet' if workdir.is_dir() else 'no such run, so no checkpoint yet'}; --step=0 of "
+            f"hir_jax.export, {workdir}@0 in hir_jax.evaluate, is the model that a run starts from"
+        )
+    found = steps[-1] if step is None else step
+    if found not in steps:
+        raise InputError(f"{workdir}: no checkpoint of step {step}; the steps there are: 0 (the start), {steps}")
+    return found
