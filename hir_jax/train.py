@@ -199,7 +199,7 @@ class Run:
         if not all(math.isfinite(metrics.get(name, 0.0)) for name in _OF_LOG_PROBS):
             self.refuse_diverged(step)
         skipped, self._skipped = metrics["updates_skipped"] - self._skipped, metrics["updates_skipped"]
-        self._idle = self._idle + 1 if skipped >= self.engine.settings.mini_batches else 0
+        self._idle = self._idle + 1 if skipped >= self.engine.settings.learner.mini_batches else 0
         if self._idle >= _MOST_SKIPPED:
             self.refuse_diverged(step, f"the gradients of {_MOST_SKIPPED} steps in a row are not finite")
 

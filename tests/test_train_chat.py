@@ -5,6 +5,7 @@ from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import wrong_results
@@ -20,10 +21,11 @@ from model_cases import CASES, write_model
 
 from hir_jax.constraints import on_device
 from hir_jax.constraints.verifier import Verifier
-from hir_jax.engine import Engine
+from hir_jax.engine import SELECT, Engine
 from hir_jax.instructions import dataset, native
 from hir_jax.models.tokenizer import ids_of
-from hir_jax.step import Clock, build_batch, roll_out, select_replays
+from hir_jax.rollouts import Clock, roll_out
+from hir_jax.step import policy_batch, select_replays
 from hir_jax.train import Run, train
 from hir_jax.types import Constraint, Instruction
 
@@ -203,8 +205,8 @@ def test_verdicts_of_a_step_are_those_of_the_answer(template, tmp_path, compiled
     how = {"model__tokenizer": str(tmp_path / "tokenizer"), "data__source": "jsonl", "rollout__m": 12, "replay__k": 2}
     how |= {"data__path": str(tmp_path / "rows.jsonl"), "replay__fill": "mask"}
     engine = Engine(small_config(learner__kl=0.0, learner__micro_batch_tokens=2000, **how))
-    assert engine.frame.thinks == begun
-    data = dataset.load(engine.config, engine.frame, engine.end_id)
+    assert engine.backbone.frame.thinks == begun
+    data = dataset.load(engine.config, engine.backbone.frame, engine.backbone.end_id)
     prompts, params = engine.prompts(data.rows, data.shapes), engine.load_params()
     conditions = on_device.conditions([constraints] * 4, data.shapes.constraints)
     found = {}
@@ -214,9 +216,10 @@ def test_verdicts_of_a_step_are_those_of_the_answer(template, tmp_path, compiled
         whole = Engine(small_config(model__strip_thinking=False, **how))
         found["whole"] = roll_out(whole, verifier, params, data.rows, prompts, 0, Clock())[:2]
     rollout, verdicts = found["host"]
-    replays = select_replays(engine, rollout, verdicts, 0, 0)
-    batch = engine.fetch(build_batch(engine, None, params, prompts, rollout, verdicts, replays)[0])
-    found["one function"] = engine.train_step(engine.init_state(params), None, prompts, conditions, 0)[2:4]
+    how = {"settings": engine.settings}
+    replays = select_replays(rollout, verdicts, 0, 0, engine.key(SELECT, 0), **how)
+    batch = jax.device_get(policy_batch(params, None, prompts, rollout, verdicts, replays, **how)[0])
+    found["one function"] = engine.whole_step(engine.init_state(params), None, prompts, conditions, 0)[3:5]
     for name, (one, decided) in found.items():
         filled = one.filled
         np.testing.assert_array_equal(one.tokens, rollout.tokens, err_msg=name)
