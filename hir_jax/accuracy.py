@@ -116,8 +116,8 @@ def accuracies(
 def control_of_step(
     engine: Engine, verifier: Verifier, rows: Sequence[Encoded], rollout: Rollout, own: Verdicts, step: int, conditions
 ) -> dict[str, float]:
-    """The control of a training step's samples, by one shift of its prompts; arguments and who checks what as in `rollouts.verify`.
-    Responses whose own ILA is undecided are not checked again."""
+    """The control of a training step's samples, by one shift of its prompts; arguments, and who checks what, as in
+    `rollouts.verify`. Responses whose own ILA is undecided are not checked again."""
     codes = constraint_codes([row.instruction for row in rows], own.present.shape[1])
     counted, samples = codes >= 0, len(rollout.filled) // len(rows)
     other = following.shuffles(counted.sum(-1), (engine.config.seed, step), following.TRAINING_SHIFTS)
