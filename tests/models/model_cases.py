@@ -1,5 +1,6 @@
 """Random small models of the three families, reproducible without torch, and greedy decoding with our own decoder."""
 
+import dataclasses
 import json
 from functools import partial
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from hir_jax.models import decoder, decoding, hf, weights
 from hir_jax.models.config import ModelConfig, RopeScaling
@@ -46,6 +47,18 @@ def write_model(directory: Path, config: ModelConfig) -> Path:
     save_file(random_tensors(config), directory / "model.safetensors", metadata={"format": "pt"})
     (directory / "config.json").write_text(json.dumps(hf.config_json(config, [1], None, "float32")))
     return directory
+
+
+# A tied model whose file may hold an output matrix all the same; the words are those of `chat_cases`' Llama tokenizer.
+TIED = dataclasses.replace(CASES["llama_tied"], vocab_size=264)
+
+
+def add_output_matrix(directory: Path, same: bool) -> None:
+    """Writes `lm_head.weight` into a directory of `write_model`: the embedding again, or its rows in another order."""
+    tensors = load_file(directory / "model.safetensors")
+    embedding = tensors["model.embed_tokens.weight"]
+    tensors["lm_head.weight"] = embedding.copy() if same else embedding[::-1].copy()
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
 
 
 def case_tokens(config: ModelConfig, rows: int = 2, length: int = 100) -> np.ndarray:

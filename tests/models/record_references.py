@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from model_cases import CASES, DATA, GREEDY, PROMPT_TEXT, case_tokens, write_model
+from model_cases import CASES, DATA, GREEDY, PROMPT_TEXT, TIED, add_output_matrix, case_tokens, write_model
 from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
@@ -76,6 +76,9 @@ def record_cases() -> None:
             tokens = case_tokens(config)
             found[f"{name}/logits"] = torch_logits(model, tokens)[:, -KEPT:]
             found[f"{name}/greedy"] = torch_greedy(model, tokens[:, :8])
+        directory = write_model(Path(folder) / "not_tied", TIED)
+        add_output_matrix(directory, same=False)
+        found["not_tied/logits"] = torch_logits(load_torch(directory), case_tokens(TIED, length=8))[:, -1:]
     np.savez_compressed(DATA / "decoder_references.npz", **found)
 
 

@@ -7,7 +7,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from model_cases import CASES, DATA, GREEDY, case_tokens, greedy, logits_of, positions_of, write_model
+from model_cases import (
+    CASES,
+    DATA,
+    GREEDY,
+    TIED,
+    add_output_matrix,
+    case_tokens,
+    greedy,
+    logits_of,
+    positions_of,
+    write_model,
+)
 
 from hir_jax.models import decoder, decoding, hf
 
@@ -33,6 +44,19 @@ def test_logits_and_greedy_tokens_are_those_of_transformers(name, models, refere
     assert found.dtype == jnp.float32
     np.testing.assert_allclose(found[:, -wanted.shape[1] :], wanted, atol=1e-4)
     np.testing.assert_array_equal(greedy(config, params, tokens[:, :8], GREEDY), references[f"{name}/greedy"])
+
+
+def test_an_output_matrix_beside_a_tied_flag_gives_transformers_logits(references, tmp_path):
+    """Where the file's differs from the embedding; with the embedding in its place the logits are others."""
+    directory = write_model(tmp_path / "model", TIED)
+    add_output_matrix(directory, same=False)
+    config = hf.parse_config(hf.read_json(directory / "config.json"), "config.json")
+    config = hf.really_tied(config, hf.SafetensorsSource(directory))
+    tokens = case_tokens(TIED, length=8)
+    found = logits_of(config, hf.load_params(directory, config), tokens, np.ones(tokens.shape, bool))[:, -1:]
+    np.testing.assert_allclose(found, references["not_tied/logits"], atol=1e-4)
+    tied = logits_of(TIED, hf.load_params(directory, TIED), tokens, np.ones(tokens.shape, bool))[:, -1:]
+    assert np.abs(tied - found).max() > 1
 
 
 @pytest.mark.parametrize("name", ["llama_scaled_untied", "qwen3"])

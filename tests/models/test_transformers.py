@@ -1,12 +1,18 @@
 """Live comparison with transformers and torch, where torch is installed (`make test TORCH=1`)."""
 
+import sys
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
 
 pytest.importorskip("torch", reason="torch is not installed: live comparisons are skipped (recorded ones still run)")
 
-from model_cases import CASES, GREEDY, PROMPT_TEXT, case_tokens, greedy, logits_of, write_model
+sys.path.append(str(Path(__file__).parents[1] / "instructions"))
+import chat_cases
+import torch
+from model_cases import CASES, GREEDY, PROMPT_TEXT, TIED, add_output_matrix, case_tokens, greedy, logits_of, write_model
 from record_references import load_torch, load_torch_gguf, torch_greedy, torch_logits
 
 from hir_jax.models import gguf, hf
@@ -38,6 +44,21 @@ def test_models_written_by_us_and_read_by_transformers(name, tmp_path):
     hf.save(tmp_path / name, config, params, None, [1], shard_bytes=30_000)
     tokens = case_tokens(config)
     compare(config, params, load_torch(tmp_path / name), tokens, tokens[:, :8])
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_tied_flag_beside_an_output_matrix(same, tmp_path):
+    """transformers ties the two where they are equal, and keeps the file's output matrix where they are not; ours as well."""
+    directory = write_model(tmp_path / "model", TIED)
+    add_output_matrix(directory, same)
+    chat_cases.tokenizer("llama3").save_pretrained(directory)
+    opened, theirs = open_checkpoint(directory), load_torch(directory)
+    assert opened.config.tie_embeddings == same
+    assert torch.equal(theirs.lm_head.weight, theirs.model.embed_tokens.weight) == same
+    tokens = case_tokens(TIED)
+    compare(opened.config, opened.load_params(), theirs, tokens, tokens[:, :8])
+    hf.save(tmp_path / "out", opened.config, opened.load_params(), opened.tokenizer, opened.stop_ids)
+    compare(opened.config, opened.load_params(), load_torch(tmp_path / "out"), tokens, tokens[:, :8])
 
 
 def test_smollm2_and_its_written_copy(tmp_path):
