@@ -52,13 +52,13 @@ def test_the_last_good_checkpoint_is_named_and_kept(tmp_path, monkeypatch):
     run = tmp_path / "run"
     how = {"learner__learning_rate": 1e-3, "checkpoint_every": 1, "checkpoint_keep": 1}
     train(small_config(total_steps=2, save_model=False, **how), run)
-    whole = Engine.update
+    whole = Engine.learn
 
-    def breaking(engine, state, batch):
-        state, metrics = whole(engine, state, batch)
-        return state._replace(params=jax.tree.map(lambda x: x * np.nan, state.params)), metrics
+    def breaking(*given):
+        state, *rest = whole(*given)
+        return state._replace(params=jax.tree.map(lambda x: x * np.nan, state.params)), *rest
 
-    monkeypatch.setattr(Engine, "update", breaking)
+    monkeypatch.setattr(Engine, "learn", breaking)
     with pytest.raises(InputError, match=rf"^step 3: .*Last good checkpoint: {run}/checkpoints/2\. "):
         train(small_config(total_steps=5, **how), run)
     assert [row["step"] for row in rows(run / "metrics.jsonl")] == [0, 1, 2, 3]
