@@ -1,9 +1,9 @@
-# make demo | make demo-smollm2 | make test [TORCH=1] [SLOW=1] | make peers | make aot | make tokenizers | make lint. The environment is .venv, made from PYTHON (3.11 or 3.12).
+# make demo | make demo-smollm2 | make test [TORCH=1] [SLOW=1] | make smoke | make peers | make aot | make tokenizers | make lint. The environment is .venv, made from PYTHON (3.11 or 3.12).
 PYTHON ?= python3
-VENV := .venv
+VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo demo-smollm2 test lint environment peers aot tokenizers
+.PHONY: demo demo-smollm2 test smoke lint environment peers aot tokenizers
 .DELETE_ON_ERROR:
 environment: $(VENV)/ready
 
@@ -42,6 +42,10 @@ $(HIR_JAX_TOKENIZERS)/%/tokenizer.json:
 # On the CPU, whatever else is there; so that the compilers of `make aot`, which jax takes for devices, do not speak up.
 test: $(VENV)/ready $(if $(TORCH),$(VENV)/torch)
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest $(if $(SLOW),,-m "not slow") $(ARGS)
+
+# Whether it installs and runs at all, on another Python: make smoke PYTHON=python3.13 VENV=.venv-3.13
+smoke: $(VENV)/ready
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m smoke
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

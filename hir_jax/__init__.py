@@ -1,6 +1,35 @@
-"""Hindsight instruction Replay in JAX: reinforcement learning that replays failed responses as successes of easier requests."""
+"""Hindsight instruction Replay in JAX: reinforcement learning that replays failed responses as successes of easier requests.
 
+For a notebook: `load_config`, `load_data`, `Engine`, `Verifier`, `roll_out`, `render`, `register`, `Constraint`, `Instruction`
+(examples/hir_in_one_page.ipynb). They are imported on first use, so that workers that check texts do not import jax.
+"""
+
+import importlib
 import os
 
 # transformers is here for its tokenizers; that torch is not installed is no news.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+
+_NAMES = {
+    "load_config": "config.load_file",
+    "load_data": "instructions.dataset.load",
+    "Engine": "engine.Engine",
+    "Verifier": "constraints.verifier.Verifier",
+    "roll_out": "rollouts.roll_out",
+    "render": "instructions.templates.render",
+    "register": "constraints.registry.register",
+    "Constraint": "types.Constraint",
+    "Instruction": "types.Instruction",
+}
+__all__ = list(_NAMES)
+
+
+def __getattr__(name: str):
+    if name not in _NAMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, _, attribute = _NAMES[name].rpartition(".")
+    return getattr(importlib.import_module(f"{__name__}.{module}"), attribute)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_NAMES])
