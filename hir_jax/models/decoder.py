@@ -347,7 +347,7 @@ def hidden_states(
     longest: int | None = None,
     prompts: jax.Array | None = None,
 ) -> jax.Array:
-    """Hidden states after the final norm, dtype[B, T, D], of a causal pass.
+    """Hidden states after the final norm, dtype[B, T, D], of a causal pass; NaN where one's square overflows float32.
 
     tokens, positions: i32[B, T]; segments: i32 or bool[B, T]: columns attend within their segment. Padding, on any
     side, is a segment of its own (0, or False where the rest is one sequence); its hidden states are finite and mean
