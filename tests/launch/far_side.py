@@ -166,6 +166,7 @@ class FarSide:
                 (checkout / folder).mkdir(parents=True)
             (checkout / ".venv/bin/python").symlink_to(sys.executable)
             shutil.copy(ROOT / "launch" / "worker.py", checkout / "launch")
+            (checkout / "hir_jax" / "__init__.py").touch()  # else an installed hir_jax goes before this folder
             (checkout / "hir_jax" / "train.py").write_text(PROGRAM)
 
     def stop_all(self) -> None:

@@ -74,7 +74,9 @@ def test_a_run_that_adds_no_step_is_given_up(worker):
 def test_signals_are_handed_on(worker, signum, state):
     """SIGTERM: the machine goes down; SIGUSR1: `stop`. The program gets SIGTERM in both cases, and is not started again."""
     worker("start", "--workdir=runs/x", "--sleep")
+    end = time.monotonic() + 30
     while "step 0" not in (worker.log() if (worker.checkout / ".launch" / "log.txt").exists() else ""):
+        assert time.monotonic() < end
         time.sleep(0.05)
     os.kill(worker.pid(), signum)
     assert worker.ends() == state and "end, status -15" in worker.log()
