@@ -109,8 +109,10 @@ def filled(text: str, results: Path) -> str:
 
 
 def picture(text: str, results: Path, path: Path) -> None:
-    """Curves of the suite that the document names first, a panel a difficulty."""
-    name = re.search(r"<!-- across (\S+)", text)[1]
+    """Curves of the suite that the document names first, a panel a difficulty; none where it names no suite."""
+    if not (named := re.search(r"<!-- across (\S+)", text)):
+        return
+    name = named[1]
     figure, axes = plt.subplots(1, len(DIFFICULTIES), figsize=(13, 4), layout="constrained")
     for axis, difficulty in zip(axes, DIFFICULTIES, strict=True):
         report.draw(axis, report.read(results / difficulty)[name]["runs"], "samples")
