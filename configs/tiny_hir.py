@@ -64,9 +64,8 @@ def get_config(variant: str = "medium"):
         c.data.batch_prompts = 16
         c.replay.fill = "mask"
         c.constraints.on_device = True
-        c.learner.learning_rate = (
-            3e-4  # with the weight of the KL the best of its grid for hir (experiments/tuned.json)
-        )
+        # the best pair of its grid for hir (experiments/tuned.json)
+        c.learner.learning_rate = 3e-4
         c.learner.kl = 0.03
         c.total_steps = 100
         c.eval_every = 20
