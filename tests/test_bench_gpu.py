@@ -32,7 +32,7 @@ def test_tiny_shapes_on_this_machine(tmp_path):
         assert part["sequences"] == 16 and part["step_floor_seconds"] > 0
         assert part["step_floor_seconds"] >= max(part["floor_parts"].values()) * 0.999
     step = figures["cases"]["step"]
-    assert step["rollout_tokens_per_s"] > 0 and set(step["phases"]) == {"sample", "score", "replay", "update"}
+    assert step["rollout_tokens_per_s"] > 0 and set(step["phases"]) == {"sample", "learn"}
     assert step["trained_rows"] == 2 * 6 + step["replays"] and step["replays"] > 0
     learn = figures["cases"]["learn"]
     assert learn["mfu"] == pytest.approx(

@@ -15,7 +15,8 @@ from hir_jax.bench.machine import peak_memory_gb, spread
 from hir_jax.textfiles import read_jsonl
 from hir_jax.types import InputError
 
-PHASES = ("reshard", "sample", "verify", "learn", "step_on_device")  # what a step is for; the rest is overhead
+# what a step is for; the rest is overhead
+PHASES = ("reshard", "sample", "verify", "learn", "update", "step_on_device")
 
 
 def bench(config, steps: int, compilations) -> dict:
