@@ -100,7 +100,7 @@ def test_config_keys_that_are_paths(home):
     engine = Engine(small_config())
     engine.backbone.tokenizer.save_pretrained(home / "tokens")
     again = Engine(small_config(model__tokenizer="~/tokens"))
-    assert len(again.tokenizer) == len(engine.backbone.tokenizer)
+    assert len(again.backbone.tokenizer) == len(engine.backbone.tokenizer)
 
 
 def test_config_files_in_the_home(home):
