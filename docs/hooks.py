@@ -27,8 +27,7 @@ def config_tables() -> str:
         if line.startswith("    # "):
             notes.append(line[6:])
             continue
-        # a group without an alias is written out: c.mesh.data
-        found = KEY.match(line.replace("c.mesh.", "mesh.", 1) if "c.mesh." in line else line)
+        found = KEY.match(line)
         if not found:
             continue
         owner, name, alias, value, comment = found.groups()
@@ -37,7 +36,7 @@ def config_tables() -> str:
             settings = _text(judge).split("class JudgeSettings", 1)[1].split("def __post_init__", 1)[0]
             parts += [row(f"{key}.{n}", text) for n, text in JUDGE_KEY.findall(settings)]
         elif "ConfigDict(" in value:
-            prefix[alias or name] = f"{key}."
+            prefix[alias] = f"{key}."
             if owner == "c":
                 parts += ["", f"## {key}", "", *([note, ""] if note else []), *HEAD]
         else:

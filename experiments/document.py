@@ -21,7 +21,7 @@ import sys
 from pathlib import Path
 
 from experiments import report
-from experiments.report import plt
+from experiments.report import markdown_table, plt
 from hir_jax.pathflags import expanded
 from hir_jax.runs import files
 from hir_jax.textfiles import read_json, read_text
@@ -32,11 +32,6 @@ DIFFICULTIES = ("easy", "medium", "hard")
 SHOWN = ("following", "area_samples", "ila_shuffled", "pass@1", "pass@8", "distinct", "entropy")
 BLOCK = re.compile(r"(<!-- (across|suite|tuning)([^\n]*) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 LEVEL = 0.2  # of "samples to reach the level", which these tables leave out
-
-
-def _table(lines: list[list[str]]) -> str:
-    head, *rest = ["| " + " | ".join(cells) + " |" for cells in lines]
-    return "\n".join([head, "|---" * len(lines[0]) + "|", *rest]) + "\n"
 
 
 def _rows(results: Path, difficulty: str, suite: str) -> list[dict]:
@@ -64,13 +59,13 @@ def across(results: Path, suite: str, figure: str) -> str:
         for row in (found.get(difficulty) for difficulty in DIFFICULTIES):
             cells += [row["shown"], report.difference(row)] if row else ["", ""]
         lines.append([variant, *cells])
-    return _table(lines)
+    return markdown_table(lines)
 
 
 def suite(results: Path, difficulty: str, name: str) -> str:
     """The report's two tables of a suite with the figures SHOWN, and which variants do not follow by half of their ILA."""
     rows = [row for row in _rows(results, difficulty, name) if row["figure"] in SHOWN]
-    parts = [f"{caption}\n\n{_table(lines)}" for caption, lines in report.tables(rows, SHOWN)]
+    parts = [f"{caption}\n\n{markdown_table(lines)}\n" for caption, lines in report.tables(rows, SHOWN)]
     mean = {(row["variant"], row["figure"]): row["mean"] for row in rows}
     if idle := [v for v, figure in mean if figure == "following" and mean[v, figure] < mean[v, "pass@1"] / 2]:
         parts.append(f"Following is below half of ILA, so these have not learnt to follow: {', '.join(idle)}.\n")
@@ -89,7 +84,7 @@ def tuning(results: Path) -> str:
         best = f"lr {best['learner.learning_rate']:g}, kl {best['learner.kl']:g}"
         cells = [f"{each[name]:.3f}" if name in each else "" for name in names]
         lines.append([variant, *(f"**{cell}**" if name == best else cell for name, cell in zip(names, cells))])
-    return _table(lines)
+    return markdown_table(lines)
 
 
 MAKE = {"across": across, "suite": suite, "tuning": tuning}
@@ -101,7 +96,7 @@ def filled(text: str, results: Path) -> str:
     def block(found: re.Match) -> str:
         head, name, words, _, end = found.groups()
         try:
-            return head + "\n" + MAKE[name](results, *words.split()) + "\n" + end
+            return head + "\n" + MAKE[name](results, *words.split()).rstrip("\n") + "\n\n" + end
         except (InputError, OSError, TypeError) as error:
             raise InputError(f"{head.strip()}: {error}") from None
 

@@ -218,12 +218,17 @@ def tables(rows: list[dict], shown: Iterable[str] = FIGURES) -> list[tuple[str, 
     return found
 
 
+def markdown_table(lines: list[list[str]]) -> str:
+    """Lines of cells, the head first."""
+    head, *rest = ["| " + " | ".join(cells) + " |" for cells in lines]
+    return "\n".join([head, "|---" * len(lines[0]) + "|", *rest])
+
+
 def markdown(suite: str, rows: list[dict]) -> str:
     """A table of the figures and one of the differences."""
     lines = [f"## {suite}", "", SUITES[suite].question]
     for caption, table in tables(rows):
-        head, *rest = ["| " + " | ".join(cells) + " |" for cells in table]
-        lines += ["", caption, "", head, "|---" * len(table[0]) + "|", *rest]
+        lines += ["", caption, "", markdown_table(table)]
     return "\n".join(lines) + "\n"
 
 

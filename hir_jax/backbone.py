@@ -48,7 +48,7 @@ class Backbone:
     @property
     def thinking(self) -> bool | None:
         """Whether a response begins inside of `<think>`, by the chat template; None where reasoning is checked like the rest."""
-        return self.frame.thinks if self.strip_thinking else None
+        return self.frame.thinks if self.frame and self.strip_thinking else None
 
     def load(self, model: ModelConfig, dtype, shardings, key: jax.Array) -> decoder.Params:
         """The checkpoint's parameters, straight to their shards; without one, random ones by `key`."""

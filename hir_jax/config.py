@@ -174,10 +174,10 @@ def defaults() -> ml_collections.ConfigDict:
     o.pack_columns = 0  # columns that several rows are packed into; 0: twice the longest prompt + response
     o.mask_truncated = False  # give responses cut at max_response weight 0
 
-    c.mesh = ml_collections.ConfigDict()
-    c.mesh.data = -1  # devices that share rows; -1 (of one axis): those left over
-    c.mesh.fsdp = 1  # devices that share parameters and rows
-    c.mesh.tensor = 1  # devices that share heads, MLP and vocabulary
+    c.mesh = h = ml_collections.ConfigDict()
+    h.data = -1  # devices that share rows; -1 (of one axis): those left over
+    h.fsdp = 1  # devices that share parameters and rows
+    h.tensor = 1  # devices that share heads, MLP and vocabulary
 
     c.logging = g = ml_collections.ConfigDict()
     g.tensorboard = True  # event files in workdir/tensorboard

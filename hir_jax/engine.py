@@ -59,7 +59,7 @@ class Engine:
         self.model = dataclasses.replace(self.backbone.model, **how)
         self.settings = StepSettings(
             config, self.model, self.backbone.pad_id, self.backbone.stop_ids, self.mesh, self.sampler_mesh,
-            thinking=self.backbone.thinking if self.backbone.frame else None,
+            thinking=self.backbone.thinking,
         )  # fmt: skip
         if config.rollout.slots % self.settings.queues:
             raise InputError(
