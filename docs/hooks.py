@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from hir_jax import config
-from hir_jax.constraints import judge
+from hir_jax.checks.judge import soft as judge
 
 MARK = "<!-- every key of hir_jax/config.py; made by docs/hooks.py -->"
 KEY = re.compile(r"    (\w+)\.(\w+) = (?:(\w+) = )?(.*?)(?:  # (.*))?$")

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from hir_jax import load_config, register
-from hir_jax.constraints.registry import COUNT
+from hir_jax.checks.registry import COUNT
 from hir_jax.train import train
 
 

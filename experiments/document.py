@@ -23,7 +23,7 @@ from pathlib import Path
 from experiments import report
 from experiments.report import markdown_table, plt
 from hir_jax.pathflags import expanded
-from hir_jax.runs import files
+from hir_jax.run import files
 from hir_jax.textfiles import read_json, read_text
 from hir_jax.types import InputError
 

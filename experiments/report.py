@@ -35,9 +35,9 @@ import matplotlib.pyplot as plt
 
 from experiments.run import COMMANDS, curves, read_metrics, slug
 from experiments.suites import SUITES
+from hir_jax.eval.statistics import area_under_curve, first_reaching, over_seeds, standard_error
 from hir_jax.pathflags import expanded
-from hir_jax.runs import files
-from hir_jax.statistics import area_under_curve, first_reaching, over_seeds, standard_error
+from hir_jax.run import files
 from hir_jax.textfiles import read_json, read_text
 from hir_jax.types import InputError
 

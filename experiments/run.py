@@ -41,10 +41,10 @@ from typing import Any
 
 from experiments.suites import SUITES, Overrides
 from hir_jax import config as configs
-from hir_jax.instructions.witness import MAX_CONSTRAINTS
+from hir_jax.data.generate.tiny.witness import MAX_CONSTRAINTS
+from hir_jax.eval.statistics import area_under_curve
 from hir_jax.pathflags import expanded
-from hir_jax.runs import files
-from hir_jax.statistics import area_under_curve
+from hir_jax.run import files
 from hir_jax.textfiles import read_json, read_jsonl, read_text
 from hir_jax.types import InputError
 

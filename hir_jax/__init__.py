@@ -12,12 +12,12 @@ os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 _NAMES = {
     "load_config": "config.load_file",
-    "load_data": "instructions.dataset.load",
+    "load_data": "data.dataset.load",
     "Engine": "engine.Engine",
-    "Verifier": "constraints.verifier.Verifier",
+    "Verifier": "checks.verifier.Verifier",
     "roll_out": "rollouts.roll_out",
-    "render": "instructions.templates.render",
-    "register": "constraints.registry.register",
+    "render": "data.templates.render",
+    "register": "checks.registry.register",
     "Constraint": "types.Constraint",
     "Instruction": "types.Instruction",
 }

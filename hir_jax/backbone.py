@@ -10,13 +10,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from hir_jax.constraints import responses
-from hir_jax.instructions import lexicon
-from hir_jax.instructions.roles import ChatFrame, chat_frame
-from hir_jax.models import decoder, hf
-from hir_jax.models.checkpoint import Checkpoint, open_checkpoint
-from hir_jax.models.config import ModelConfig
-from hir_jax.models.tokenizer import ids_of, read_tokenizer, warn_of_unused_ends
+from hir_jax.checks import responses
+from hir_jax.data.generate.tiny import lexicon
+from hir_jax.data.segments import ChatFrame, chat_frame
+from hir_jax.model import decoder
+from hir_jax.model.config import ModelConfig
+from hir_jax.model.files import hf
+from hir_jax.model.files.checkpoint import Checkpoint, open_checkpoint
+from hir_jax.model.files.tokenizer import ids_of, read_tokenizer, warn_of_unused_ends
 from hir_jax.pathflags import expanded
 from hir_jax.types import InputError, Rollout
 

@@ -18,12 +18,12 @@ from absl import flags
 from ml_collections import config_flags
 
 from hir_jax import config_ranges, pathflags
-from hir_jax.constraints.judge import JudgeSettings
-from hir_jax.instructions.chat import DATE
-from hir_jax.instructions.joint import FAMILIES
-from hir_jax.instructions.templates import REWRITABLE
-from hir_jax.models.config import MATRICES
-from hir_jax.runs import files
+from hir_jax.checks.judge.soft import JudgeSettings
+from hir_jax.data.chat import DATE
+from hir_jax.data.generate.joint import FAMILIES
+from hir_jax.data.templates import REWRITABLE
+from hir_jax.model.config import MATRICES
+from hir_jax.run import files
 from hir_jax.types import InputError
 
 ANY_NAME = "model.chat_template_args."  # what is below has any name that a chat template knows

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from hir_jax.instructions.templates import REWRITABLE
+from hir_jax.data.templates import REWRITABLE
 
 CHOICES: Mapping[str, Sequence[str]] = {
     "method": ("hir", "ilr", "clr", "hir_clr", "sft", "rft", "dpo"),

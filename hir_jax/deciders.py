@@ -1,6 +1,6 @@
 """Who decides what no rule of ours does: a judge for soft constraints, the cage for Python checkers out of the data.
 
-The one place that knows them all, and where programs get their `constraints.verifier.Verifier` from.
+The one place that knows them all, and where programs get their `checks.verifier.Verifier` from.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ import dataclasses
 from collections.abc import Sequence
 from contextlib import ExitStack
 
-from hir_jax.constraints.code import Cage
-from hir_jax.constraints.judge import Judge, JudgeError, JudgeSettings, VerdictCache
-from hir_jax.constraints.verifier import Decider, Verifier
+from hir_jax.checks.judge.soft import Judge, JudgeError, JudgeSettings, VerdictCache
+from hir_jax.checks.sandbox.code import Cage
+from hir_jax.checks.verifier import Decider, Verifier
 
 
 def judge_settings(judge: str, options: Sequence[str]) -> JudgeSettings:
@@ -45,7 +45,7 @@ def open_judge(settings: JudgeSettings) -> Judge:
     try:
         # Loaded here because each takes seconds, and a run needs one of them at most.
         if settings.kind == "endpoint":
-            from hir_jax.constraints.judge_endpoint import Endpoint
+            from hir_jax.checks.judge.endpoint import Endpoint
 
             return Judge(Endpoint(settings), cache, settings.threshold)
         from hir_jax.local_judge import LocalModel

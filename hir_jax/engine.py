@@ -17,16 +17,16 @@ import numpy as np
 
 from hir_jax import step as steps
 from hir_jax.backbone import Backbone, open_backbone
-from hir_jax.constraints import on_device
-from hir_jax.instructions.roles import Encoded, PartShapes, prompt_batch
+from hir_jax.checks.device import on_device
+from hir_jax.data.segments import Encoded, PartShapes, prompt_batch
 from hir_jax.learner.update import init_state, score_responses, update
-from hir_jax.models import decoder, lora
+from hir_jax.model import decoder, lora
 from hir_jax.parallel import mesh as meshes
-from hir_jax.rollout.sample import Sampling, advance, begin, finished
+from hir_jax.sampler.sample import Sampling, advance, begin, finished
 from hir_jax.step import StepSettings
 from hir_jax.types import InputError, PromptBatch, Replays, Rollout, TrainBatch, TrainState, Verdicts
 
-ATTENTION = {"tpu": "splash", "gpu": "triton"}  # by platform; see models/attention.py
+ATTENTION = {"tpu": "splash", "gpu": "triton"}  # by platform; see model/attention.py
 INIT, SAMPLE, SELECT, EVALUATE, ADAPT = range(5)  # purposes of random keys
 _BYTES_PER_TOKEN = 8  # room for text on the device; English has 3 to 5
 _PROBE_TOKENS = 32  # of a prompt's end, to see whether a policy gives finite log-probs

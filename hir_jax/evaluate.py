@@ -16,7 +16,7 @@ and prints the summary, last on stdout, as one JSON object. Several workdirs are
 answered: the object then holds `runs` and `differences`, with paired intervals. Prompts that need a judge or a code checker
 which the config does not name are left out.
 
-Whether the responses follow their instructions is told by a control (`replay.following`). With --control=shuffle they are
+Whether the responses follow their instructions is told by a control (`hir.following`). With --control=shuffle they are
 checked against the constraints of eight other prompts each, by the rules alone: `ila_shuffled`, `cla_shuffled`, `following`
 (ILA less ila_shuffled), `distinct`, `overlap`, and `by_type`, how often constraints of a type are met by the responses to
 prompts that ask for them and, the same constraints, by those to prompts that hold none of their type. That credits whatever
@@ -45,23 +45,23 @@ from rich.table import Table
 
 from hir_jax import config as configs
 from hir_jax import deciders, pathflags
-from hir_jax.accuracy import shuffled
-from hir_jax.benchmarks import BENCHMARKS, Benchmark, Response, per_prompt, score_rows
-from hir_jax.constraints import registry
-from hir_jax.constraints.judge import JudgeSettings
+from hir_jax.checks import registry
+from hir_jax.checks.judge.soft import JudgeSettings
+from hir_jax.data import dataset
+from hir_jax.data.segments import encode
+from hir_jax.data.templates import render
 from hir_jax.engine import Engine
-from hir_jax.instructions import dataset
-from hir_jax.instructions.roles import encode
-from hir_jax.instructions.templates import render
-from hir_jax.judged import JUDGED, as_instructions, scored_rows
+from hir_jax.eval.accuracy import shuffled
+from hir_jax.eval.benchmarks import BENCHMARKS, Benchmark, Response, per_prompt, score_rows
+from hir_jax.eval.judged import JUDGED, as_instructions, scored_rows
+from hir_jax.eval.statistics import Interval, bootstrap, paired_differences, repetition
+from hir_jax.hir import following
 from hir_jax.parallel import processes
-from hir_jax.replay import following
 from hir_jax.rollouts import SharedVerifier
-from hir_jax.runs import files
-from hir_jax.runs.checkpoints import Checkpoints, step_of
-from hir_jax.runs.memory import keep_freed_memory
-from hir_jax.runs.progress import use_compilation_cache
-from hir_jax.statistics import Interval, bootstrap, paired_differences, repetition
+from hir_jax.run import files
+from hir_jax.run.checkpoints import Checkpoints, step_of
+from hir_jax.run.memory import keep_freed_memory
+from hir_jax.run.progress import use_compilation_cache
 from hir_jax.textfiles import read_jsonl, read_text
 from hir_jax.types import InputError, Instruction, Rollout, Verdicts
 

@@ -18,9 +18,10 @@ from hir_jax import config as configs
 from hir_jax import pathflags
 from hir_jax.engine import Engine
 from hir_jax.evaluate import restored_params
-from hir_jax.models import decoder, hf, peft
-from hir_jax.runs import files
-from hir_jax.runs.memory import keep_freed_memory
+from hir_jax.model import decoder
+from hir_jax.model.files import hf, peft
+from hir_jax.run import files
+from hir_jax.run.memory import keep_freed_memory
 from hir_jax.types import InputError
 
 DTYPES = ("float32", "bfloat16")

@@ -1,4 +1,4 @@
-"""A judge on this machine: a model of `hir_jax.models` that says yes or no by log-prob, in batches of fixed shapes.
+"""A judge on this machine: a model of `hir_jax.model` that says yes or no by log-prob, in batches of fixed shapes.
 
 The score of a case is P(yes) / (P(yes) + P(no)) of the first word of the answer, where P(yes) sums the probabilities of
 the tokens of "Yes", "yes", "YES", with and without a space before, as far as each is one token (`answer_tokens`), and
@@ -19,7 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hir_jax.constraints.judge import (
+from hir_jax.checks.judge.replies import leaves_reasoning_open
+from hir_jax.checks.judge.soft import (
     TOO_LONG,
     UNANSWERED,
     UNREADABLE,
@@ -30,11 +31,10 @@ from hir_jax.constraints.judge import (
     Unanswered,
     Usage,
 )
-from hir_jax.constraints.replies import leaves_reasoning_open
-from hir_jax.instructions.roles import chat_frame
-from hir_jax.models import decoder
-from hir_jax.models.checkpoint import Checkpoint, open_checkpoint
-from hir_jax.models.config import ModelConfig
+from hir_jax.data.segments import chat_frame
+from hir_jax.model import decoder
+from hir_jax.model.config import ModelConfig
+from hir_jax.model.files.checkpoint import Checkpoint, open_checkpoint
 from hir_jax.parallel import mesh as meshes
 
 SHORTEST = 128  # columns of the smallest bucket; each next one is twice as wide

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from hir_jax.constraints.verifier import Row, Verifier
+from hir_jax.checks.verifier import Row, Verifier
+from hir_jax.data.segments import Encoded
+from hir_jax.data.templates import render
 from hir_jax.engine import SAMPLE, Engine
-from hir_jax.instructions.roles import Encoded
-from hir_jax.instructions.templates import render
+from hir_jax.hir import select
 from hir_jax.parallel import processes
-from hir_jax.replay import select
 from hir_jax.step import empty_slots, put_slots
 from hir_jax.types import PromptBatch, Rollout, Verdicts
 

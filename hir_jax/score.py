@@ -14,7 +14,7 @@ summary (`benchmarks.summarise`).
 
 A bad row is reported by file and line, the others are scored all the same, and the exit status is 1; an existing output
 file is then left as it is and the rows go to `FILE.partial`. Prompts with soft constraints need a judge, "endpoint:NAME"
-or "local:CHECKPOINT" with the options of `constraints.judge.JudgeSettings`, and those with Python checkers need
+or "local:CHECKPOINT" with the options of `checks.judge.soft.JudgeSettings`, and those with Python checkers need
 `--code_checkers`; without, they are left out and counted.
 
 With a judge and no benchmark, the judge answers the labelled pairs of `constraints/calibration.jsonl`, and its precision
@@ -37,13 +37,13 @@ from rich.console import Console
 from rich.progress import Progress
 
 from hir_jax import pathflags
-from hir_jax.benchmarks import BENCHMARKS, Benchmark, Response, score_rows
-from hir_jax.constraints import registry
-from hir_jax.constraints.calibration import calibration
-from hir_jax.constraints.verifier import Decider, Verifier
+from hir_jax.checks import registry
+from hir_jax.checks.judge.calibration import calibration
+from hir_jax.checks.verifier import Decider, Verifier
+from hir_jax.data.templates import render
 from hir_jax.deciders import judge_settings, open_judge, open_verifier
-from hir_jax.instructions.templates import render
-from hir_jax.runs.files import is_stream, write_jsonl
+from hir_jax.eval.benchmarks import BENCHMARKS, Benchmark, Response, score_rows
+from hir_jax.run.files import is_stream, write_jsonl
 from hir_jax.textfiles import RowError, read_jsonl
 from hir_jax.types import InputError, Instruction
 

@@ -19,19 +19,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hir_jax.constraints import on_device
+from hir_jax.checks.device import on_device
+from hir_jax.hir import select
+from hir_jax.hir.pairs import choose_pairs, pair_batch
+from hir_jax.hir.relabel import relabel
 from hir_jax.learner.losses import truncated_importance
 from hir_jax.learner.update import LearnerSettings, score_responses, update
-from hir_jax.models import counting, decoder, lora
-from hir_jax.models.config import ModelConfig
-from hir_jax.models.decode_attention import cache_columns
+from hir_jax.model import counting, decoder, lora
+from hir_jax.model.config import ModelConfig
+from hir_jax.model.decode_attention import cache_columns
 from hir_jax.parallel import mesh as meshes
-from hir_jax.replay import select
-from hir_jax.replay.pairs import choose_pairs, pair_batch
-from hir_jax.replay.relabel import relabel
-from hir_jax.rollout import continuous
-from hir_jax.rollout import sample as plain
-from hir_jax.rollout.sample import Sampling
+from hir_jax.sampler import continuous
+from hir_jax.sampler import sample as plain
+from hir_jax.sampler.sample import Sampling
 from hir_jax.types import Array, PromptBatch, Replays, Rollout, TrainBatch, TrainState, Verdicts
 
 

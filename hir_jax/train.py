@@ -26,21 +26,21 @@ from rich.logging import RichHandler
 
 from hir_jax import config as configs
 from hir_jax import deciders, pathflags
-from hir_jax.accuracy import accuracies, control_of_step
-from hir_jax.constraints import on_device
-from hir_jax.constraints.judge import JudgeSettings
+from hir_jax.checks.device import on_device
+from hir_jax.checks.judge.soft import JudgeSettings
+from hir_jax.data import dataset
 from hir_jax.engine import Engine
+from hir_jax.eval.accuracy import accuracies, control_of_step
 from hir_jax.export import write_model
-from hir_jax.instructions import dataset
 from hir_jax.parallel import mesh as meshes
 from hir_jax.parallel import processes
 from hir_jax.rollouts import Clock, SharedVerifier, roll_out
-from hir_jax.runs import files, samples
-from hir_jax.runs.checkpoints import Checkpoints
-from hir_jax.runs.lock import held
-from hir_jax.runs.memory import keep_freed_memory
-from hir_jax.runs.progress import Compilations, RunProgress, show_replay, use_compilation_cache
-from hir_jax.runs.report import write_report
+from hir_jax.run import files, samples
+from hir_jax.run.checkpoints import Checkpoints
+from hir_jax.run.lock import held
+from hir_jax.run.memory import keep_freed_memory
+from hir_jax.run.progress import Compilations, RunProgress, show_replay, use_compilation_cache
+from hir_jax.run.report import write_report
 from hir_jax.types import InputError, TrainBatch
 
 log = logging.getLogger(__name__)

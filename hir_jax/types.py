@@ -37,7 +37,7 @@ class Constraint:
 
 @dataclass(frozen=True)
 class Instruction:
-    """q = (x, C): a task and its constraints, rendered with one of the templates of `instructions.templates`.
+    """q = (x, C): a task and its constraints, rendered with one of the templates of `data.templates`.
 
     `source` says where the row is from ("file.jsonl:12"), for messages. `labels` are what a benchmark's breakdown goes by
     ("level" -> "Level 3").
@@ -52,7 +52,7 @@ class Instruction:
 
 
 class PromptParts(NamedTuple):
-    """Tokens out of which any rewriting of a prompt is gathered (see `replay.relabel`).
+    """Tokens out of which any rewriting of a prompt is gathered (see `hir.relabel`).
 
     A prompt is head + the kept constraints, each in its role, + tail. A role is 2 * ordinal class + (is the last one);
     the ordinal class is min(ordinal, Q - 1), where `Q = roles / 2` is 2 for plain templates and C for numbered ones.

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Run on each worker by `tpu_vm.py setup`, in the home directory, after the checkout was unpacked over ~/hir_jax:
 #     setup_worker.sh PYTHON [HOST:/PATH]
-# makes ~/hir_jax/.venv with that Python version, requirements and jax[tpu]; mounts the NFS share HOST:/PATH at ~/hir_jax/runs.
+# makes ~/hir_jax/.venv with that Python version, requirements and jax[tpu]; mounts the NFS share HOST:/PATH at ~/hir_jax/run.
 # Doing it again changes only what is out of date.
 set -euo pipefail
 python_version=$1

@@ -235,7 +235,7 @@ FLAGS = {
     "--queued": ("create run", ON | {"help": "wait in the queue until there is room"}),
     "--wait": ("create run", {"default": "6h", "help": "how long a queued request stands: 90m, 6h, 2d"}),
     "--python": ("setup run", {"default": "3.11", "help": "3.11 or 3.12; requirements.txt has a jax for each"}),
-    "--nfs": ("setup run", {"help": "HOST:/SHARE, mounted at hir_jax/runs on every worker"}),
+    "--nfs": ("setup run", {"help": "HOST:/SHARE, mounted at hir_jax/run on every worker"}),
     "--keep": ("run", ON | {"help": "stay until the run has ended, and make a lost node anew"}),
     "--lines": ("logs", {"type": int, "default": 20}),
     "--follow": ("logs", ON | {"help": "go on, for one worker"}),

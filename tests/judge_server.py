@@ -10,8 +10,8 @@ from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from hir_jax.constraints.judge import SOFT, JudgeSettings
-from hir_jax.constraints.verifier import Question
+from hir_jax.checks.judge.soft import SOFT, JudgeSettings
+from hir_jax.checks.verifier import Question
 from hir_jax.deciders import open_judge
 from hir_jax.types import Constraint
 

@@ -17,11 +17,11 @@ from hir_jax import config as configs
 from hir_jax.aot import __main__ as aot
 from hir_jax.aot import chips, compiling, hlo, programs
 from hir_jax.aot.programs import Work, device_bytes
-from hir_jax.models import counting, decoder
-from hir_jax.models.config import MATRICES, ModelConfig
-from hir_jax.models.published import Outline, outline
+from hir_jax.model import counting, decoder
+from hir_jax.model.config import MATRICES, ModelConfig
+from hir_jax.model.files.published import Outline, outline
 from hir_jax.parallel import mesh as meshes
-from hir_jax.rollout.sample import Sampling
+from hir_jax.sampler.sample import Sampling
 from hir_jax.types import InputError
 
 ROOT = Path(__file__).parents[1]

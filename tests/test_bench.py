@@ -14,7 +14,7 @@ from hir_jax.bench import machine, peer_hf, scaling, start, steps, table, verify
 from hir_jax.bench.learner import Learner
 from hir_jax.bench.rollout import Rollout, bench_engine
 from hir_jax.bench.sizes import PROMPT_LONGEST, Sizes, learner_lengths
-from hir_jax.instructions import synthesis
+from hir_jax.data.generate import synthesis
 from hir_jax.types import InputError
 
 ROOT = Path(__file__).parents[1]

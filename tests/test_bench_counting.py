@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hir_jax.bench import machine, sizes
-from hir_jax.models import counting
-from hir_jax.models.config import ModelConfig
+from hir_jax.model import counting
+from hir_jax.model.config import ModelConfig
 
 # weights of matrices: 2 layers of 8 x 4 (q), 2 of 8 x 2 (k, v), 4 x 8 (o), 3 of 8 x 16: 2 * (32 + 32 + 32 + 384) = 960;
 # output projection 8 x 10 = 80; attention 4 * (2 heads * 2) * 2 layers = 32 a pair

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from experiments.benchmarks import gpu
-from hir_jax.models import counting
+from hir_jax.model import counting
 
 ROOT = Path(__file__).parents[1]
 

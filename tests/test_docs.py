@@ -32,7 +32,7 @@ def test_links_and_paths_in_pages_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
         assert target.startswith("https://") or (page.parent / target).exists(), target
     for path in re.findall(r"`((?:hir_jax|experiments|docs|configs|launch|tests)/[\w./]+)`", text):
-        assert (ROOT / path).exists() or path == "hir_jax/constraints/mine.py", path
+        assert (ROOT / path).exists() or path == "hir_jax/checks/mine.py", path
 
 
 def test_the_readme_is_short():

@@ -11,13 +11,12 @@ import pytest
 from small_runs import small_config
 
 from hir_jax import config as configs
-from hir_jax import score
-from hir_jax.constraints.verifier import Verifier
+from hir_jax import judged, score
+from hir_jax.checks.verifier import Verifier
 from hir_jax.engine import Engine
 from hir_jax.evaluate import Request, differences, evaluate, evaluate_run, restored_params
-from hir_jax.judged import __main__ as judged
-from hir_jax.models import decoder
-from hir_jax.runs.checkpoints import Checkpoints
+from hir_jax.model import decoder
+from hir_jax.run.checkpoints import Checkpoints
 from hir_jax.train import train
 from hir_jax.types import InputError
 

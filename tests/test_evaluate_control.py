@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from small_runs import rows, small_config
 
-from hir_jax.constraints import registry
+from hir_jax.checks import registry
+from hir_jax.data import dataset
+from hir_jax.data.templates import render
 from hir_jax.evaluate import TASK, Request, evaluate_run
-from hir_jax.instructions import dataset
-from hir_jax.instructions.templates import render
-from hir_jax.replay import following
+from hir_jax.hir import following
 from hir_jax.train import train
 from hir_jax.types import InputError
 

@@ -16,8 +16,9 @@ from small_runs import ROOT
 from hir_jax.engine import Engine
 from hir_jax.evaluate import restored_params
 from hir_jax.export import export_run
-from hir_jax.models import decoder, hf, lora
-from hir_jax.models.checkpoint import open_checkpoint
+from hir_jax.model import decoder, lora
+from hir_jax.model.files import hf
+from hir_jax.model.files.checkpoint import open_checkpoint
 from hir_jax.train import train
 from hir_jax.types import InputError
 

@@ -8,18 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from model_cases import write_model
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-sys.path.insert(0, str(Path(__file__).parent / "models"))
-from model_cases import write_model
-
 from hir_jax import local_judge
-from hir_jax.constraints.judge import SOFT, TOO_LONG, UNANSWERED, Case, JudgeError, JudgeSettings
-from hir_jax.constraints.verifier import Question
+from hir_jax.checks.judge.soft import SOFT, TOO_LONG, UNANSWERED, Case, JudgeError, JudgeSettings
+from hir_jax.checks.verifier import Question
+from hir_jax.data.generate.tiny import lexicon
 from hir_jax.deciders import open_judge
-from hir_jax.instructions import lexicon
-from hir_jax.models.config import ModelConfig
+from hir_jax.model.config import ModelConfig
 from hir_jax.types import Constraint
 
 TEMPLATE = (
@@ -127,7 +125,7 @@ ON_FOUR_DEVICES = """
 import json, sys
 import jax
 from hir_jax import local_judge
-from hir_jax.constraints.judge import Case, JudgeSettings
+from hir_jax.checks.judge import Case, JudgeSettings
 assert jax.device_count() == 4
 model = local_judge.LocalModel(JudgeSettings("local", sys.argv[1], max_length=1024, batch_tokens=2048))
 cases, found = [Case(*case) for case in json.loads(sys.argv[2])], {}

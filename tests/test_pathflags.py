@@ -12,12 +12,13 @@ from small_runs import small_config
 
 from hir_jax import config as configs
 from hir_jax import pathflags
-from hir_jax.constraints.judge import VerdictCache
+from hir_jax.checks.judge.soft import VerdictCache
+from hir_jax.data import dataset, native
+from hir_jax.data.generate import synthesis
 from hir_jax.engine import Engine
 from hir_jax.evaluate import _run_of
-from hir_jax.instructions import dataset, native, synthesis
-from hir_jax.models.checkpoint import CheckpointError, open_checkpoint
-from hir_jax.runs import report
+from hir_jax.model.files.checkpoint import CheckpointError, open_checkpoint
+from hir_jax.run import report
 from hir_jax.types import InputError
 
 ROOT = Path(__file__).parents[1]
@@ -116,6 +117,6 @@ def test_the_report_of_a_directory_with_any_sign(home):
     run.mkdir()
     (run / "metrics.jsonl").write_text(json.dumps({"step": 1, "ila": 0.5}) + "\n")
     for given in (str(run), "~/lr=1e-6, k@2", "name=~/lr=1e-6, k@2"):
-        command = [sys.executable, "-m", "hir_jax.runs.report", given]
+        command = [sys.executable, "-m", "hir_jax.run.report", given]
         done = subprocess.run(command, cwd=ROOT, env=os.environ | {"HOME": str(home)}, capture_output=True, text=True)
         assert (done.returncode, done.stdout) == (0, f"report: {run}/report.html\n"), done.stderr

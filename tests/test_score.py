@@ -10,16 +10,14 @@ from pathlib import Path
 
 import pytest
 import wrong_results
+from hir16k_rows import bad_rows, good_rows
 
 from hir_jax import score
-from hir_jax.benchmarks import BENCHMARKS, Response, RowScore, score_rows
-from hir_jax.constraints import registry
-from hir_jax.constraints.verifier import Verifier
-from hir_jax.instructions.readers import RowError
+from hir_jax.checks import registry
+from hir_jax.checks.verifier import Verifier
+from hir_jax.data.readers import RowError
+from hir_jax.eval.benchmarks import BENCHMARKS, Response, RowScore, score_rows
 from hir_jax.types import Constraint, Instruction
-
-sys.path.insert(0, str(Path(__file__).parent / "instructions"))
-from hir16k_rows import bad_rows, good_rows
 
 REPOSITORY = Path(__file__).parents[1]
 FIXTURES = REPOSITORY / "../shared/benchmarks"

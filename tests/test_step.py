@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from small_runs import small_config
 
-from hir_jax.constraints.verifier import Verifier
+from hir_jax.checks.verifier import Verifier
+from hir_jax.data import dataset
+from hir_jax.data.segments import tokenise_rendering
 from hir_jax.engine import SELECT, Engine
-from hir_jax.instructions import dataset
-from hir_jax.instructions.roles import tokenise_rendering
 from hir_jax.rollouts import Clock, roll_out
-from hir_jax.runs.samples import kept_by_type
+from hir_jax.run.samples import kept_by_type
 from hir_jax.step import policy_batch, select_replays
 from hir_jax.types import Constraint, Instruction, Replays, Rollout, Verdicts
 

@@ -9,13 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hir_jax.constraints import calibration
-from hir_jax.constraints.judge import JudgeError
-from hir_jax.instructions import hir16k, native, readers, tables
-from hir_jax.judged import complexbench
-from hir_jax.models import hf
-from hir_jax.models.checkpoint import CheckpointError
-from hir_jax.runs import files
+from hir_jax.checks.judge import calibration
+from hir_jax.checks.judge.soft import JudgeError
+from hir_jax.data import hir16k, native, readers
+from hir_jax.data import rows as tables
+from hir_jax.eval.judged import complexbench
+from hir_jax.model.files import hf
+from hir_jax.model.files.checkpoint import CheckpointError
+from hir_jax.run import files
 from hir_jax.textfiles import RowError, parse_json, read_json, read_jsonl, read_text
 
 NATIVE = {"task": "Write.", "constraints": [{"id": "punctuation:no_comma", "text": "No commas."}], "template": "type1"}

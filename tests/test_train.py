@@ -17,9 +17,9 @@ from safetensors.numpy import load_file
 from small_runs import CONFIG, ROOT, arguments, compilation_cache, rows, small_config, start, trajectory
 
 from hir_jax import config as configs
+from hir_jax.data import dataset, native
 from hir_jax.engine import Engine, bucket
-from hir_jax.instructions import dataset, native
-from hir_jax.runs.checkpoints import Checkpoints
+from hir_jax.run.checkpoints import Checkpoints
 from hir_jax.train import train
 
 STEPS = 12

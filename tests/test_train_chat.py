@@ -1,29 +1,25 @@
 """Chat templates through the programs: the end of an SFT response, the fixed date over days, reasoning that is not checked."""
 
-import sys
 from dataclasses import replace
 from datetime import datetime
-from pathlib import Path
 
+import chat_cases
 import jax
 import numpy as np
 import pytest
+import real_tokenizers
 import wrong_results
+from model_cases import CASES, write_model
 from small_runs import compilation_cache, rows, small_config, trajectory
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 from transformers.utils import chat_template_utils
 
-sys.path += [str(Path(__file__).parent / folder) for folder in ("instructions", "models")]
-import chat_cases
-import real_tokenizers
-from model_cases import CASES, write_model
-
-from hir_jax.constraints import on_device
-from hir_jax.constraints.verifier import Verifier
+from hir_jax.checks.device import on_device
+from hir_jax.checks.verifier import Verifier
+from hir_jax.data import dataset, native
 from hir_jax.engine import SELECT, Engine
-from hir_jax.instructions import dataset, native
-from hir_jax.models.tokenizer import ids_of
+from hir_jax.model.files.tokenizer import ids_of
 from hir_jax.rollouts import Clock, roll_out
 from hir_jax.step import policy_batch, select_replays
 from hir_jax.train import Run, train

@@ -11,8 +11,8 @@ import time
 import pytest
 from small_runs import ROOT, arguments, rows, small_config, start
 
-from hir_jax.runs import lock
-from hir_jax.runs.files import RunError
+from hir_jax.run import lock
+from hir_jax.run.files import RunError
 from hir_jax.train import train
 
 QUICK = {"method": "ilr", "total_steps": 2, "logging__tensorboard": False, "save_model": False}

@@ -8,8 +8,8 @@ import pytest
 from judge_server import KEY, KEY_NAME, JudgeServer, completion, set_environment
 from small_runs import small_config
 
-from hir_jax.constraints.judge import SOFT
-from hir_jax.instructions import native
+from hir_jax.checks.judge.soft import SOFT
+from hir_jax.data import native
 from hir_jax.train import train
 from hir_jax.types import Constraint, Instruction
 

@@ -12,7 +12,7 @@ from small_runs import compilation_cache, small_config, trajectory
 
 from hir_jax.engine import Engine
 from hir_jax.rollouts import Clock
-from hir_jax.runs.checkpoints import Checkpoints
+from hir_jax.run.checkpoints import Checkpoints
 from hir_jax.train import Run, policy_step, train
 
 LORA = {

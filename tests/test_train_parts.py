@@ -8,8 +8,8 @@ import numpy as np
 from small_runs import compilation_cache, rows, small_config, trajectory
 
 from hir_jax import rollouts
+from hir_jax.data import dataset
 from hir_jax.engine import Engine
-from hir_jax.instructions import dataset
 from hir_jax.train import train
 
 

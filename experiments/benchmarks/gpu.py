@@ -115,7 +115,7 @@ def make_model(name: str, remat: str = "full"):
     import jax
 
     from hir_jax.engine import ATTENTION
-    from hir_jax.models.config import ModelConfig
+    from hir_jax.model.config import ModelConfig
 
     hidden, mlp, layers, heads, kv_heads, head, words = SHAPES[name]
     return ModelConfig(
@@ -127,7 +127,7 @@ def make_model(name: str, remat: str = "full"):
 def make_params(model):
     import jax
 
-    from hir_jax.models import decoder
+    from hir_jax.model import decoder
 
     return jax.jit(partial(decoder.init, model, param_dtype=jax.numpy.bfloat16))(jax.random.key(0))
 
@@ -144,9 +144,9 @@ def decode(case: Decode, rounds: int, ceilings) -> dict:
     import numpy as np
 
     from hir_jax.bench.sizes import NO_STOP, random_prompts
-    from hir_jax.models import counting
-    from hir_jax.rollout.continuous import sample_continuous
-    from hir_jax.rollout.sample import Sampling, sample
+    from hir_jax.model import counting
+    from hir_jax.sampler.continuous import sample_continuous
+    from hir_jax.sampler.sample import Sampling, sample
 
     model = make_model(case.model)
     params = make_params(model)
@@ -188,7 +188,7 @@ def learn(case: Learn, rounds: int, ceilings) -> dict:
 
     from hir_jax.bench.sizes import random_prompts
     from hir_jax.learner.update import LearnerSettings, init_state, update
-    from hir_jax.models import counting
+    from hir_jax.model import counting
     from hir_jax.types import TrainBatch
 
     model, rows = make_model(case.model, case.remat), case.sequences
@@ -251,7 +251,7 @@ def hir_step(case: Step, rounds: int, ceilings) -> dict:
     from hir_jax.bench.machine import spread
     from hir_jax.bench.sizes import NO_STOP
     from hir_jax.engine import Engine
-    from hir_jax.models import counting
+    from hir_jax.model import counting
     from hir_jax.step import empty_slots, put_slots
 
     config = configs.defaults()
@@ -338,7 +338,7 @@ def main() -> None:
         sys.exit(f"error: --cases: unknown {', '.join(unknown)}; known are {', '.join(cases)}")
     install(args.wheels)
     from hir_jax.bench import machine
-    from hir_jax.runs.files import write_atomically
+    from hir_jax.run.files import write_atomically
 
     ceilings = machine.ceilings(("bfloat16", "float32"))
     found = machine.description() | {

@@ -32,9 +32,9 @@ from hir_jax.backbone import Backbone
 from hir_jax.bench import machine
 from hir_jax.bench.table import number
 from hir_jax.engine import Engine
-from hir_jax.models.checkpoint import open_checkpoint
-from hir_jax.models.published import PUBLISHED, Outline, outline
-from hir_jax.runs.files import write_atomically
+from hir_jax.model.files.checkpoint import open_checkpoint
+from hir_jax.model.files.published import PUBLISHED, Outline, outline
+from hir_jax.run.files import write_atomically
 from hir_jax.textfiles import read_json
 from hir_jax.types import InputError
 

@@ -19,10 +19,10 @@ from jax.sharding import NamedSharding
 from hir_jax.engine import Engine
 from hir_jax.learner import packing
 from hir_jax.learner.logprobs import chunk_columns
-from hir_jax.models import counting, lora
-from hir_jax.models.decode_attention import cache_columns, columns_read
+from hir_jax.model import counting, lora
+from hir_jax.model.decode_attention import cache_columns, columns_read
 from hir_jax.parallel import mesh as meshes
-from hir_jax.rollout.continuous import ring_columns
+from hir_jax.sampler.continuous import ring_columns
 from hir_jax.types import PromptBatch, PromptParts, Rollout, TrainBatch, Verdicts
 
 # Sizes of what the data decides, for relabelling: constraints of a row, tokens of one, tokens before and behind them

@@ -57,9 +57,9 @@ from hir_jax.bench import (
     verify,
 )
 from hir_jax.bench.sizes import Sizes
-from hir_jax.runs import files
-from hir_jax.runs.memory import keep_freed_memory
-from hir_jax.runs.progress import Compilations
+from hir_jax.run import files
+from hir_jax.run.memory import keep_freed_memory
+from hir_jax.run.progress import Compilations
 from hir_jax.types import InputError
 
 PEERS = {"hf": peer_hf.PACKAGES, "trl": peer_trl.PACKAGES}

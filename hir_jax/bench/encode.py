@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 from hir_jax.bench.machine import spread, timed
 from hir_jax.bench.sizes import Sizes
+from hir_jax.data.generate.tiny import lexicon
+from hir_jax.data.segments import encode
 from hir_jax.engine import Engine
-from hir_jax.instructions import lexicon
-from hir_jax.instructions.roles import encode
 from hir_jax.types import Constraint, Instruction
 
 CONSTRAINTS = 30

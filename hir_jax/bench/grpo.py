@@ -20,7 +20,7 @@ import numpy as np
 from hir_jax import train
 from hir_jax.bench.machine import Work, against, rates, timed
 from hir_jax.bench.sizes import NO_STOP, Sizes
-from hir_jax.instructions import prepared
+from hir_jax.data import prepared
 from hir_jax.rollouts import Clock, sample_and_verify
 from hir_jax.types import InputError
 

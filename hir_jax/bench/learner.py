@@ -15,7 +15,7 @@ from hir_jax.bench.machine import Ceilings, Work, measure
 from hir_jax.bench.rollout import bench_engine
 from hir_jax.bench.sizes import PROMPT_LONGEST, PROMPT_TOKENS, Sizes, learner_lengths, random_prompts
 from hir_jax.engine import Engine
-from hir_jax.models import counting
+from hir_jax.model import counting
 from hir_jax.types import TrainBatch
 
 

@@ -16,12 +16,12 @@ import numpy as np
 from hir_jax import deciders
 from hir_jax.bench.machine import Work, measure
 from hir_jax.bench.sizes import NO_STOP, PROMPT_LONGEST, Sizes, long_tail, prompt_lengths, random_prompts
-from hir_jax.constraints.judge import JudgeSettings
+from hir_jax.checks.judge.soft import JudgeSettings
+from hir_jax.data import dataset
 from hir_jax.engine import SAMPLE, Engine
-from hir_jax.instructions import dataset
 from hir_jax.parallel import mesh as meshes
-from hir_jax.rollout.continuous import sample_continuous
-from hir_jax.rollout.sample import sample
+from hir_jax.sampler.continuous import sample_continuous
+from hir_jax.sampler.sample import sample
 
 
 class _Sampler(Work):

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hir_jax.runs import files
+from hir_jax.run import files
 from hir_jax.types import InputError
 
 # (edge of the matrices, bytes of the array that is read): well over the caches, and long against a dispatch
@@ -131,7 +131,7 @@ class Work:
 def measure(ours: Work, peer: Work | None, rounds: int, compilations) -> dict:
     """Warms both up, then runs them in turn. Seconds, tokens/s of the median, and the ratio peer / ours of each round.
 
-    compilations: a `runs.progress.Compilations`.
+    compilations: a `run.progress.Compilations`.
     """
     compilations.take_seconds()
     found = {"first_call_seconds": timed(ours.run), "compile_seconds": compilations.take_seconds()}

@@ -10,7 +10,7 @@ import numpy as np
 
 from hir_jax.bench.machine import Work
 from hir_jax.engine import Engine
-from hir_jax.models import hf
+from hir_jax.model.files import hf
 
 if TYPE_CHECKING:
     from hir_jax.bench import learner, rollout

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from hir_jax.bench.grpo import Step
 from hir_jax.bench.sizes import Sizes
-from hir_jax.instructions.templates import render
-from hir_jax.models import hf
+from hir_jax.data.templates import render
+from hir_jax.model.files import hf
 
 PACKAGES = ("torch", "trl", "accelerate", "datasets")
 MICRO_BATCH = 8  # TRL's default

@@ -12,8 +12,8 @@ from hir_jax.bench import machine
 from hir_jax.bench.machine import Ceilings, Work, measure, timed
 from hir_jax.bench.sizes import NO_STOP, PROMPT_LONGEST, Sizes, prompt_lengths, random_prompts
 from hir_jax.engine import SAMPLE, Engine
-from hir_jax.models import counting
-from hir_jax.models.config import ModelConfig
+from hir_jax.model import counting
+from hir_jax.model.config import ModelConfig
 from hir_jax.types import PromptBatch
 
 

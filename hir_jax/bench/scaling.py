@@ -20,10 +20,10 @@ import numpy as np
 from hir_jax.bench.machine import rates, timed
 from hir_jax.bench.sizes import NO_STOP, random_prompts
 from hir_jax.learner.update import LearnerSettings, init_state, update
-from hir_jax.models import counting, decoder
-from hir_jax.models.config import ModelConfig
+from hir_jax.model import counting, decoder
+from hir_jax.model.config import ModelConfig
 from hir_jax.parallel import mesh as meshes
-from hir_jax.rollout.sample import Sampling, sample
+from hir_jax.sampler.sample import Sampling, sample
 from hir_jax.types import TrainBatch
 
 PROMPT, SAMPLES = 64, 4

@@ -16,7 +16,7 @@ from pathlib import Path
 from hir_jax.types import InputError
 
 CHANGES = {"total_steps": 1, "eval_every": 0, "save_model": False}
-_SAID = re.compile(r"(\d+) compilations, ([\d.]+) s; (\d+) of them read from the cache")  # runs.progress.Compilations
+_SAID = re.compile(r"(\d+) compilations, ([\d.]+) s; (\d+) of them read from the cache")  # run.progress.Compilations
 
 
 def bench(file: str, overrides: Mapping[str, object]) -> dict:

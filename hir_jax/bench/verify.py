@@ -15,9 +15,9 @@ import numpy as np
 
 from hir_jax.bench.machine import spread
 from hir_jax.bench.sizes import Sizes
-from hir_jax.constraints import on_device
-from hir_jax.constraints.verifier import Row, Verifier
-from hir_jax.instructions import conflicts, phrasings, synthesis
+from hir_jax.checks.device import on_device
+from hir_jax.checks.verifier import Row, Verifier
+from hir_jax.data.generate import conflicts, phrasings, synthesis
 from hir_jax.types import Constraint
 
 CONSTRAINTS = 6

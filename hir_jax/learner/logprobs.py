@@ -12,8 +12,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from hir_jax.models import decoder
-from hir_jax.models.config import ModelConfig
+from hir_jax.model import decoder
+from hir_jax.model.config import ModelConfig
 from hir_jax.types import Array
 
 CHUNK_ELEMENTS = 1 << 27  # logits a device makes at once, at most: 512 MB in float32

@@ -14,8 +14,8 @@ import optax
 from hir_jax.learner import losses, packing
 from hir_jax.learner.advantages import advantages
 from hir_jax.learner.logprobs import head_params, over_chunks, token_logprobs
-from hir_jax.models import decoder, lora
-from hir_jax.models.config import ModelConfig
+from hir_jax.model import decoder, lora
+from hir_jax.model.config import ModelConfig
 from hir_jax.types import Array, TrainBatch, TrainState
 
 SCHEDULES = ("constant", "linear", "cosine")
@@ -341,7 +341,7 @@ def update(
     multiple: int = 1,
 ) -> tuple[TrainState, dict[str, Array]]:
     """One training step on a TrainBatch: advantages of the whole batch, then `mini_batches` optimiser updates in row order.
-    With loss "dpo" rows 2j and 2j + 1 are a pair, the better one first (see `replay.pairs`). `frozen`: as for `gradients`.
+    With loss "dpo" rows 2j and 2j + 1 are a pair, the better one first (see `hir.pairs`). `frozen`: as for `gradients`.
 
     An update with a non-finite gradient norm leaves parameters and moments as they were and is counted in `skipped`.
     Metrics are means over the updates; `multiple` is the number of devices that share the batch axis. If pi_old is the

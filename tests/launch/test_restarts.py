@@ -7,11 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from small_runs import ROOT, arguments
 
 STEPS = 20  # long enough to be stopped on the way

@@ -14,8 +14,8 @@ from hir_jax.bench.sizes import PROMPT_LONGEST, Sizes, learner_lengths
 from hir_jax.config import load_file
 from hir_jax.learner import packing
 from hir_jax.learner.update import LearnerSettings, gradients, score_responses
-from hir_jax.models import decoder
-from hir_jax.models.config import ModelConfig
+from hir_jax.model import decoder
+from hir_jax.model.config import ModelConfig
 from hir_jax.types import TrainBatch
 
 ROOT = Path(__file__).parents[2]
@@ -28,7 +28,7 @@ row_kinds = st.tuples(
     st.sampled_from(PROMPTS), st.sampled_from(RESPONSES), st.sampled_from([0.0, 1.0, 0.5]), st.booleans()
 )
 row_lists = st.lists(row_kinds, min_size=ROWS, max_size=ROWS)
-few = settings(max_examples=8, deadline=None)
+few = settings(max_examples=8)
 
 
 @cache

@@ -20,8 +20,8 @@ from hir_jax.learner.update import (
     score_responses,
     update,
 )  # fmt: skip
-from hir_jax.models import decoder
-from hir_jax.models.config import ModelConfig
+from hir_jax.model import decoder
+from hir_jax.model.config import ModelConfig
 from hir_jax.types import TrainBatch
 
 MODEL = ModelConfig("llama", 37, 16, 32, 2, 2, 1, 8)

@@ -15,15 +15,17 @@ import numpy as np
 
 from hir_jax import config as configs
 from hir_jax.aot import hlo
-from hir_jax.constraints.verifier import Verifier
+from hir_jax.checks.verifier import Verifier
+from hir_jax.data import dataset
+from hir_jax.data.generate.tiny import lexicon
 from hir_jax.engine import SELECT, Engine
-from hir_jax.instructions import dataset, lexicon
 from hir_jax.learner.update import gradients
-from hir_jax.models import decoder, hf
-from hir_jax.models.config import ModelConfig
+from hir_jax.model import decoder
+from hir_jax.model.config import ModelConfig
+from hir_jax.model.files import hf
 from hir_jax.parallel import mesh as meshes
 from hir_jax.rollouts import Clock, roll_out
-from hir_jax.runs.samples import rollout_metrics
+from hir_jax.run.samples import rollout_metrics
 from hir_jax.step import policy_batch, select_replays
 from hir_jax.types import TrainBatch
 

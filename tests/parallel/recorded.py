@@ -12,7 +12,7 @@ import sys
 
 import numpy as np
 
-from hir_jax.constraints.verifier import Verifier
+from hir_jax.checks.verifier import Verifier
 from hir_jax.engine import Engine
 from hir_jax.types import InputError
 

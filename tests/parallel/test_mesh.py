@@ -13,8 +13,8 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from hir_jax.engine import Engine
-from hir_jax.models import decoder
-from hir_jax.models.config import ModelConfig
+from hir_jax.model import decoder
+from hir_jax.model.config import ModelConfig
 from hir_jax.parallel import mesh as meshes
 
 ROOT = Path(__file__).parents[2]

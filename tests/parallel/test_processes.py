@@ -19,13 +19,11 @@ import jax
 import numpy as np
 import pytest
 from jax._src.clusters import cloud_tpu_cluster
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from small_runs import ROOT, arguments, small_config
 
 from hir_jax.engine import Engine
 from hir_jax.parallel import processes
-from hir_jax.runs.checkpoints import Checkpoints
+from hir_jax.run.checkpoints import Checkpoints
 
 COMPARED = 5  # steps of the comparison with one process
 STEPS = 20  # long enough to be disturbed on the way

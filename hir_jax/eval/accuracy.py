@@ -1,0 +1,133 @@
+"""Accuracies of responses to instructions, and the control beside them: the same responses under other prompts' constraints.
+
+What the figures mean is said in `hir.following`; here are the verdicts that they are made of. The control asks the rules
+alone: constraints that a judge or a code checker decides leave both sides of it, and prompts are grouped by how many of the
+others they hold. Its permutation in training is drawn anew each step, from the config's seed and the step; on held-out
+instructions and in evaluations it is the same for all runs and steps, so that their figures are paired.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from hir_jax.checks import registry
+from hir_jax.checks.verifier import Row, Verifier
+from hir_jax.data.segments import Encoded
+from hir_jax.data.templates import render
+from hir_jax.engine import Engine
+from hir_jax.eval.statistics import bootstrap
+from hir_jax.hir import following, select
+from hir_jax.parallel import processes
+from hir_jax.rollouts import verify
+from hir_jax.types import Constraint, Instruction, Rollout, Verdicts
+
+_FIXED_SEED = (0,)  # of the control's permutation outside training
+
+
+def _code(constraint: Constraint) -> str:
+    return json.dumps([constraint.id, dict(constraint.arguments)], sort_keys=True, default=str)
+
+
+def constraint_codes(instructions: Sequence[Instruction], width: int) -> np.ndarray:
+    """i32[N, width]: equal numbers for constraints of equal id and arguments; -1 for those that a decider decides, and behind
+    the last one."""
+    known, found = {}, np.full((len(instructions), width), -1, np.int32)
+    for n, instruction in enumerate(instructions):
+        for c, constraint in enumerate(instruction.constraints):
+            if not registry.decider(constraint.id):
+                found[n, c] = known.setdefault(_code(constraint), len(known))
+    return found
+
+
+class Shuffled(NamedTuple):
+    """The control of B responses to N instructions: `other` as in `following.shuffles`, verdicts as in `following.figures`."""
+
+    codes: np.ndarray  # i32[N, C]
+    other: np.ndarray  # i32[R, N]
+    own: Verdicts  # bool[B, C]
+    others: Verdicts  # bool[R, B, C]
+
+    def figures(self) -> dict[str, float]:
+        """`following.figures` and `overlap`."""
+        return following.figures(self.own, self.others) | {"overlap": self.overlap}
+
+    @property
+    def overlap(self) -> float:
+        return following.overlap(self.codes, self.other)
+
+    def by_type(self, instructions: Sequence[Instruction]) -> dict[str, dict[str, Any]]:
+        """`following.by_type` by the type's id, means over prompts: `asked`, `not_asked`, and `gap`, their difference with its
+        interval over the `prompts` that count."""
+        ids = sorted({c.id for q in instructions for c in q.constraints})
+        types = np.full(self.codes.shape, -1, np.int32)
+        for n, q in enumerate(instructions):
+            types[n, : len(q.constraints)] = [ids.index(c.id) for c in q.constraints]
+        types[self.codes < 0] = -1
+        found = {}
+        for kind, (asked, not_asked) in following.by_type(self.own, self.others, self.other, types).items():
+            asked, not_asked = asked[~np.isnan(asked)], not_asked[~np.isnan(not_asked)]
+            means = {"asked": float(asked.mean()), "not_asked": float(not_asked.mean()), "prompts": len(asked)}
+            found[ids[kind]] = means | {"gap": bootstrap(asked - not_asked)}
+        return found
+
+
+def shuffled(verifier: Verifier, instructions: Sequence[Instruction], texts: Sequence[str], own: Verdicts) -> Shuffled:
+    """The control of B = N * S texts, S of each instruction in turn. own: the verdicts on them, bool[B, C]. A check that looks at
+    the request is given the one whose constraints it is about."""
+    codes = constraint_codes(instructions, own.present.shape[1])
+    counted, samples = codes >= 0, len(texts) // len(instructions)
+    other = following.shuffles(counted.sum(-1), _FIXED_SEED, following.EVALUATION_SHIFTS)
+    pairs, rows = np.argwhere(following.of_rows(other, samples) >= 0), []
+    for r, b in pairs:
+        q = instructions[other[r, b // samples]]
+        constraints = [c for c, asked in zip(q.constraints, counted[other[r, b // samples]], strict=False) if asked]
+        rows.append(Row(constraints, texts[b], render(q), f"control: a response to another prompt, {q.source}"))
+    found = verifier.verify(rows, own.present.shape[1])
+    others = Verdicts(*(np.zeros((len(other), *own.present.shape), bool) for _ in Verdicts._fields))
+    for i, (r, b) in enumerate(pairs):
+        asked = counted[other[r, b // samples]]
+        for whole, part in zip(others, found, strict=True):
+            whole[r, b, asked] = part[i, : asked.sum()]
+    return Shuffled(codes, other, own._replace(present=own.present & np.repeat(counted, samples, 0)), others)
+
+
+def accuracies(
+    verifier: Verifier, instructions: Sequence[Instruction], texts: Sequence[str], *, control: bool
+) -> dict[str, float]:
+    """Of one response to each instruction: mean ILA (over decided responses) and CLA (over those with any verdict), the share of
+    distinct responses, and with `control` the figures of `shuffled`."""
+    rows = [Row(q.constraints, y, render(q), q.source) for q, y in zip(instructions, texts, strict=True)]
+    verdicts = verifier.verify(rows, max(len(q.constraints) for q in instructions))
+    ila, decided = (np.asarray(x) for x in select.ila(verdicts))
+    some = (verdicts.present & verdicts.known).any(-1)
+    found = {
+        "ila": float(ila[decided].mean()) if decided.any() else 0.0,
+        "cla": float(np.asarray(select.cla(verdicts))[some].mean()) if some.any() else 0.0,
+        "distinct": float(following.distinct(texts).mean()),
+    }
+    return found | (shuffled(verifier, instructions, texts, verdicts).figures() if control else {})
+
+
+def control_of_step(
+    engine: Engine, verifier: Verifier, rows: Sequence[Encoded], rollout: Rollout, own: Verdicts, step: int, conditions
+) -> dict[str, float]:
+    """The control of a training step's samples, by one shift of its prompts; arguments, and who checks what, as in
+    `rollouts.verify`. Responses whose own ILA is undecided are not checked again."""
+    codes = constraint_codes([row.instruction for row in rows], own.present.shape[1])
+    counted, samples = codes >= 0, len(rollout.filled) // len(rows)
+    other = following.shuffles(counted.sum(-1), (engine.config.seed, step), following.TRAINING_SHIFTS)
+    own = own._replace(present=own.present & np.repeat(counted, samples, 0))
+    partner = np.maximum(other[0], 0)
+    taken = (following.of_rows(other, samples)[0] >= 0) & rollout.filled & np.asarray(select.ila(own)[1])
+    wanted = np.repeat(counted[partner], samples, 0) & taken[:, None]
+    theirs = None if conditions is None else jax.tree.map(lambda x: x[partner], conditions)
+    width = own.present.shape[1]
+    found = verify(engine, verifier, [rows[j] for j in partner], rollout, wanted, width, step, theirs)
+    found = processes.union(found)
+    others = found._replace(present=found.present & wanted)
+    return Shuffled(codes, other, own, Verdicts(*(x[None] for x in others))).figures()

@@ -1,0 +1,148 @@
+"""Causal self-attention of whole sequences: one function, whose implementation the platform decides.
+
+| `ModelConfig.attention` | platform | what |
+|---|---|---|
+| plain | CPU | XLA, in blocks of queries; scores of a block are in memory |
+| splash | TPU | jax's Pallas splash attention: no scores in memory, blocks that nothing attends to are left out |
+| triton | GPU | jax's Pallas Triton flash attention; unlike cuDNN's it compiles ahead of time: what is proven is what runs |
+
+All agree within rounding, in tests with numbers of a normal distribution, the kernels interpreted on a CPU: values with float64's
+within 2e-5 in float32 and 3e-2 in bfloat16, gradients with the plain float32 ones within 2e-4 and 2e-2 of the largest
+(tests/model/test_attention.py). With several devices the kernels run under shard_map, rows and key heads split, which changes
+less than 1e-5; a mesh that does not divide the key heads leaves them whole.
+
+Letters as in `model.decoder`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+BLOCK = 128  # queries, at least, of a block that attends to its own range of keys
+MOST_BLOCKS = 8  # of a pass; each is compiled
+MASKED = -1e30  # finite: a row of padding attends evenly to all columns instead of giving NaN
+LANES = 128  # columns and head sizes of the splash kernel are multiples of it
+SPLASH_BLOCKS = (512, 256, 128)  # columns; the first that divides the sequence
+TRITON_BLOCK = 128  # columns
+
+Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+
+
+def causal(implementation: str, segments: jax.Array, window: int, shard, prompts: jax.Array | None = None) -> Attend:
+    """Attention of T queries to T keys: none later than itself, nor `window` or more columns earlier, nor of another segment
+    but that of its prompt.
+
+    segments: i32 or bool[B, T]; prompts: i32[B, T], the segment of each column's prompt (plain only), or None. Returns
+    attend(q, k, v) for q: dtype[B, T, Hq, Dh] and k, v: dtype[B, Hkv, T, Dh], which gives dtype[B, T, Hq*Dh]; no segment has
+    more than `window` columns.
+    """
+    if implementation == "plain":
+        bias = causal_bias(segments, prompts)
+        return lambda q, k, v: _plain(q, k, v, bias, window)
+    if prompts is not None:
+        raise ValueError(f"attention {implementation!r} cannot share the columns of a prompt; plain can")
+    kernel = {"splash": splash, "triton": triton}[implementation]
+
+    def attend(q, k, v):
+        rows, columns, num_heads, head_dim = q.shape
+        num_kv = k.shape[1]
+        q = q.reshape(rows, columns, num_kv, -1, head_dim).transpose(0, 2, 3, 1, 4)
+        many, few = ("batch", "kv_heads", None, None, None), ("batch", "kv_heads", None, None)
+        run = shard.map(partial(kernel, window=window), (many, few, few, ("batch", None)), (q, k, v, segments))
+        return run.transpose(0, 3, 1, 2, 4).reshape(rows, columns, num_heads * head_dim)
+
+    return attend
+
+
+# ---- plain -------------------------------------------------------------------------------------------------------
+
+
+def mask_bias(mask: jax.Array) -> jax.Array:
+    """f32 of bool: 0 where attention is allowed, MASKED elsewhere (adding is faster than selecting on CPU)."""
+    return jnp.where(mask, 0.0, MASKED)
+
+
+def causal_bias(segments: jax.Array, prompts: jax.Array | None = None) -> jax.Array:
+    """f32[B, T, T]: column t may attend to column s: not a later one, and of the same segment, or of that of its prompt."""
+    columns = jnp.arange(segments.shape[1])
+    allowed = segments[:, :, None] == segments[:, None, :]
+    if prompts is not None:
+        allowed |= prompts[:, :, None] == segments[:, None, :]
+    return mask_bias((columns[:, None] >= columns[None, :]) & allowed)
+
+
+def _attend(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array) -> jax.Array:
+    """Softmax attention of grouped queries, float32 inside, no repeated keys or values.
+
+    q: dtype[B, T, Hq, Dh]; k, v: dtype[B, Hkv, S, Dh]; bias: f32[B, T, S], 0 or MASKED. Returns dtype[B, T, Hq*Dh].
+    The queries that share a key head are rows of one matrix, so that both products are plain batched ones.
+    """
+    rows, columns, num_heads, head_dim = q.shape
+    num_kv, length = k.shape[1:3]
+    group = num_heads // num_kv
+    q = (q * head_dim**-0.5).reshape(rows, columns, num_kv, group, head_dim).transpose(0, 2, 3, 1, 4)
+    q = q.reshape(rows, num_kv, group * columns, head_dim)
+    scores = jnp.einsum("bkmd,bksd->bkms", q, k, preferred_element_type=jnp.float32)
+    scores = scores.reshape(rows, num_kv, group, columns, length) + bias[:, None, None]
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype).reshape(rows, num_kv, group * columns, length)
+    attended = jnp.einsum("bkms,bksd->bkmd", weights, v).reshape(rows, num_kv, group, columns, head_dim)
+    return attended.transpose(0, 3, 1, 2, 4).reshape(rows, columns, num_heads * head_dim)
+
+
+def _plain(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array, window: int) -> jax.Array:
+    """Blocks of queries leave out the keys that none of them may attend to: half of all for long sequences."""
+    columns = q.shape[1]
+    size = max(BLOCK, -(-columns // MOST_BLOCKS))
+    blocks = []
+    for start in range(0, columns, size):
+        end, first = min(start + size, columns), max(0, start - window + 1) // 16 * 16
+        blocks.append(_attend(q[:, start:end], k[:, :, first:end], v[:, :, first:end], bias[:, start:end, first:end]))
+    return jnp.concatenate(blocks, axis=1)
+
+
+# ---- kernels -----------------------------------------------------------------------------------------------------
+
+
+def _pad(x: jax.Array, axis: int, multiple: int, value=0) -> jax.Array:
+    widths = [(0, 0)] * x.ndim
+    widths[axis] = (0, -x.shape[axis] % multiple)
+    return jnp.pad(x, widths, constant_values=value) if widths[axis][1] else x
+
+
+def splash(q, k, v, segments, window: int, *, interpret: bool = False) -> jax.Array:
+    """q: dtype[B, Hkv, G, T, Dh]; k, v: dtype[B, Hkv, T, Dh]; segments: [B, T]. Returns dtype[B, Hkv, G, T, Dh]."""
+    from jax.experimental.pallas.ops.tpu import splash_attention as kernels
+
+    rows, num_kv, group, columns, head_dim = q.shape
+    q = (q * head_dim**-0.5).reshape(rows, num_kv * group, columns, head_dim)
+    q, k, v = (_pad(_pad(x, 3, LANES), 2, LANES) for x in (q, k, v))
+    segments = _pad(segments.astype(jnp.int32), 1, LANES, value=-1)
+    width = q.shape[2]
+    block = next(b for b in SPLASH_BLOCKS if width % b == 0)
+    blocks = kernels.BlockSizes(
+        block_q=block, block_kv=block, block_q_dkv=block, block_kv_dkv=block, block_q_dq=block, block_kv_dq=block
+    )
+    near = kernels.CausalMask((width, width))
+    if window < columns:
+        near = kernels.LocalMask((width, width), (window - 1, 0), 0)
+    mask = kernels.MultiHeadMask([near] * q.shape[1])
+    make = {"mask": mask, "block_sizes": blocks, "head_shards": 1, "q_seq_shards": 1, "interpret": interpret}
+    kernel = jax.vmap(kernels.make_splash_mha(**make))
+    found = kernel(q, k, v, segment_ids=kernels.SegmentIds(segments, segments))
+    return found[:, :, :columns, :head_dim].reshape(rows, num_kv, group, columns, head_dim)
+
+
+def triton(q, k, v, segments, window: int, *, interpret: bool = False) -> jax.Array:
+    """As `splash`. Keys and values are repeated for the queries that share them; `window` spares nothing here."""
+    from jax.experimental.pallas.ops.gpu.attention import mha
+
+    rows, num_kv, group, columns, head_dim = q.shape
+    q = _pad(q.reshape(rows, num_kv * group, columns, head_dim).swapaxes(1, 2), 1, TRITON_BLOCK)
+    k, v = (_pad(jnp.repeat(x, group, axis=1).swapaxes(1, 2), 1, TRITON_BLOCK) for x in (k, v))
+    segments = _pad(segments.astype(jnp.int32), 1, TRITON_BLOCK, value=-1)
+    found = mha(q, k, v, segments, sm_scale=head_dim**-0.5, causal=True, interpret=interpret)
+    return found[:, :columns].swapaxes(1, 2).reshape(rows, num_kv, group, columns, head_dim)

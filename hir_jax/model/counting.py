@@ -1,0 +1,93 @@
+"""What a phase must compute and read at least: FLOPs, bytes, and the seconds below which no program can come.
+
+Counted analytically on tokens without padding: the matrix products alone, and what remat recomputes is not counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import numpy as np
+
+from hir_jax.model.config import ModelConfig
+
+
+def layer_weights(model: ModelConfig) -> int:
+    """Entries of one layer's matrices."""
+    heads, kv_heads = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
+    return 2 * model.hidden_size * (heads + kv_heads) + 3 * model.hidden_size * model.intermediate_size
+
+
+def forward_flops(model: ModelConfig, tokens: int, unembedded: int, pairs: int) -> int:
+    """FLOPs of the matrix products of a forward pass: 2 a weight and token, 4 a channel of each (query, key) pair.
+
+    tokens: through the layers; unembedded: of these, how many are projected to the vocabulary; pairs: sum over tokens
+    of the number of columns each attends to. Norms, soft-max, rotation and look-ups are not counted.
+    """
+    weights = model.num_layers * layer_weights(model) * tokens + model.hidden_size * model.vocab_size * unembedded
+    return 2 * weights + 4 * model.num_heads * model.head_dim * model.num_layers * pairs
+
+
+def causal_pairs(first: int, last: int) -> int:
+    """Sum of the context sizes of the first-th to the last-th token, each counting itself."""
+    return (last * (last + 1) - first * (first - 1)) // 2
+
+
+def prefill_flops(model: ModelConfig, lengths: Sequence[int]) -> int:
+    """Each prompt once, whatever the number of its samples, with one projection."""
+    return sum(forward_flops(model, n, 1, causal_pairs(1, n)) for n in map(int, lengths))
+
+
+def rollout_flops(model: ModelConfig, lengths: Sequence[int], samples: int, new_tokens: int) -> int:
+    """Prefill of each prompt once, then new_tokens - 1 passes a row (the last token drawn is never read)."""
+    steps = new_tokens - 1
+    decode = (forward_flops(model, steps, steps, causal_pairs(n + 1, n + steps)) for n in map(int, lengths))
+    return prefill_flops(model, lengths) + samples * sum(decode)
+
+
+def learner_flops(model: ModelConfig, lengths: Sequence[int], responses: int | Sequence[int]) -> int:
+    """Forward and backward (twice the forward) of prompts of these lengths with `responses` tokens behind each.
+
+    For one token this is 6 a weight, and attention; the last token of a sequence predicts nothing and is left out.
+    """
+    forward = 0
+    for length, response in zip(lengths, np.broadcast_to(responses, len(lengths)), strict=True):
+        tokens = int(length) + int(response) - 1
+        forward += forward_flops(model, tokens, int(response), causal_pairs(1, tokens))
+    return 3 * forward
+
+
+def weight_bytes(model: ModelConfig) -> int:
+    """Bytes of the matrices that a decode step reads, in the compute dtype: the layers' and the output projection."""
+    entries = model.num_layers * layer_weights(model) + model.hidden_size * model.vocab_size
+    return entries * jnp.dtype(model.compute_dtype).itemsize
+
+
+def cache_bytes(model: ModelConfig) -> int:
+    """Bytes of the keys and values of one token in all layers, in the compute dtype."""
+    return 2 * model.num_layers * model.num_kv_heads * model.head_dim * jnp.dtype(model.compute_dtype).itemsize
+
+
+def decode_floor_seconds(
+    model: ModelConfig, lengths: Sequence[int], samples: int, generated: int, flops_per_s: float, bytes_per_s: float
+) -> tuple[float, float]:
+    """(seconds of the FLOPs, seconds of the bytes) of one decode step: the `generated`-th token of each of `samples` rows of
+    prompts of these lengths.
+
+    Bytes: every weight once, the cache of each prompt once, which its samples share, and that of each row's own tokens once.
+    The floor is the larger of the two.
+    """
+    rows, prompts = samples * len(lengths), sum(map(int, lengths))
+    flops = forward_flops(model, rows, rows, samples * prompts + rows * generated)
+    cached = prompts + rows * generated
+    return flops / flops_per_s, (weight_bytes(model) + cached * cache_bytes(model)) / bytes_per_s
+
+
+def rollout_floor_seconds(
+    model: ModelConfig, lengths: Sequence[int], samples: int, new_tokens: int, flops_per_s: float, bytes_per_s: float
+) -> float:
+    """Prefill at the peak of the matrix products, then per decode step the larger of computing and reading."""
+    rates = flops_per_s, bytes_per_s
+    steps = (max(decode_floor_seconds(model, lengths, samples, t, *rates)) for t in range(1, new_tokens))
+    return prefill_flops(model, lengths) / flops_per_s + sum(steps)

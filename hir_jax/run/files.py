@@ -1,0 +1,278 @@
+"""Writing files, and a run's directory: config.json, metrics, replays and kept.jsonl, TensorBoard; truncated on resume."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import math
+import os
+import secrets
+import stat
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from hir_jax.textfiles import RowError, read_json
+from hir_jax.types import InputError
+
+LINES = ("metrics", "replays", "kept")  # JSON Lines files, each row with its step
+
+
+class RunError(InputError):
+    """A run directory that cannot be used; the message names it and what to do."""
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+
+def _status(path: Path) -> os.stat_result | None:
+    """What is at the path, through links; None: nothing."""
+    try:
+        return os.stat(path)
+    except FileNotFoundError:
+        return None
+
+
+def is_stream(path: Path | str) -> bool:
+    """Whether a device, a pipe or a socket is at the path: something to write into, with nothing to read back or to replace."""
+    found = _status(Path(path))
+    return found is not None and not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode)
+
+
+def write_atomically(path: Path | str, text: str | Iterable[str]) -> None:
+    """Either the old file or the whole new one is there, whatever happens. `text`: the content, or parts of it in order.
+
+    A symbolic link stays, and what it points to is replaced; permissions stay. What is no file cannot be replaced: text goes
+    into a device or a pipe as it comes, and where `path` is this program's own standard output or error (/dev/stdout), behind
+    what was written there before. The directory is made if need be. Raises OSError that names `path`.
+    """
+    path, parts = Path(path), [text] if isinstance(text, str) else text
+    try:
+        old = _status(path)
+        own = next((f for f in (1, 2) if old and _is_open(f, old)), None)
+        if own is not None:
+            sys.stdout.flush()
+            with open(own, "w", encoding="utf-8", newline="", closefd=False) as file:
+                file.writelines(parts)
+        elif is_stream(path):
+            with open(path, "w", encoding="utf-8", newline="") as file:
+                file.writelines(parts)
+        else:
+            _replace(Path(os.path.realpath(path)), parts, old)
+    except OSError as error:
+        if not error.errno:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def _is_open(descriptor: int, found: os.stat_result) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), found)
+    except OSError:  # closed
+        return False
+
+
+def _replace(target: Path, parts: Iterable[str], old: os.stat_result | None) -> None:
+    if old and stat.S_ISDIR(old.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft = target.with_name(
+        f".{os.getpid()}-{secrets.token_hex(4)}.tmp"
+    )  # short, whatever the length of the file's name
+    try:
+        with open(draft, "x", encoding="utf-8", newline="") as file:
+            if old:
+                os.chmod(draft, stat.S_IMODE(old.st_mode))
+            file.writelines(parts)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, target)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+
+
+def json_line(row: Mapping[str, Any]) -> str:
+    """A row of a JSON Lines file."""
+    return json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def write_jsonl(path: Path | str, rows: Iterable[Mapping[str, Any]]) -> None:
+    """`write_atomically` of rows."""
+    write_atomically(path, map(json_line, rows))
+
+
+# --- whose directory it is -------------------------------------------------------------------------------------------
+
+
+def commit() -> str:
+    """The commit of this checkout ("-dirty" where files differ from it), or "unknown" where there is none."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def read_config(workdir: Path) -> dict[str, Any] | None:
+    """The flattened config that the directory was started with, or None. Raises RunError if it cannot be read."""
+    path = Path(workdir) / "config.json"
+    if path.parent.exists() and not path.parent.is_dir():
+        raise RunError(f"{workdir}: not a directory; give --workdir one, or a name that is not there yet")
+    if not path.exists():
+        return None
+    try:
+        found = read_json(path)
+    except RowError as error:
+        raise RunError(f"{error}; restore it or use another --workdir") from error
+    if not isinstance(found, dict):
+        raise RunError(f"{path}: holds no config; restore it or use another --workdir")
+    return found
+
+
+def refuse_other_config(workdir: Path, changed: Iterable[str]) -> None:
+    """Raises RunError if the directory belongs to a run of another config (`changed`: the keys that differ)."""
+    changed = list(changed)
+    if changed:
+        raise RunError(
+            f"{workdir} holds a run of another config; changed: {', '.join(changed)}. "
+            "Use another --workdir, or give these keys their old values (see config.json there)"
+        )
+
+
+def refuse_foreign(workdir: Path) -> None:
+    """Raises RunError if a directory without config.json holds what a run would write over."""
+    names = (*(f"{name}.jsonl" for name in LINES), "checkpoints", "model")
+    found = [name for name in names if (Path(workdir) / name).exists()]
+    if found:
+        raise RunError(
+            f"{workdir} holds {', '.join(found)} but no config.json: it is not known whose they are. "
+            "Use another --workdir, or move them away"
+        )
+
+
+# --- a run's rows ----------------------------------------------------------------------------------------------------
+
+
+def truncate_after(path: Path, step: int) -> None:
+    """Drops the rows of a JSON Lines file that are later than `step`, and lines that are no rows (a kill may cut one off)."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_bytes().splitlines(keepends=True):
+        try:
+            text = line.decode("utf-8")
+            row = json.loads(text) if text.endswith("\n") else None
+        except ValueError:
+            row = None
+        if not isinstance(row, dict) or not isinstance(row.get("step"), int) or row["step"] > step:
+            continue
+        kept.append(text)
+    write_atomically(path, kept)
+
+
+def _start_wandb(project: str, workdir: Path, config: Mapping | None):
+    """A Weights & Biases run of the directory's name, resumed where there is one."""
+    import wandb
+
+    name = str(workdir.resolve())
+    key = hashlib.sha256(name.encode()).hexdigest()[:16]  # the same directory is the same run
+    return wandb.init(project=project, name=name, id=key, resume="allow", dir=str(workdir), config=dict(config or {}))
+
+
+class Appender:
+    """Rows at the end of a JSON Lines file, a device or a pipe: each is in there when `write` returns. OSError names the file."""
+
+    def __init__(self, path: Path | str):
+        self._path = Path(path)
+        self._file = self._path.open("ab", buffering=0)  # without a buffer nothing is left for `close` to write
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._file.close()
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        left = json_line(row).encode("utf-8")
+        try:
+            while left:
+                left = left[self._file.write(left) :]
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self._path)) from error
+
+
+class RunFiles:
+    """Appends to the run's files, one row at a time. `step` is the last one that is kept (resume);
+    a fresh run keeps none."""
+
+    def __init__(
+        self,
+        workdir: Path,
+        step: int,
+        tensorboard: bool,
+        fresh: bool = False,
+        wandb: str = "",
+        config: Mapping | None = None,
+    ):
+        self.workdir = Path(workdir)
+        self.workdir.mkdir(parents=True, exist_ok=True)
+        self._files = {}
+        for name in LINES:
+            path = self.workdir / f"{name}.jsonl"
+            truncate_after(path, -1 if fresh else step)
+            self._files[name] = Appender(path)
+        self._board = None
+        if tensorboard:
+            from hir_jax.run.board import Board  # slow to import
+
+            self._board = Board(self.workdir / "tensorboard", step + 1)
+        self._wandb = _start_wandb(wandb, self.workdir, config) if wandb else None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for file in self._files.values():
+            file.__exit__()
+        if self._board:
+            self._board.close()
+        if self._wandb:
+            self._wandb.finish()
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """One object a step; what is not finite becomes null (JSON has neither NaN nor infinity)."""
+        clean = {k: (v if math.isfinite(v) else None) for k, v in values.items()}
+        self._files["metrics"].write({"step": step, **clean})
+        if self._board:
+            self._board.scalars(values, step)
+            self._board.flush()
+        if self._wandb:
+            self._wandb.log(clean, step=step)
+
+    def distributions(self, step: int, values: Mapping[str, Any], replays: Iterable[Mapping[str, Any]]) -> None:
+        """Histograms of arrays, and replayed pairs as texts, in TensorBoard."""
+        if not self._board:
+            return
+        for name, array in values.items():
+            if len(array):
+                self._board.histogram(name, array, step)
+        for i, row in enumerate(replays):
+            marks = "\n".join(f"- {'met' if c['satisfied'] else 'NOT met'}: {c['text']}" for c in row["constraints"])
+            parts = (row["task"], marks, "**response**", row["response"], "**rewritten**", row["rewritten"])
+            text = "\n\n".join(parts)
+            self._board.text(f"replay/{i}", text, step)
+        self._board.flush()
+
+    def replays(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
+        """A sample of the replayed pairs of a step."""
+        for row in rows:
+            self._files["replays"].write({"step": step, **row})
+
+    def kept(self, step: int, counts: Mapping[str, tuple[int, int]]) -> None:
+        """Of all replays of a step: constraint type -> (how often it was kept, how often the originals asked for it)."""
+        if counts:
+            self._files["kept"].write({"step": step, "kept": counts})
