@@ -12,12 +12,14 @@ host's.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange, repeat
+from jaxtyping import Bool, Int, Key
 
 from hir_jax.checks.device import on_device
 from hir_jax.hir import select
@@ -37,7 +39,7 @@ from hir_jax.types import Array, PromptBatch, Replays, Rollout, TrainBatch, Trai
 
 @dataclass(frozen=True, eq=False)
 class StepSettings:
-    """What does not change from step to step. It is bound to the functions below before they are jitted."""
+    """Everything that is the same in every step; bound to the functions below before they are jitted."""
 
     config: Any  # ConfigDict
     model: ModelConfig  # as the learner computes it
@@ -74,29 +76,10 @@ class StepSettings:
         method = self.config.method
         return method == "dpo" or (method not in ("sft", "rft") and self.config.learner.kl > 0)
 
-    @property
-    def old_logp(self) -> str:
-        """Whose log-prob pi_old is, "sampler" or "trainer": `rollout.old_logp`, or if that is empty the trainer's where the
-        sampler's weights have another dtype."""
-        rollout = self.config.rollout
-        same = rollout.dtype in ("", self.config.model.compute_dtype)
-        return rollout.old_logp or ("sampler" if same else "trainer")
-
-    @property
+    @cached_property
     def learner(self) -> LearnerSettings:
-        """The config's `learner` group and what else the update depends on."""
-        config = self.config
-        group = {k: v for k, v in config.learner.items() if k not in ("mask_truncated", "dpo_pairs")}
-        loss = {"sft": "sft", "rft": "sft", "dpo": "dpo"}.get(config.method, "policy")
-        return LearnerSettings(
-            loss=loss,
-            old_logp=self.old_logp,
-            temperature=1.0 if loss == "sft" else config.rollout.temperature,
-            decay_steps=0
-            if config.learner.schedule == "constant"
-            else config.total_steps * config.learner.mini_batches,
-            **group,
-        )
+        """What the update depends on."""
+        return LearnerSettings.of(self.config)
 
     @property
     def sampler_model(self) -> ModelConfig:
@@ -170,16 +153,15 @@ def for_sampling(params: decoder.Params, *, settings: StepSettings) -> decoder.P
 
 def sample(
     params: decoder.Params,
-    prompts: Array,
-    length: Array,
-    ids: Array,
-    key: Array,
+    prompts: Int[Array, "N P"],
+    length: Int[Array, " N"],
+    ids: Int[Array, "N S"],
+    key: Key[Array, ""],
     *,
     sampling: Sampling,
     settings: StepSettings,
 ) -> Rollout:
-    """S responses to each of N prompts, i32[N, P] of i32[N] tokens; params: `for_sampling`; ids: i32[N, S], which choose each
-    row's noise."""
+    """S responses to each of N prompts of `length` tokens. params: `for_sampling`; ids choose each row's noise."""
     fixed = {"model": settings.sampler_model, "shard": settings.sampler_shard, "settings": sampling}
     slots = settings.slots(*prompts.shape, ids.shape[1], sampling.max_response)
     if not slots:
@@ -190,9 +172,14 @@ def sample(
 
 
 def check(
-    table: on_device.TokenBytes, conditions: on_device.Conditions, tokens: Array, mask: Array, *, settings: StepSettings
+    table: on_device.TokenBytes,
+    conditions: on_device.Conditions,
+    tokens: Int[Array, "B R"],
+    mask: Bool[Array, "B R"],
+    *,
+    settings: StepSettings,
 ) -> Verdicts:
-    """Verdicts on responses i32[B, R], of what the device can decide; conditions: of the N prompts."""
+    """Verdicts on responses, on what the device can decide; conditions: of the N prompts."""
     return on_device.verify(table, conditions, tokens, mask, width=settings.text_width, thinking=settings.thinking)
 
 
@@ -203,16 +190,16 @@ def learn(
     prompts: PromptBatch,
     rollout: Rollout,
     verdicts: Verdicts,
-    rounds: Array,
-    key: Array,
+    rounds: Int[Array, ""] | int,
+    key: Key[Array, ""],
     *,
     settings: StepSettings,
 ) -> tuple[TrainState, dict[str, Array], Replays]:
     """Selection, rewards, relabelling and the update: the new state, metrics, and what was replayed.
 
-    frozen: the parameters beside those of the state (LoRA; `lora.join`), which are the reference policy where ref_params is None.
-    rollout, verdicts: of B rows. rounds: i32[], how many further samples of each prompt were drawn in place of replays
-    (`select.missing_rounds`). key: of a random selection.
+    frozen: with LoRA the weights that the state's adapters are trained beside (`lora.join`); they are the reference policy if
+    ref_params is None. rollout, verdicts: B rows. rounds: how many further samples of each prompt were drawn in place of
+    replays (`select.missing_rounds`). key: for a random selection.
     """
     params, config = lora.join(frozen, state.params), settings.config
     reference = (frozen if ref_params is None else ref_params) if settings.keeps_reference else None
@@ -226,9 +213,15 @@ def learn(
 
 
 def select_replays(
-    rollout: Rollout, verdicts: Verdicts, step: Array, rounds: Array, key: Array, *, settings: StepSettings
+    rollout: Rollout,
+    verdicts: Verdicts,
+    step: Int[Array, ""] | int,
+    rounds: Int[Array, ""] | int,
+    key: Key[Array, ""],
+    *,
+    settings: StepSettings,
 ) -> Replays:
-    """The (k - rounds) * N failures with the largest F(y), in the update after `step`; no place at all where none is selected."""
+    """The (k - rounds) * N failures with the largest F(y), in the update after `step`; K = 0 if the method selects none."""
     if not settings.selects:
         return Replays(jnp.zeros(0, jnp.int32), jnp.zeros(0), jnp.zeros(0, bool))
     config = settings.config
@@ -263,8 +256,9 @@ def policy_batch(
     )  # fmt: skip
     score, metrics = partial(score_responses, **settings.learning), {}
     ref_logp, importance = jnp.zeros_like(rollout.sampler_logp), jnp.ones_like(rollout.sampler_logp)
-    whole = jnp.concatenate([jnp.repeat(prompts.tokens, settings.samples, axis=0), rollout.tokens], axis=1)
-    given = whole, jnp.repeat(prompts.length, settings.samples), rollout.mask
+    own = repeat(prompts.tokens, "n p -> (n s) p", s=settings.samples)
+    whole = jnp.concatenate([own, rollout.tokens], axis=1)
+    given = whole, repeat(prompts.length, "n -> (n s)", s=settings.samples), rollout.mask
     if reference is not None:
         ref_logp = score(reference, *given)
     if settings.learner.scores_old:
@@ -307,10 +301,10 @@ def put_slots(whole, part, prompts: int, first: int):
     give NumPy arrays."""
 
     def one(a, b):
-        a, b = (x.reshape(prompts, -1, *x.shape[1:]) for x in (a, b))
+        a, b = (rearrange(x, "(n s) ... -> n s ...", n=prompts) for x in (a, b))
         parts = a[:, :first], b, a[:, first + b.shape[1] :]
         joined = (np if isinstance(b, np.ndarray) else jnp).concatenate(parts, axis=1)
-        return joined.reshape(-1, *joined.shape[2:])
+        return rearrange(joined, "n s ... -> (n s) ...")
 
     return jax.tree.map(one, whole, part)
 

@@ -3,7 +3,8 @@ r"""Decoding and learning at the shapes of Qwen3 on one accelerator, against wha
     python -m experiments.benchmarks.gpu --output=FILE [--cases=NAME,...] [--wheels=DIR] [--rounds=5] [--tiny]
 
 Uses `rollout`, `replay`, `learner` and `functions` without any tokenizer or data: of this project's requirements it needs
-jax, flax, optax and ml_collections. Where one lacks, --wheels=DIR installs it from the wheels there into a temporary directory.
+jax, flax, optax, ml_collections, einops and jaxtyping. Those that are not installed come from --wheels=DIR, into a temporary
+directory.
 
 A decode case is `sequences` rows, 8 samples a prompt, no stops; the seconds of a decode step are those of new_tokens tokens
 less those of one, divided by the steps between. Its floor is the larger of FLOPs / matmul rate and (weights + filled cache,
@@ -26,6 +27,7 @@ memory is reported as such. --tiny: small shapes, to try the script on a CPU.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib.util
 import json
 import subprocess
@@ -38,7 +40,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-NEEDED = ("jax", "flax", "optax", "ml_collections")
+NEEDED = ("jax", "flax", "optax", "ml_collections", "einops", "jaxtyping")
 PROMPT_SAMPLES = 8
 
 
@@ -187,12 +189,14 @@ def learn(case: Learn, rounds: int, ceilings) -> dict:
     import numpy as np
 
     from hir_jax.bench.sizes import random_prompts
+    from hir_jax.config import defaults
     from hir_jax.learner.update import LearnerSettings, init_state, update
     from hir_jax.model import counting
     from hir_jax.types import TrainBatch
 
     model, rows = make_model(case.model, case.remat), case.sequences
-    settings = LearnerSettings(micro_batch_tokens=case.micro_batch_tokens)
+    changes = {"mini_batches": 1, "micro_batch_tokens": case.micro_batch_tokens}
+    settings = dataclasses.replace(LearnerSettings.of(defaults()), **changes)
     state = jax.jit(partial(init_state, settings=settings), donate_argnums=0)(make_params(model))
     lengths, columns = np.full(rows, case.prompt, np.int32), case.prompt + case.response
     tokens = random_prompts(model.vocab_size, np.full(rows, columns), columns)

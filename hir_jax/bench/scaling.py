@@ -19,6 +19,7 @@ import numpy as np
 
 from hir_jax.bench.machine import rates, timed
 from hir_jax.bench.sizes import NO_STOP, random_prompts
+from hir_jax.config import defaults
 from hir_jax.learner.update import LearnerSettings, init_state, update
 from hir_jax.model import counting, decoder
 from hir_jax.model.config import ModelConfig
@@ -81,7 +82,7 @@ def _learner(case: Case, mesh, shard, params):
         reward=(np.arange(case.batch) % 2).astype(np.float32), weight=np.ones(case.batch, np.float32),
         group=np.arange(case.batch, dtype=np.int32), is_replay=np.zeros(case.batch, bool),
     )  # fmt: skip
-    settings = LearnerSettings(micro_batch_tokens=4096)
+    settings = replace(LearnerSettings.of(defaults()), mini_batches=1, micro_batch_tokens=4096)
     fixed = {"model": case.model, "settings": settings, "shard": shard, "multiple": meshes.row_devices(mesh)}
     run, batch = jax.jit(partial(update, **fixed)), meshes.put_rows(mesh, batch)
     state = jax.device_put(init_state(params, settings), meshes.replicated(mesh))

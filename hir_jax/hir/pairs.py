@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 
 from hir_jax.hir.relabel import assemble
 from hir_jax.hir.select import ila
@@ -45,7 +46,7 @@ def choose_pairs(
 
     def ranked(wanted):
         """Each prompt's wanted samples first, i32[N, S], and how many there are, i32[N, 1]."""
-        wanted = wanted.reshape(-1, samples)
+        wanted = rearrange(wanted, "(n s) -> n s", s=samples)
         first = jnp.arange(0, rows, samples)[:, None]
         return first + jnp.argsort(~wanted, axis=1, stable=True), wanted.sum(-1, keepdims=True)
 
@@ -61,7 +62,8 @@ def choose_pairs(
     order = jnp.argsort(~found.valid, stable=True)[: rows // 2]
     found = jax.tree.map(lambda x: x[order], found)
     lacking = rows // 2 - found.valid.shape[0]
-    return jax.tree.map(lambda x: jnp.pad(x, (0, lacking)).reshape(-1, mini_batches).T.ravel(), found)
+    found = jax.tree.map(lambda x: jnp.pad(x, (0, lacking)), found)
+    return jax.tree.map(lambda x: rearrange(x, "(pair part) -> (part pair)", part=mini_batches), found)
 
 
 def pair_batch(
@@ -71,7 +73,7 @@ def pair_batch(
     not valid have weight 0."""
 
     def both(chosen, rejected):
-        return jnp.stack([chosen, rejected], axis=1).reshape(-1, *chosen.shape[1:])
+        return rearrange([chosen, rejected], "two pair -> (pair two)")
 
     row = both(pairs.chosen, pairs.rejected)
     rewritten = both(pairs.rewritten, jnp.zeros_like(pairs.rewritten))

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
+from jaxtyping import Bool, Float32, Int, Int32
 
 from hir_jax.types import Array, PromptParts, Replays, Rollout, TrainBatch, Verdicts
 
 
-def assemble(parts: PromptParts, keep: Array, columns: int, pad_id: int) -> tuple[Array, Array]:
-    """Prompts that hold the kept constraints, right-aligned: tokens i32[B, columns] and lengths i32[B].
+def assemble(
+    parts: PromptParts, keep: Bool[Array, "B C"], columns: int, pad_id: int
+) -> tuple[Int32[Array, "B {columns}"], Int32[Array, " B"]]:
+    """Prompts that hold the kept constraints, right-aligned, and their lengths.
 
-    parts: of the B rows' prompts (leading axis B); keep: bool[B, C]. Equals tokenising the rewritten instruction rendered
+    parts: of the B rows' prompts (leading axis B). Equals tokenising the rewritten instruction rendered
     with the row's template, provided it fits (`Encoded.longest <= columns`, checked when data is loaded).
     """
-    rows, constraints, _, width = parts.segments.shape
+    rows, _, _, width = parts.segments.shape
     keep = keep & parts.present
     ordinal = jnp.cumsum(keep, -1) - 1
     is_last = ordinal == keep.sum(-1, keepdims=True) - 1
@@ -25,12 +29,12 @@ def assemble(parts: PromptParts, keep: Array, columns: int, pad_id: int) -> tupl
     used = jnp.concatenate(
         [
             jnp.arange(parts.head.shape[1]) < parts.head_length[:, None],
-            (jnp.arange(width) < length[..., None]).reshape(rows, constraints * width),
+            rearrange(jnp.arange(width) < length[..., None], "b c s -> b (c s)"),
             jnp.arange(parts.tail.shape[1]) < parts.tail_length[:, None],
         ],
         axis=1,
     )
-    source = jnp.concatenate([parts.head, segment.reshape(rows, constraints * width), parts.tail], axis=1)
+    source = jnp.concatenate([parts.head, rearrange(segment, "b c s -> b (c s)"), parts.tail], axis=1)
     total = used.sum(-1)
     target = jnp.where(used, jnp.cumsum(used, -1) - 1 + columns - total[:, None], columns)  # unused: dropped
     empty = jnp.full((rows, columns), pad_id, source.dtype)
@@ -38,8 +42,8 @@ def assemble(parts: PromptParts, keep: Array, columns: int, pad_id: int) -> tupl
     return tokens, total.astype(jnp.int32)
 
 
-def dealt(count: Array, rows: int, parts: int) -> Array:
-    """An order of `rows` places, the first `count` of which are filled, i32[rows]: each of the `parts` equal parts gets its share
+def dealt(count: Int[Array, ""] | int, rows: int, parts: int) -> Int32[Array, " places"]:
+    """An order of `rows` places, the first `count` of which are filled: each of the `parts` equal parts gets its share
     of the filled ones, in their order, and behind them its share of the empty ones. The shares differ by one at most; where
     all places are filled, the order is that of the places."""
     place = jnp.arange(rows, dtype=jnp.int32)
@@ -51,14 +55,14 @@ def dealt(count: Array, rows: int, parts: int) -> Array:
 
 
 def relabel(
-    prompts: Array,
-    prompt_length: Array,
+    prompts: Int[Array, "N P"],
+    prompt_length: Int[Array, " N"],
     parts: PromptParts,
     rollout: Rollout,
-    ref_logp: Array,
-    importance: Array,
-    reward: Array,
-    weight: Array,
+    ref_logp: Float32[Array, "B R"],
+    importance: Float32[Array, "B R"],
+    reward: Float32[Array, " B"],
+    weight: Float32[Array, " B"],
     verdicts: Verdicts,
     replays: Replays,
     *,
@@ -68,11 +72,10 @@ def relabel(
 ) -> TrainBatch:
     """Originals and replays as one TrainBatch of B rows, each replay (q', y) behind its source row.
 
-    prompts: i32[N, P]; rollout, verdicts and ref_logp, importance, reward, weight: of B = N * samples slots, slot b of prompt
-    b // samples; replays: K places. Slots without a sample and replays that are not valid leave places at weight 0, which
-    are dealt out evenly to the `mini_batches` equal parts, at the end of each (see `dealt`). A replay keeps the response
-    tokens and the log-probs of its source; its reward is R(q', y) = 1, beside the R(q, y) = ILA (hir) or CLA (hir_clr) of
-    the source (see `select.rewards`).
+    B = N * samples slots, slot b of prompt b // samples; replays: K places. Slots without a sample and replays that are not
+    valid leave places at weight 0, which are dealt out evenly to the `mini_batches` equal parts, at the end of each (see
+    `dealt`). A replay keeps the response tokens and the log-probs of its source; its reward is R(q', y) = 1, beside the
+    source's R(q, y) = ILA (hir) or CLA (hir_clr) (see `select.rewards`).
     """
     slots = rollout.mask.shape[0]
     group = jnp.arange(slots) // samples

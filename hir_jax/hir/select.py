@@ -1,4 +1,4 @@
-"""Which failures are replayed: the score F(y) = F_div(y) + lambda_s * F_int(y) and its selection (method.md, step 3).
+"""Which failures are replayed: the score F(y) = F_div(y) + lambda_s * F_int(y) and its selection (docs/method.md).
 
 Pure functions of arrays. B rows, N prompts, C constraints, K = k * N places for replays.
 """
@@ -9,6 +9,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float32, Int, Key
 
 from hir_jax.types import Array, Replays, Rollout, Verdicts
 
@@ -18,38 +19,38 @@ SCOPES = ("batch", "group", "even")
 LAMBDA_CAP = 1e4
 
 
-def ila(verdicts: Verdicts) -> tuple[Array, Array]:
-    """Instruction-level accuracy prod_c I and whether it is decided: f32[B], bool[B].
+def ila(verdicts: Verdicts) -> tuple[Float32[Array, "..."], Bool[Array, "..."]]:
+    """Instruction-level accuracy prod_c I of each response [B] (or [..., B]), and whether it is decided.
 
-    One known failure decides for 0; an unknown verdict leaves open only what hangs on it.
+    0 once any constraint is known to fail; otherwise undecided while one is unknown.
     """
     failed = (verdicts.present & verdicts.known & ~verdicts.satisfied).any(-1)
     unknown = (verdicts.present & ~verdicts.known).any(-1)
     return (~failed & ~unknown).astype(jnp.float32), failed | ~unknown
 
 
-def cla(verdicts: Verdicts) -> Array:
-    """Constraint-level accuracy (integrity, F_int): the mean over known constraints, f32[B]; 0 where none is known."""
+def cla(verdicts: Verdicts) -> Float32[Array, "..."]:
+    """Constraint-level accuracy (integrity, F_int) of each response [B]: the mean over known constraints, 0 if none is known."""
     counted = verdicts.present & verdicts.known
     met = (counted & verdicts.satisfied).sum(-1).astype(jnp.float32)
     return met / jnp.maximum(counted.sum(-1), 1)
 
 
-def replayable(verdicts: Verdicts, filled: Array) -> Array:
-    """bool[B]: 0 < CLA < 1 and every verdict known."""
+def replayable(verdicts: Verdicts, filled: Bool[Array, " B"]) -> Bool[Array, " B"]:
+    """Whether 0 < CLA < 1 and every verdict is known."""
     known = (verdicts.known | ~verdicts.present).all(-1)
     integrity = cla(verdicts)
     return filled & known & (integrity > 0) & (integrity < 1)
 
 
-def response_entropy(rollout: Rollout, reduce: str = "mean") -> Array:
-    """F_div, nats, f32[B]: mean over the response's tokens (released code) or their sum (paper)."""
+def response_entropy(rollout: Rollout, reduce: str = "mean") -> Float32[Array, " B"]:
+    """F_div in nats: the mean over the response's tokens (released code) or their sum (paper)."""
     total = jnp.where(rollout.mask, rollout.entropy, 0.0).sum(-1)
     return total / jnp.maximum(rollout.mask.sum(-1), 1) if reduce == "mean" else total
 
 
-def schedule(step: Array, kind: str, lambda_0: float, eta: float, horizon: int) -> Array:
-    """The weight of integrity, lambda_s, f32[], of the s-th step; capped at LAMBDA_CAP.
+def schedule(step: Int[Array, ""] | int, kind: str, lambda_0: float, eta: float, horizon: int) -> Float32[Array, ""]:
+    """The weight of integrity, lambda_s, of the s-th step; capped at LAMBDA_CAP.
 
     exponential (the paper): lambda_0 * (1 + eta)^s, computed through logs, for 1.05^s leaves float32 near 1,800;
     constant: lambda_0; linear: lambda_0 * (1 + eta * s); cosine: half a cosine from lambda_0 up to where linear ends at s =
@@ -68,8 +69,10 @@ def schedule(step: Array, kind: str, lambda_0: float, eta: float, horizon: int) 
     return jnp.minimum(lambda_0 * growth[kind](), LAMBDA_CAP)
 
 
-def select_score(rollout: Rollout, verdicts: Verdicts, step: Array, key: Array, config, horizon: int) -> Array:
-    """F(y), f32[B], by `config.strategy`: curriculum, entropy alone, integrity alone, or random.
+def select_score(
+    rollout: Rollout, verdicts: Verdicts, step: Int[Array, ""] | int, key: Key[Array, ""], config, horizon: int
+) -> Float32[Array, " B"]:
+    """F(y) of each response by `config.strategy`: curriculum, entropy alone, integrity alone, or random.
 
     `config` is the `replay` group: strategy, entropy ("mean"|"sum"), lambda_0, eta, schedule. `step` is s, 1 at the first
     update, of `horizon`.
@@ -87,11 +90,18 @@ def select_score(rollout: Rollout, verdicts: Verdicts, step: Array, key: Array, 
 
 @partial(jax.jit, static_argnames=("scope", "places", "prompts"))
 def choose(
-    scores: Array, candidate: Array, group: Array, budget: Array, *, scope: str, places: int, prompts: int
+    scores: Float32[Array, " B"],
+    candidate: Bool[Array, " B"],
+    group: Int[Array, " B"],
+    budget: Int[Array, ""] | int,
+    *,
+    scope: str,
+    places: int,
+    prompts: int,
 ) -> Replays:
     """The `budget` candidates to replay, best first; ties go to the lower row.
 
-    scores: f32[B]; candidate: bool[B]; group: i32[B], the prompt of each row; budget: i32[], at most `places`.
+    group: the prompt of each row; budget: at most `places`.
     Scopes: "batch", the best of the whole batch; "group", the best budget // prompts of each prompt; "even",
     water-filling: every prompt's best, then every prompt's second best, ... (lower prompts first) until it is spent.
     """
@@ -109,8 +119,8 @@ def choose(
     return Replays(row, scores[row], eligible[taken] & (jnp.arange(taken.shape[0]) < budget))
 
 
-def candidates(rollout: Rollout, verdicts: Verdicts, config, *, mask_truncated: bool) -> Array:
-    """bool[B]: the failures that may be replayed: those that meet a share `config.min_integrity` of their constraints and
+def candidates(rollout: Rollout, verdicts: Verdicts, config, *, mask_truncated: bool) -> Bool[Array, " B"]:
+    """Which failures may be replayed: those that meet a share `config.min_integrity` of their constraints and
     `config.min_kept` of them at least; with `mask_truncated`, or without `config.truncated`, only those that ended."""
     filled = rollout.filled & rollout.ended if mask_truncated or not config.truncated else rollout.filled
     kept = (verdicts.satisfied & verdicts.present).sum(-1)
@@ -120,11 +130,11 @@ def candidates(rollout: Rollout, verdicts: Verdicts, config, *, mask_truncated: 
 def select(
     rollout: Rollout,
     verdicts: Verdicts,
-    step: Array,
-    key: Array,
+    step: Int[Array, ""] | int,
+    key: Key[Array, ""],
     config,
     *,
-    rounds: Array,
+    rounds: Int[Array, ""] | int,
     slots: int,
     horizon: int,
     mask_truncated: bool,
@@ -144,12 +154,12 @@ def select(
 
 def rewards(
     rollout: Rollout, verdicts: Verdicts, *, fractional: bool, successes_only: bool, mask_truncated: bool
-) -> tuple[Array, Array]:
-    """Reward of each original sample, R(q, y), and its weight, f32[B] both: ILA(q, y) (ilr, hir, rft) or, `fractional`,
+) -> tuple[Float32[Array, " B"], Float32[Array, " B"]]:
+    """Reward of each original sample, R(q, y), and its weight: ILA(q, y) (ilr, hir, rft) or, `fractional`,
     CLA(q, y) (clr, hir_clr). A replay has R(q', y) = 1 with either, for it meets all that q' asks for (see `relabel`).
 
-    The weight is 0 where the reward is undecided: an ILA that hangs on an unknown verdict, a CLA with any unknown one; and
-    with `successes_only` (rejection sampling) wherever the reward is not 1.
+    The weight is 0 where the reward is undecided (ILA: see `ila`; CLA: any verdict is unknown), and with `successes_only`
+    (rejection sampling) wherever the reward is not 1.
     """
     if fractional:
         reward, decided = cla(verdicts), (verdicts.known | ~verdicts.present).all(-1)
@@ -164,5 +174,5 @@ def rewards(
 
 
 def missing_rounds(candidates: int, prompts: int, k: int) -> int:
-    """e = ceil((k*N - R) / N): further samples per prompt that `fill="resample"` draws when only R failures can be replayed."""
+    """e = ceil((k*N - R) / N): further samples of each prompt with `fill="resample"`, when only R failures can be replayed."""
     return max(0, -((candidates - k * prompts) // prompts))

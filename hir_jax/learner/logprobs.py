@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Float32, Int
 
 from hir_jax.model import decoder
 from hir_jax.model.config import ModelConfig
@@ -21,11 +22,15 @@ CHUNK_TOKENS = 128  # a chunk's tokens, at least: the gradient of the output mat
 
 
 def token_logprobs(
-    hidden: Array, target: Array, matrix: Array, temperature: float, shard: decoder.Shard = decoder.no_shard
-) -> tuple[Array, Array]:
-    """Log-prob of each target under softmax(hidden @ matrix / temperature), and its entropy in nats, f32[G, T] both, in
-    float32; no gradient flows through the entropy. hidden: dtype[G, T, D]; target: i32[G, T]; matrix: [D, V], as `head_params`
-    splits it: devices that share the words exchange hidden states and sums, never logits."""
+    hidden: Float[Array, "*T D"],
+    target: Int[Array, "*T"],
+    matrix: Float[Array, "D V"],
+    temperature: float,
+    shard: decoder.Shard = decoder.no_shard,
+) -> tuple[Float32[Array, "*T"], Float32[Array, "*T"]]:
+    """Log-prob of each target under softmax(hidden @ matrix / temperature), and the entropy of that distribution in nats,
+    through which no gradient flows. matrix: as `head_params` splits it: devices that share the words exchange hidden states
+    and sums, never logits."""
     hidden, target = shard(hidden, ("lookup_batch", "length", "embed")), shard(target, ("lookup_batch", "length"))
     matrix = matrix.astype(hidden.dtype)
     logits = jnp.matmul(hidden, matrix, preferred_element_type=jnp.float32) / temperature
@@ -50,7 +55,7 @@ def head_params(model: ModelConfig, params: decoder.Params, shard: decoder.Shard
 
 
 def chunk_columns(columns: int, words: int) -> int:
-    """Columns of a chunk, of so many on a device."""
+    """Columns of a chunk, out of `columns` on a device."""
     return min(columns, max(1, CHUNK_ELEMENTS // words), max(CHUNK_TOKENS, columns // 8))
 
 
@@ -64,12 +69,12 @@ def _predicting_first(predicts: Array) -> tuple[Array, Array, Array]:
     return order, place, count.max()
 
 
-def over_chunks(predicts: Array, words: int, hidden: Array, fields, body: Callable, outputs, carry):
+def over_chunks(predicts: Bool[Array, "G T"], words: int, hidden: Array, fields, body: Callable, outputs, carry):
     """Runs `body(carry, hidden, predicts, fields) -> (carry, found)` over chunks of the columns that predict something.
 
-    predicts: bool[G, T]; hidden: dtype[G, T, D]; fields: a tree of [G, T]; G devices share the work, each with columns of
-    its own. `outputs` are trees of zeros [G, T, ...] like `found` [G, chunk, ...], whose values are put back where their
-    column stands; 0 remains where nothing is predicted. Returns (carry, outputs).
+    hidden: dtype[G, T, D]; fields: a tree of [G, T]; G devices share the work, each with columns of its own. `outputs` are
+    trees of zeros [G, T, ...] like `found` [G, chunk, ...], whose values are put back at their columns; 0 remains where
+    nothing is predicted. Returns (carry, outputs).
     """
     order, place, most = _predicting_first(predicts)
     columns = order.shape[1]

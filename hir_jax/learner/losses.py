@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Float32, Shaped
 
 from hir_jax.types import Array
 
@@ -11,9 +12,15 @@ KL_ESTIMATORS = ("k1", "k2", "k3")
 
 
 def policy_loss(
-    logp: Array, old: Array, advantage: Array, *, clip_low: float, clip_high: float, dual_clip: float
-) -> tuple[Array, dict[str, Array]]:
-    """PPO's clipped surrogate with dual clip; all arrays f32[...], one entry a token.
+    logp: Float[Array, "*T"],
+    old: Float[Array, "*T"],
+    advantage: Float[Array, "*T"],
+    *,
+    clip_low: float,
+    clip_high: float,
+    dual_clip: float,
+) -> tuple[Float32[Array, "*T"], dict[str, Shaped[Array, "*T"]]]:
+    """PPO's clipped surrogate with dual clip; one entry a token.
 
     -min(rho * A, clip(rho, 1 - clip_low, 1 + clip_high) * A), and for A < 0 never above -dual_clip * A (Ye et al. 2020); rho =
     exp(logp - old). clip_high above clip_low is DAPO's "clip higher" (Yu et al. 2025, arXiv 2503.14476). Also returns, for
@@ -28,7 +35,7 @@ def policy_loss(
     return loss, {"clipped": clipped > plain, "kl_old": ratio - 1 - difference}
 
 
-def kl_loss(logp: Array, ref: Array, estimator: str) -> Array:
+def kl_loss(logp: Float[Array, "*T"], ref: Float[Array, "*T"], estimator: str) -> Float32[Array, "*T"]:
     """Estimate of KL(policy || reference) from one token drawn by the policy (Schulman 2020, "Approximating KL divergence"),
     with d = logp - ref: k1 = d, k2 = d^2 / 2, k3 = exp(-d) - 1 + d. As a loss, k1 pulls nowhere in the mean: its gradient is the
     score function, whose expectation is 0; the gradient of k2 is that of the true KL."""
@@ -36,21 +43,25 @@ def kl_loss(logp: Array, ref: Array, estimator: str) -> Array:
     return {"k1": lambda: d, "k2": lambda: d**2 / 2, "k3": lambda: jnp.exp(-d) - 1 + d}[estimator]()
 
 
-def preference_coefficients(chosen: Array, rejected: Array, beta: float) -> tuple[Array, Array]:
+def preference_coefficients(
+    chosen: Float[Array, " K"], rejected: Float[Array, " K"], beta: float
+) -> tuple[Float32[Array, " K"], Float32[Array, " K"]]:
     """DPO (Rafailov et al. 2023, arXiv 2305.18290, eq. 7) as coefficients of the log-probs: its gradient is that of
     c * (logp_rejected - logp_chosen) with c held fixed.
 
-    chosen, rejected: f32[K], sums over a response of logp - ref under the current policy. Returns (loss f32[K] =
-    -log sigmoid(beta * (chosen - rejected)), c f32[K] = beta * sigmoid(-beta * (chosen - rejected))).
+    chosen, rejected: sums over a response of logp - ref under the current policy. Returns (loss =
+    -log sigmoid(beta * (chosen - rejected)), c = beta * sigmoid(-beta * (chosen - rejected))).
     """
     margin = beta * (chosen - rejected)
     return jax.nn.softplus(-margin), beta * jax.nn.sigmoid(-margin)
 
 
-def truncated_importance(trainer: Array, sampler: Array, mask: Array, cap: float) -> tuple[Array, dict[str, Array]]:
-    """min(pi_trainer / pi_sampler, cap) of each token, f32[B, R], 1 outside the mask: the weight that corrects the expectation
+def truncated_importance(
+    trainer: Float[Array, "B R"], sampler: Float[Array, "B R"], mask: Bool[Array, "B R"], cap: float
+) -> tuple[Float32[Array, "B R"], dict[str, Float32[Array, ""]]]:
+    """min(pi_trainer / pi_sampler, cap) of each token, 1 outside the mask: the weight that corrects the expectation
     of a loss over tokens which a sampler of other precision drew (truncated importance sampling, Ionides 2008; Yao et al.
-    2025 for this use); 1 everywhere if cap is 0. trainer, sampler: f32[B, R] log-probs under the same parameters. Also
+    2025 for this use); 1 everywhere if cap is 0. trainer, sampler: log-probs under the same parameters. Also
     returns metrics: the mean absolute gap between the two and, with a cap, the share of weights that are cut.
     """
     gap = jnp.where(mask, trainer - sampler, 0.0)

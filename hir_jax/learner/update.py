@@ -10,6 +10,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from einops import rearrange
+from jaxtyping import Bool, Float32, Int
 
 from hir_jax.learner import losses, packing
 from hir_jax.learner.advantages import advantages
@@ -21,36 +23,51 @@ from hir_jax.types import Array, TrainBatch, TrainState
 SCHEDULES = ("constant", "linear", "cosine")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LearnerSettings:
-    """The `learner` group of the config as a hashable static argument; `kl`, clips and schedule as named there."""
+    """A hashable static argument: the `learner` group of the config (see config.py), and what the step adds to it."""
 
-    loss: str = "policy"  # policy | sft | dpo
-    estimator: str = "reinforce_plus_plus"
-    baseline: str = "all"
-    std_floor: float = 0.0
-    average: str = "token"
-    temperature: float = 1.0
-    kl: float = 0.001
-    kl_in: str = "reward"
-    kl_estimator: str = "k3"
-    dpo_beta: float = 0.1
-    clip_low: float = 0.2
-    clip_high: float = 0.2
-    dual_clip: float = 3.0
-    old_logp: str = "sampler"  # whose log-prob pi_old is: sampler | trainer
-    importance_cap: float = 2.0  # of pi_old / pi_sampler, a weight in the loss; 0: no such weight
-    mini_batches: int = 1
-    micro_batch_tokens: int = 8192
-    pack_columns: int = 0
-    learning_rate: float = 1e-6
-    schedule: str = "constant"
-    warmup_steps: int = 0
-    decay_steps: int = 0  # optimiser updates after which a linear or cosine schedule has reached 0
-    weight_decay: float = 0.01
-    beta1: float = 0.9
-    beta2: float = 0.999
-    max_grad_norm: float = 1.0  # 0: no clipping
+    loss: str  # policy | sft | dpo
+    old_logp: str  # whose log-prob pi_old is: sampler | trainer
+    temperature: float
+    decay_steps: int  # optimiser updates after which a linear or cosine schedule has reached 0
+    estimator: str
+    baseline: str
+    std_floor: float
+    average: str
+    kl: float
+    kl_in: str
+    kl_estimator: str
+    dpo_beta: float
+    clip_low: float
+    clip_high: float
+    dual_clip: float
+    importance_cap: float
+    mini_batches: int
+    micro_batch_tokens: int
+    pack_columns: int
+    learning_rate: float
+    schedule: str
+    warmup_steps: int
+    weight_decay: float
+    beta1: float
+    beta2: float
+    max_grad_norm: float
+
+    @classmethod
+    def of(cls, config) -> LearnerSettings:
+        """The settings of a whole config. Where `rollout.old_logp` is empty, pi_old is the trainer's if the sampler's weights
+        have another dtype."""
+        rollout, learner = config.rollout, config.learner
+        same_dtype = rollout.dtype in ("", config.model.compute_dtype)
+        loss = {"sft": "sft", "rft": "sft", "dpo": "dpo"}.get(config.method, "policy")
+        return cls(
+            loss=loss,
+            old_logp=rollout.old_logp or ("sampler" if same_dtype else "trainer"),
+            temperature=1.0 if loss == "sft" else rollout.temperature,
+            decay_steps=0 if learner.schedule == "constant" else config.total_steps * learner.mini_batches,
+            **{name: value for name, value in learner.items() if name not in ("mask_truncated", "dpo_pairs")},
+        )
 
     @property
     def scores_old(self) -> bool:
@@ -116,35 +133,38 @@ def _hidden(
 
     def cut(x):
         x = jax.lax.dynamic_slice_in_dim(x, start, count, axis=1)
-        return shard(x.reshape(-1, x.shape[2]), ("batch", "length"))
+        return shard(rearrange(x, "g k w -> (g k) w"), ("batch", "length"))
 
     given = map(cut, (tokens, packed.position, packed.segment))
     prompts = None
-    if packed.prompt is not None:  # it may stand at the other end of a bin
+    if packed.prompt is not None:  # it may be at the other end of a bin
         prompts, longest = cut(packed.prompt), None
     hidden = decoder.hidden_states(model, params, *given, shard, longest=longest, prompts=prompts)
-    return shard(hidden.reshape(tokens.shape[0], -1, hidden.shape[-1]), ("batch", "length", "embed"))
+    hidden = rearrange(hidden, "(g k) w d -> g (k w) d", g=tokens.shape[0])
+    return shard(hidden, ("batch", "length", "embed"))
 
 
 def _flat(x: Array, start, count: int) -> Array:
     """[G, count * W] of [G, K, W]: the columns of `count` bins from `start` on."""
-    return jax.lax.dynamic_slice_in_dim(x, start, count, axis=1).reshape(x.shape[0], -1)
+    return rearrange(jax.lax.dynamic_slice_in_dim(x, start, count, axis=1), "g k w -> g (k w)")
 
 
 def score_responses(
     params: decoder.Params,
-    tokens: Array,
-    prompt_length: Array,
-    response_mask: Array,
+    tokens: Int[Array, "B PR"],
+    prompt_length: Int[Array, " B"],
+    response_mask: Bool[Array, "B R"],
     *,
     model: ModelConfig,
     settings: LearnerSettings,
     shard: decoder.Shard = decoder.no_shard,
     multiple: int = 1,
-) -> Array:
-    """Log-probs f32[B, R] of given responses under `params` (the reference policy's, or the behaviour's under q'), 0
-    outside the mask. tokens: i32[B, P + R], prompts right-aligned in the first P columns; prompt_length: i32[B], at least
-    1; response_mask: bool[B, R], left-aligned. `multiple` is the number of devices that share rows."""
+) -> Float32[Array, "B R"]:
+    """Log-probs of given responses under `params`, 0 outside the mask.
+
+    tokens: P + R columns, prompts right-aligned in the first P; prompt_length: at least 1; response_mask: left-aligned.
+    `multiple` is the number of devices that share rows.
+    """
     tokens, prompt_length, response_mask = map(jnp.asarray, (tokens, prompt_length, response_mask))
     keep = jnp.ones(tokens.shape[0], bool)
     packed, places, size, now, following = _packed(
@@ -161,7 +181,8 @@ def score_responses(
         predicts, target = (_flat(x, start, size.micro) for x in (packed.predicts, following))
         empty = jnp.zeros(predicts.shape, jnp.float32)
         _, found = over_chunks(predicts, model.vocab_size, hidden, target, chunk, empty, None)
-        return jax.lax.dynamic_update_slice_in_dim(logp, found.reshape(multiple, size.micro, -1), start, axis=1)
+        found = rearrange(found, "g (k w) -> g k w", k=size.micro)
+        return jax.lax.dynamic_update_slice_in_dim(logp, found, start, axis=1)
 
     logp = shard(jnp.zeros(now.shape, jnp.float32), ("batch", None, "length"))
     logp, _ = packing.over_micro_batches(packed.used, size, micro_batch, logp)
@@ -169,7 +190,7 @@ def score_responses(
 
 
 class _Tokens(NamedTuple):
-    """What the loss takes of each column that predicts a response token."""
+    """The loss's inputs at each column that predicts a response token."""
 
     target: Array  # i32
     weight: Array  # f32, in metrics
@@ -181,8 +202,8 @@ class _Tokens(NamedTuple):
     is_replay: Array  # bool
 
 
-def _shares(batch: TrainBatch, average: str) -> Array:
-    """f32[B]: how much a token of each row counts in the loss, L = sum_b share_b sum_t l_bt. With w_b the weight of row b, n_b
+def _shares(batch: TrainBatch, average: str) -> Float32[Array, " B"]:
+    """How much a token of each row counts in the loss, L = sum_b share_b sum_t l_bt. With w_b the weight of row b, n_b
     its tokens and R the columns of a response:
 
     token:    share_b = w_b / sum_c(w_c n_c), the mean over all tokens of the mini-batch (the released run; DAPO)
@@ -235,7 +256,7 @@ def _loss(head, hidden, real, fields: _Tokens, frozen_head, model: ModelConfig, 
 def gradients(
     params: decoder.Params,
     batch: TrainBatch,
-    advantage: Array,
+    advantage: Float32[Array, "B R"],
     frozen: decoder.Params | None = None,
     *,
     model: ModelConfig,
@@ -296,7 +317,7 @@ def gradients(
     hidden = jax.ShapeDtypeStruct((1, 1, model.hidden_size), model.compute_dtype)
     shapes = jax.eval_shape(compute, head, hidden, jax.ShapeDtypeStruct((1, 1), bool), one)[0][1]
     zeros, sums = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (params, shapes))
-    # that of the output matrix is summed in the layout and by the words of `head`, and joins the others at the end
+    # The output matrix's gradient is summed in the layout of `head`, split by words, and joins the others at the end.
     d_heads = head_params(dataclasses.replace(model, compute_dtype="float32"), zeros, shard)
     zeros = shard.parameters(zeros, axes)
     (grads, d_heads, sums), computed = packing.over_micro_batches(
@@ -317,17 +338,19 @@ def gradients(
 
 
 def _preferences(params, batch: TrainBatch, *, settings: LearnerSettings, **fixed) -> tuple[Array, dict[str, Array]]:
-    """What DPO's gradient multiplies each log-prob with, f32[B, R], and the loss; a pass over the batch comes before it."""
+    """The coefficient of each log-prob in DPO's gradient, f32[B, R], and metrics; takes a pass over the batch."""
     given = batch.tokens, batch.prompt_length, batch.response_mask
     logp = score_responses(params, *given, settings=settings, **fixed)
-    chosen, rejected = jnp.where(batch.response_mask, logp - batch.ref_logp, 0.0).sum(-1).reshape(-1, 2).T
+    gain = jnp.where(batch.response_mask, logp - batch.ref_logp, 0.0).sum(-1)
+    chosen, rejected = rearrange(gain, "(pair two) -> two pair", two=2)
     loss, coefficient = losses.preference_coefficients(chosen, rejected, settings.dpo_beta)
-    valid = batch.weight.reshape(-1, 2).min(-1)
+    valid = rearrange(batch.weight, "(pair two) -> pair two", two=2).min(-1)
     share = valid / jnp.maximum(valid.sum(), 1.0)
     signed = jnp.stack([coefficient, -coefficient], -1) * share[:, None]
     metrics = {"loss": loss, "preferred": chosen > rejected, "margin": settings.dpo_beta * (chosen - rejected)}
     metrics = {name: (value * share).sum() for name, value in metrics.items()} | {"pairs": valid.sum()}
-    return jnp.broadcast_to(signed.reshape(-1, 1), batch.response_mask.shape), metrics
+    signed = rearrange(signed, "pair two -> (pair two) 1")
+    return jnp.broadcast_to(signed, batch.response_mask.shape), metrics
 
 
 def update(
@@ -356,7 +379,9 @@ def update(
     rows = batch.tokens.shape[0]
     if rows % settings.mini_batches:
         raise ValueError(f"{rows} rows do not split into learner.mini_batches = {settings.mini_batches} equal parts")
-    parts = jax.tree.map(lambda x: x.reshape(settings.mini_batches, -1, *x.shape[1:]), (batch, values))
+    parts = jax.tree.map(
+        lambda x: rearrange(x, "(part b) ... -> part b ...", part=settings.mini_batches), (batch, values)
+    )
     fixed = {"model": model, "settings": settings, "shard": shard, "multiple": multiple}
 
     def one(carry, part):

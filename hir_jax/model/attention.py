@@ -21,6 +21,10 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange, repeat
+from jaxtyping import Bool, Float, Float32, Int, Shaped
+
+from hir_jax.types import Array
 
 BLOCK = 128  # queries, at least, of a block that attends to its own range of keys
 MOST_BLOCKS = 8  # of a pass; each is compiled
@@ -29,14 +33,20 @@ LANES = 128  # columns and head sizes of the splash kernel are multiples of it
 SPLASH_BLOCKS = (512, 256, 128)  # columns; the first that divides the sequence
 TRITON_BLOCK = 128  # columns
 
-Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+Attend = Callable[[Array, Array, Array], Array]
 
 
-def causal(implementation: str, segments: jax.Array, window: int, shard, prompts: jax.Array | None = None) -> Attend:
+def causal(
+    implementation: str,
+    segments: Shaped[Array, "B T"],
+    window: int,
+    shard,
+    prompts: Int[Array, "B T"] | None = None,
+) -> Attend:
     """Attention of T queries to T keys: none later than itself, nor `window` or more columns earlier, nor of another segment
     but that of its prompt.
 
-    segments: i32 or bool[B, T]; prompts: i32[B, T], the segment of each column's prompt (plain only), or None. Returns
+    segments: i32 or bool; prompts: the segment of each column's prompt (plain only), or None. Returns
     attend(q, k, v) for q: dtype[B, T, Hq, Dh] and k, v: dtype[B, Hkv, T, Dh], which gives dtype[B, T, Hq*Dh]; no segment has
     more than `window` columns.
     """
@@ -48,12 +58,10 @@ def causal(implementation: str, segments: jax.Array, window: int, shard, prompts
     kernel = {"splash": splash, "triton": triton}[implementation]
 
     def attend(q, k, v):
-        rows, columns, num_heads, head_dim = q.shape
-        num_kv = k.shape[1]
-        q = q.reshape(rows, columns, num_kv, -1, head_dim).transpose(0, 2, 3, 1, 4)
+        q = rearrange(q, "b t (k g) d -> b k g t d", k=k.shape[1])
         many, few = ("batch", "kv_heads", None, None, None), ("batch", "kv_heads", None, None)
         run = shard.map(partial(kernel, window=window), (many, few, few, ("batch", None)), (q, k, v, segments))
-        return run.transpose(0, 3, 1, 2, 4).reshape(rows, columns, num_heads * head_dim)
+        return rearrange(run, "b k g t d -> b t (k g d)")
 
     return attend
 
@@ -61,13 +69,13 @@ def causal(implementation: str, segments: jax.Array, window: int, shard, prompts
 # ---- plain -------------------------------------------------------------------------------------------------------
 
 
-def mask_bias(mask: jax.Array) -> jax.Array:
-    """f32 of bool: 0 where attention is allowed, MASKED elsewhere (adding is faster than selecting on CPU)."""
+def mask_bias(mask: Bool[Array, "..."]) -> Float32[Array, "..."]:
+    """0 where attention is allowed, MASKED elsewhere (adding is faster than selecting on CPU)."""
     return jnp.where(mask, 0.0, MASKED)
 
 
-def causal_bias(segments: jax.Array, prompts: jax.Array | None = None) -> jax.Array:
-    """f32[B, T, T]: column t may attend to column s: not a later one, and of the same segment, or of that of its prompt."""
+def causal_bias(segments: Shaped[Array, "B T"], prompts: Int[Array, "B T"] | None = None) -> Float32[Array, "B T T"]:
+    """Lets column t attend to a column s <= t of its own segment, or of its prompt's."""
     columns = jnp.arange(segments.shape[1])
     allowed = segments[:, :, None] == segments[:, None, :]
     if prompts is not None:
@@ -75,25 +83,26 @@ def causal_bias(segments: jax.Array, prompts: jax.Array | None = None) -> jax.Ar
     return mask_bias((columns[:, None] >= columns[None, :]) & allowed)
 
 
-def _attend(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array) -> jax.Array:
+def _attend(
+    q: Float[Array, "B T Hq Dh"],
+    k: Float[Array, "B Hkv S Dh"],
+    v: Float[Array, "B Hkv S Dh"],
+    bias: Float32[Array, "B T S"],
+) -> Float[Array, "B T Hq*Dh"]:
     """Softmax attention of grouped queries, float32 inside, no repeated keys or values.
 
-    q: dtype[B, T, Hq, Dh]; k, v: dtype[B, Hkv, S, Dh]; bias: f32[B, T, S], 0 or MASKED. Returns dtype[B, T, Hq*Dh].
-    The queries that share a key head are rows of one matrix, so that both products are plain batched ones.
+    bias: 0 or MASKED. The queries that share a key head are rows of one matrix, so that both products are plain batched ones.
     """
-    rows, columns, num_heads, head_dim = q.shape
-    num_kv, length = k.shape[1:3]
-    group = num_heads // num_kv
-    q = (q * head_dim**-0.5).reshape(rows, columns, num_kv, group, head_dim).transpose(0, 2, 3, 1, 4)
-    q = q.reshape(rows, num_kv, group * columns, head_dim)
+    columns, num_kv, head_dim = q.shape[1], k.shape[1], q.shape[3]
+    q = rearrange(q * head_dim**-0.5, "b t (k g) d -> b k (g t) d", k=num_kv)
     scores = jnp.einsum("bkmd,bksd->bkms", q, k, preferred_element_type=jnp.float32)
-    scores = scores.reshape(rows, num_kv, group, columns, length) + bias[:, None, None]
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype).reshape(rows, num_kv, group * columns, length)
-    attended = jnp.einsum("bkms,bksd->bkmd", weights, v).reshape(rows, num_kv, group, columns, head_dim)
-    return attended.transpose(0, 3, 1, 2, 4).reshape(rows, columns, num_heads * head_dim)
+    scores = rearrange(scores, "b k (g t) s -> b k g t s", t=columns) + bias[:, None, None]
+    weights = rearrange(jax.nn.softmax(scores, axis=-1).astype(v.dtype), "b k g t s -> b k (g t) s")
+    attended = jnp.einsum("bkms,bksd->bkmd", weights, v)
+    return rearrange(attended, "b k (g t) d -> b t (k g d)", t=columns)
 
 
-def _plain(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array, window: int) -> jax.Array:
+def _plain(q: Array, k: Array, v: Array, bias: Array, window: int) -> Array:
     """Blocks of queries leave out the keys that none of them may attend to: half of all for long sequences."""
     columns = q.shape[1]
     size = max(BLOCK, -(-columns // MOST_BLOCKS))
@@ -107,18 +116,18 @@ def _plain(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array, window: in
 # ---- kernels -----------------------------------------------------------------------------------------------------
 
 
-def _pad(x: jax.Array, axis: int, multiple: int, value=0) -> jax.Array:
+def _pad(x: Array, axis: int, multiple: int, value=0) -> Array:
     widths = [(0, 0)] * x.ndim
     widths[axis] = (0, -x.shape[axis] % multiple)
     return jnp.pad(x, widths, constant_values=value) if widths[axis][1] else x
 
 
-def splash(q, k, v, segments, window: int, *, interpret: bool = False) -> jax.Array:
+def splash(q, k, v, segments, window: int, *, interpret: bool = False) -> Array:
     """q: dtype[B, Hkv, G, T, Dh]; k, v: dtype[B, Hkv, T, Dh]; segments: [B, T]. Returns dtype[B, Hkv, G, T, Dh]."""
     from jax.experimental.pallas.ops.tpu import splash_attention as kernels
 
-    rows, num_kv, group, columns, head_dim = q.shape
-    q = (q * head_dim**-0.5).reshape(rows, num_kv * group, columns, head_dim)
+    num_kv, columns, head_dim = q.shape[1], *q.shape[3:]
+    q = rearrange(q * head_dim**-0.5, "b k g t d -> b (k g) t d")
     q, k, v = (_pad(_pad(x, 3, LANES), 2, LANES) for x in (q, k, v))
     segments = _pad(segments.astype(jnp.int32), 1, LANES, value=-1)
     width = q.shape[2]
@@ -133,16 +142,16 @@ def splash(q, k, v, segments, window: int, *, interpret: bool = False) -> jax.Ar
     make = {"mask": mask, "block_sizes": blocks, "head_shards": 1, "q_seq_shards": 1, "interpret": interpret}
     kernel = jax.vmap(kernels.make_splash_mha(**make))
     found = kernel(q, k, v, segment_ids=kernels.SegmentIds(segments, segments))
-    return found[:, :, :columns, :head_dim].reshape(rows, num_kv, group, columns, head_dim)
+    return rearrange(found[:, :, :columns, :head_dim], "b (k g) t d -> b k g t d", k=num_kv)
 
 
-def triton(q, k, v, segments, window: int, *, interpret: bool = False) -> jax.Array:
+def triton(q, k, v, segments, window: int, *, interpret: bool = False) -> Array:
     """As `splash`. Keys and values are repeated for the queries that share them; `window` spares nothing here."""
     from jax.experimental.pallas.ops.gpu.attention import mha
 
-    rows, num_kv, group, columns, head_dim = q.shape
-    q = _pad(q.reshape(rows, num_kv * group, columns, head_dim).swapaxes(1, 2), 1, TRITON_BLOCK)
-    k, v = (_pad(jnp.repeat(x, group, axis=1).swapaxes(1, 2), 1, TRITON_BLOCK) for x in (k, v))
+    group, columns, head_dim = q.shape[2:]
+    q = _pad(rearrange(q, "b k g t d -> b t (k g) d"), 1, TRITON_BLOCK)
+    k, v = (_pad(repeat(x, "b k t d -> b t (k g) d", g=group), 1, TRITON_BLOCK) for x in (k, v))
     segments = _pad(segments.astype(jnp.int32), 1, TRITON_BLOCK, value=-1)
     found = mha(q, k, v, segments, sm_scale=head_dim**-0.5, causal=True, interpret=interpret)
-    return found[:, :columns].swapaxes(1, 2).reshape(rows, num_kv, group, columns, head_dim)
+    return rearrange(found[:, :columns], "b t (k g) d -> b k g t d", g=group)

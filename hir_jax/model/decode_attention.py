@@ -13,8 +13,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange, repeat
 
 from hir_jax.model.attention import MASKED, mask_bias
+from hir_jax.types import Array
 
 BLOCKS = (512, 256, 128)  # columns that the kernel fetches at a time; the first that divides the cache
 ALIGNMENT = 128
@@ -23,8 +25,8 @@ ALIGNMENT = 128
 class Filled(NamedTuple):
     """Which columns of a cache may be attended."""
 
-    end: jax.Array  # i32[]: the last one
-    count: jax.Array  # i32[X], of each row (or prompt)
+    end: Array  # i32[]: the last one
+    count: Array  # i32[X], of each row (or prompt)
 
 
 def cache_columns(implementation: str, columns: int) -> int:
@@ -53,12 +55,12 @@ def columns_read(implementation: str, columns: int, first: int, steps: int) -> i
     return block * (blocks(before + steps) - blocks(before))
 
 
-def valid_columns(filled: Filled, columns: int) -> jax.Array:
+def valid_columns(filled: Filled, columns: int) -> Array:
     """bool[X, S]."""
     return (filled.end - jnp.arange(columns)) % columns < filled.count[:, None]
 
 
-def attend_one(implementation: str, q, prompt, prompt_filled: Filled, own, own_filled: Filled, shard) -> jax.Array:
+def attend_one(implementation: str, q, prompt, prompt_filled: Filled, own, own_filled: Filled, shard) -> Array:
     """Softmax attention of one column to its prompt's keys and values, which S rows share, and to its own.
 
     q: dtype[B, Hkv, G, Dh], scaled; prompt: k and v, dtype[N, Hkv, P, Dh], with B = N * S; own: dtype[B, Hkv, T, Dh].
@@ -75,25 +77,22 @@ def attend_one(implementation: str, q, prompt, prompt_filled: Filled, own, own_f
     return run
 
 
-def _plain(q: jax.Array, prompt, prompt_bias: jax.Array, own, own_bias: jax.Array) -> jax.Array:
+def _plain(q: Array, prompt, prompt_bias: Array, own, own_bias: Array) -> Array:
     """Over all columns; biases: f32[N, P] and [B, T]. The queries that meet a prompt's key head are the rows of one matrix: no
     expanded copy, and P columns are read N times, not B times. The own scores are made as keys @ queries, which is faster
     than queries @ keys for a few queries on CPU; the barrier keeps XLA from turning it round."""
-    count, samples = prompt[0].shape[0], q.shape[0] // prompt[0].shape[0]
-    num_kv, group = q.shape[1:3]
+    samples = q.shape[0] // prompt[0].shape[0]
 
-    def by_prompt(x):  # [B, Hkv, G, X] -> [N, Hkv, S * G, X]
-        x = x.reshape(count, samples, num_kv, group, x.shape[-1]).swapaxes(1, 2)
-        return x.reshape(count, num_kv, samples * group, x.shape[-1])
+    def by_prompt(x):
+        return rearrange(x, "(n s) k g x -> n k (s g) x", s=samples)
 
     def by_row(x):  # and back
-        x = x.reshape(count, num_kv, samples, group, x.shape[-1]).swapaxes(1, 2)
-        return x.reshape(count * samples, num_kv, group, x.shape[-1])
+        return rearrange(x, "n k (s g) x -> (n s) k g x", s=samples)
 
     shared = jnp.einsum("nkmd,nkpd->nkmp", by_prompt(q), prompt[0], preferred_element_type=jnp.float32)
     shared = by_row(shared + prompt_bias[:, None, None])
     alone = jnp.einsum("bktd,bkgd->bktg", own[0], q, preferred_element_type=jnp.float32)
-    alone = jax.lax.optimization_barrier(alone).swapaxes(2, 3) + own_bias[:, None, None]
+    alone = rearrange(jax.lax.optimization_barrier(alone), "b k t g -> b k g t") + own_bias[:, None, None]
     top = jnp.maximum(shared.max(-1, keepdims=True), alone.max(-1, keepdims=True))
     shared, alone = jnp.exp(shared - top), jnp.exp(alone - top)
     total = shared.sum(-1, keepdims=True) + alone.sum(-1, keepdims=True)
@@ -110,7 +109,7 @@ def _filled_part(q, prompt_k, prompt_v, prompt_count, own_k, own_v, own_end, own
     """The kernel over both caches, and the two results by their shares of the soft-max."""
     own_end = jnp.broadcast_to(own_end, own_count.shape)
     samples = q.shape[0] // prompt_count.shape[0]
-    count = jnp.repeat(prompt_count, samples)
+    count = repeat(prompt_count, "n -> (n s)", s=samples)
     end = jnp.full_like(count, prompt_k.shape[2] - 1)
     parts = [
         _over_blocks(q, prompt_k, prompt_v, end, count, samples, interpret),

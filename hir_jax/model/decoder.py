@@ -20,10 +20,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from flax import nnx
+from jaxtyping import Float, Float32, Int, Shaped
 
 from hir_jax.model import attention
 from hir_jax.model.config import MATRICES, ModelConfig
+from hir_jax.types import Array
 
 Params = dict[str, Any]
 Axes = tuple[str | None, ...]
@@ -33,7 +36,7 @@ Shard = Any  # a NoShard, or what has its methods
 class NoShard:
     """The `shard` of a single device: leaves everything as it is. `parallel.mesh.ActivationShard` is that of a mesh."""
 
-    def __call__(self, x: jax.Array, axes: Axes) -> jax.Array:
+    def __call__(self, x: Array, axes: Axes) -> Array:
         """`x`, split by the logical names of its axes."""
         return x
 
@@ -41,7 +44,7 @@ class NoShard:
         """A tree like the parameters, split as they are."""
         return params
 
-    def map(self, function: Callable, axes: Sequence[Axes], arrays: Sequence[jax.Array]) -> jax.Array:
+    def map(self, function: Callable, axes: Sequence[Axes], arrays: Sequence[Array]) -> Array:
         """function(*arrays), each device on its part of them; the result is laid out like the first of the arrays."""
         return function(*arrays)
 
@@ -136,7 +139,7 @@ class Decoder(nnx.Module):
         self.layers = nnx.vmap(layer)(jax.random.split(rngs.params(), config.num_layers))
 
 
-def init(config: ModelConfig, key: jax.Array, param_dtype=jnp.float32) -> Params:
+def init(config: ModelConfig, key: Array, param_dtype=jnp.float32) -> Params:
     """Random parameters as a plain nested dict (see the module's docstring for names and shapes). Jit-able."""
     _, state = nnx.split(Decoder(config, param_dtype, nnx.Rngs(params=key)))
     return nnx.to_pure_dict(state)
@@ -150,7 +153,7 @@ def abstract_params(config: ModelConfig, param_dtype=jnp.float32) -> Params:
 # ---- parts of a layer --------------------------------------------------------------------------------------------
 
 
-def rms_norm(x: jax.Array, scale: jax.Array, eps: float, axis: int = -1) -> jax.Array:
+def rms_norm(x: Float[Array, "*X"], scale: Float[Array, " D"], eps: float, axis: int = -1) -> Float[Array, "*X"]:
     """x / rms(x) * scale over one axis, in float32; the result has x's dtype."""
     x32 = x.astype(jnp.float32)
     inverse = jax.lax.rsqrt(jnp.mean(x32 * x32, axis=axis, keepdims=True) + eps)
@@ -158,8 +161,8 @@ def rms_norm(x: jax.Array, scale: jax.Array, eps: float, axis: int = -1) -> jax.
     return (x32 * inverse * scale.astype(jnp.float32).reshape(-1, *(1,) * behind)).astype(x.dtype)
 
 
-def rope_frequencies(config: ModelConfig) -> jax.Array:
-    """f32[Dh/2], radians per position: theta^(-2i/Dh), stretched as Llama 3 does where the config says so."""
+def rope_frequencies(config: ModelConfig) -> Float32[Array, " half"]:
+    """Radians per position: theta^(-2i/Dh), stretched as Llama 3 does where the config says so."""
     exponents = jnp.arange(0, config.head_dim, 2, dtype=jnp.float32) / config.head_dim
     frequencies = 1.0 / config.rope_theta**exponents
     scaling = config.rope_scaling
@@ -171,33 +174,33 @@ def rope_frequencies(config: ModelConfig) -> jax.Array:
     return frequencies * (kept + (1.0 - kept) / scaling.factor)
 
 
-def rope_tables(config: ModelConfig, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+def rope_tables(config: ModelConfig, positions: Array) -> tuple[Array, Array]:
     """cos and sin, f32[..., 1, Dh/2], of i32[...] positions; the axis of one is that of the heads."""
     angles = positions.astype(jnp.float32)[..., None, None] * rope_frequencies(config)
     return jnp.cos(angles), jnp.sin(angles)
 
 
-def _rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+def _rotate(x: Array, cos: Array, sin: Array) -> Array:
     """Turns channel i with channel i + Dh/2 (the Hugging Face order of channels). x: dtype[..., H, Dh]."""
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
 
-def _matmul(x: jax.Array, matrix: jax.Array, **options) -> jax.Array:
+def _matmul(x: Array, matrix: Array, **options) -> Array:
     """x @ matrix over the last axis, as a product of two matrices: with more axes XLA's CPU backend transposes whole
     activations for the gradient of the matrix (110 of 340 ms of SmolLM2's MLP at 8 x 256)."""
     flat = jnp.matmul(x.reshape(-1, x.shape[-1]), matrix.astype(x.dtype), **options)
     return flat.reshape(*x.shape[:-1], matrix.shape[-1])
 
 
-def thin_matmul(matrix: jax.Array, x: jax.Array, contracted: int = 0, **options) -> jax.Array:
+def thin_matmul(matrix: Array, x: Array, contracted: int = 0, **options) -> Array:
     """matrix [..., in] times few rows, dtype[in, B] (or [B, in] with `contracted` 1): dtype[..., B]. As matrix @ x it takes
     1 / 1.4 to 1 / 1.9 of the time of x.T @ matrix.T on CPU; the barrier keeps XLA from turning it round."""
     axes = (((matrix.ndim - 1,), (contracted,)), ((), ()))
     return jax.lax.optimization_barrier(jax.lax.dot_general(matrix.astype(x.dtype), x, axes, **options))
 
 
-def matrix(config: ModelConfig, layer: Params, name: str) -> jax.Array:
+def matrix(config: ModelConfig, layer: Params, name: str) -> Array:
     """A layer's matrix [in, out]; with a LoRA adapter, the two merged, in float32."""
     if f"{name}_lora_a" not in layer:
         return layer[name]
@@ -206,7 +209,7 @@ def matrix(config: ModelConfig, layer: Params, name: str) -> jax.Array:
     return layer[name].astype(jnp.float32) + config.lora_scaling * jnp.matmul(a, b, precision="highest")
 
 
-def _dense(config: ModelConfig, x: jax.Array, layer: Params, name: str) -> jax.Array:
+def _dense(config: ModelConfig, x: Array, layer: Params, name: str) -> Array:
     """x @ matrix + bias. A LoRA adapter is applied to x: merging it would make a copy of the matrix, and a gradient as large."""
     y = _matmul(x, layer[name])
     if f"{name}_lora_a" in layer:
@@ -215,17 +218,16 @@ def _dense(config: ModelConfig, x: jax.Array, layer: Params, name: str) -> jax.A
     return y if bias is None else y + bias.astype(x.dtype)
 
 
-def _qkv(config: ModelConfig, layer: Params, x: jax.Array, rope) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _qkv(config: ModelConfig, layer: Params, x: Array, rope) -> tuple[Array, Array, Array]:
     """q [..., Hq, Dh], k and v [..., Hkv, Dh] of dtype[..., D], normalised and rotated."""
-    heads = (*x.shape[:-1], -1, config.head_dim)
-    q, k, v = (_dense(config, x, layer, name).reshape(heads) for name in ("q", "k", "v"))
+    q, k, v = (rearrange(_dense(config, x, layer, name), "... (h d) -> ... h d", d=config.head_dim) for name in "qkv")
     if config.qk_norm:
         q = rms_norm(q, layer["q_norm"], config.rms_norm_eps)
         k = rms_norm(k, layer["k_norm"], config.rms_norm_eps)
     return _rotate(q, *rope), _rotate(k, *rope), v
 
 
-def _mlp(config: ModelConfig, layer: Params, x: jax.Array, shard: Shard) -> jax.Array:
+def _mlp(config: ModelConfig, layer: Params, x: Array, shard: Shard) -> Array:
     """The gated MLP with its norm and residual. x: dtype[B, T, D]."""
     y = rms_norm(x, layer["mlp_norm"], config.rms_norm_eps)
     inner = jax.nn.silu(_dense(config, y, layer, "gate")) * _dense(config, y, layer, "up")
@@ -237,16 +239,16 @@ LOOKUP_TOKENS = 4096  # rows added to the table's gradient at once: XLA compiles
 
 
 @jax.custom_vjp
-def _lookup(table: jax.Array, tokens: jax.Array) -> jax.Array:
+def _lookup(table: Array, tokens: Array) -> Array:
     """table[tokens], [B, T, D]; its gradient is added up in parts of LOOKUP_TOKENS."""
     return table[tokens]
 
 
-def _lookup_forward(table: jax.Array, tokens: jax.Array):
+def _lookup_forward(table: Array, tokens: Array):
     return table[tokens], (tokens, jnp.zeros_like(table, shape=(0, *table.shape)))
 
 
-def _lookup_backward(saved, gradient: jax.Array):
+def _lookup_backward(saved, gradient: Array):
     tokens, like = saved
     found = jnp.zeros_like(like, shape=like.shape[1:])
     tokens, gradient = tokens.reshape(-1), gradient.reshape(-1, gradient.shape[-1])
@@ -263,8 +265,8 @@ def _lookup_backward(saved, gradient: jax.Array):
 _lookup.defvjp(_lookup_forward, _lookup_backward)
 
 
-def embed(config: ModelConfig, params: Params, tokens: jax.Array, shard: Shard) -> jax.Array:
-    """dtype[B, T, D] of i32[B, T]. Where the width of the table is split among devices that share rows, each looks up its
+def embed(config: ModelConfig, params: Params, tokens: Int[Array, "B T"], shard: Shard) -> Float[Array, "B T D"]:
+    """Embeddings in the compute dtype. Where the width of the table is split among devices that share rows, each looks up its
     part of the width for all their rows, which then change places: the table is not gathered."""
     axes = ("lookup_batch", "length")
     x = shard(_lookup(params["embed"], shard(tokens, axes)).astype(config.compute_dtype), (*axes, "lookup_embed"))
@@ -274,13 +276,13 @@ def embed(config: ModelConfig, params: Params, tokens: jax.Array, shard: Shard) 
 # ---- full pass ---------------------------------------------------------------------------------------------------
 
 
-def _layer_pass(config: ModelConfig, shard: Shard, layer: Params, x: jax.Array, rope, attend: attention.Attend):
+def _layer_pass(config: ModelConfig, shard: Shard, layer: Params, x: Array, rope, attend: attention.Attend):
     """One layer over dtype[B, T, D]; also returns its keys and values, dtype[B, Hkv, T, Dh]."""
     axes = ("batch", "length")
     y = rms_norm(x, layer["attn_norm"], config.rms_norm_eps)
     q, k, v = _qkv(config, layer, y, rope)
     q = shard(q, (*axes, "heads", None))
-    k, v = (shard(t.swapaxes(1, 2), ("batch", "kv_heads", "length", None)) for t in (k, v))
+    k, v = (shard(rearrange(x, "b t h d -> b h t d"), ("batch", "kv_heads", "length", None)) for x in (k, v))
     attended = shard(attend(q, k, v), (*axes, "heads"))
     x = shard(x + _dense(config, attended, layer, "o"), (*axes, "embed"))
     return _mlp(config, layer, x, shard), (k, v)
@@ -339,19 +341,19 @@ def run_layers(
 def hidden_states(
     config: ModelConfig,
     params: Params,
-    tokens: jax.Array,
-    positions: jax.Array,
-    segments: jax.Array,
+    tokens: Int[Array, "B T"],
+    positions: Int[Array, "B T"],
+    segments: Shaped[Array, "B T"],
     shard: Shard = no_shard,
     *,
     longest: int | None = None,
-    prompts: jax.Array | None = None,
-) -> jax.Array:
-    """Hidden states after the final norm, dtype[B, T, D], of a causal pass; NaN where one's square overflows float32.
+    prompts: Int[Array, "B T"] | None = None,
+) -> Float[Array, "B T D"]:
+    """Hidden states after the final norm, in the compute dtype, of a causal pass; NaN where one's square overflows float32.
 
-    tokens, positions: i32[B, T]; segments: i32 or bool[B, T]: columns attend within their segment. Padding, on any
+    segments: i32 or bool: columns attend within their segment. Padding, on any
     side, is a segment of its own (0, or False where the rest is one sequence); its hidden states are finite and mean
-    nothing. Nobody attends to what stands `longest` or more columns earlier (default: T), which spares work. prompts: i32[B, T],
+    nothing. No column attends to one that is `longest` or more columns earlier (default: T), which spares work. prompts:
     the segment of each column's prompt, where several segments share one. Parameters are stacked, as `init` gives them.
     `shard(x, axes)` puts a sharding constraint on an activation by the logical names of its axes ("batch", "length", "embed",
     "heads", "kv_heads", "mlp", "vocab", or None).
@@ -364,13 +366,13 @@ def hidden_states(
     return jnp.where(jnp.isfinite(squares), rms_norm(x, params["final_norm"], config.rms_norm_eps), jnp.nan)
 
 
-def unembed_matrix(config: ModelConfig, params: Params) -> jax.Array:
-    """The output projection, param_dtype[D, V]; a transposed view of the embeddings where they are tied."""
+def unembed_matrix(config: ModelConfig, params: Params) -> Float[Array, "D V"]:
+    """The output projection, in its parameter's dtype; a transposed view of the embeddings where they are tied."""
     return params["embed"].T if config.tie_embeddings else params["unembed"]
 
 
-def logits(config: ModelConfig, params: Params, hidden: jax.Array) -> jax.Array:
-    """f32[..., V] of dtype[..., D] hidden states after the final norm; products accumulate in float32."""
+def logits(config: ModelConfig, params: Params, hidden: Float[Array, "... D"]) -> Float32[Array, "... V"]:
+    """Logits of hidden states after the final norm; products accumulate in float32."""
     if config.tie_embeddings and hidden.ndim == 2:
         return thin_matmul(params["embed"], hidden, 1, preferred_element_type=jnp.float32).T
     return _matmul(hidden, unembed_matrix(config, params), preferred_element_type=jnp.float32)

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 
 from hir_jax.model import decoder
 from hir_jax.model.config import MATRICES, ModelConfig
 from hir_jax.model.decode_attention import Filled, attend_one, cache_columns
+from hir_jax.types import Array
 
-Cache = tuple[tuple[jax.Array, jax.Array], ...]  # per layer (k, v), each dtype[B, Hkv, S, Dh]
+Cache = tuple[tuple[Array, Array], ...]  # per layer (k, v), each dtype[B, Hkv, S, Dh]
 
 
 def unstack_layers(config: ModelConfig, params: decoder.Params) -> decoder.Params:
@@ -25,17 +27,17 @@ def unstack_layers(config: ModelConfig, params: decoder.Params) -> decoder.Param
     Matrices that read the same input are one: `qkv` [Hkv, G + 2, Dh, D] (its G query heads, then k and v, by key head) and
     `gate_up` [2, F, D], so that a product of few rows has as many outputs as can be; no axis that a mesh splits is joined.
     """
-    heads = (config.num_kv_heads, -1, config.head_dim)
+    heads = {"k": config.num_kv_heads, "d": config.head_dim}
 
     def join(layer):
         def turn(name):
             return decoder.matrix(config, layer, name).astype(layer[name].dtype).T
 
         turned = {name: turn(name) for name in MATRICES}
-        qkv = [turned[name].reshape(*heads, config.hidden_size) for name in "qkv"]
+        qkv = [rearrange(turned[name], "(k g d) e -> k g d e", **heads) for name in "qkv"]
         joined = {"qkv": jnp.concatenate(qkv, axis=1), "gate_up": jnp.stack([turned["gate"], turned["up"]])}
         if config.attention_bias:
-            biases = [layer[f"{name}_bias"].reshape(heads) for name in "qkv"]
+            biases = [rearrange(layer[f"{name}_bias"], "(k g d) -> k g d", **heads) for name in "qkv"]
             joined["qkv_bias"] = jnp.concatenate(biases, axis=1)
         kept = {name: layer[name] for name in ("attn_norm", "mlp_norm", "q_norm", "k_norm") if name in layer}
         return kept | joined | {"o": turned["o"], "down": turned["down"]}
@@ -47,11 +49,11 @@ def unstack_layers(config: ModelConfig, params: decoder.Params) -> decoder.Param
 def prefill(
     config: ModelConfig,
     params: decoder.Params,
-    tokens: jax.Array,
-    positions: jax.Array,
-    valid: jax.Array,
+    tokens: Array,
+    positions: Array,
+    valid: Array,
     shard: decoder.Shard = decoder.no_shard,
-) -> tuple[jax.Array, Cache]:
+) -> tuple[Array, Cache]:
     """Runs right-aligned prompts, i32[N, P]; parameters are stacked.
 
     Returns the hidden states of the last column after the final norm, dtype[N, D], and the cache, a tuple over layers
@@ -79,19 +81,23 @@ def widen_cache(config: ModelConfig, cache: Cache, columns: int) -> Cache:
 
 
 def _decode_layer(
-    config: ModelConfig, layer: decoder.Params, x: jax.Array, rope, prompt, prompt_filled, own, own_filled, shard
+    config: ModelConfig, layer: decoder.Params, x: Array, rope, prompt, prompt_filled, own, own_filled, shard
 ):
-    """One layer for one column of every row; x: dtype[D, B], rows last, as the products of `decoder.thin_matmul` give it."""
+    """One layer for one column of every row; x: dtype[D, B], rows last, as the products of `decoder.thin_matmul` give it.
+
+    A body of its own beside the decoder's: with few rows those products take 1 / 1.4 to 1 / 1.9 of the time of x @ matrix on a
+    CPU, and q, k, v and gate, up are one product each.
+    """
 
     def norm(x, name):
         return decoder.rms_norm(x, layer[name], config.rms_norm_eps, axis=-2)
 
     def turn(x, factor=1.0):
         """`decoder._rotate` times a factor, of [..., Dh, B]; a reversal costs less than a concatenation here."""
-        halves = x.astype(jnp.float32).reshape(*x.shape[:-2], 2, -1, x.shape[-1])
+        halves = rearrange(x.astype(jnp.float32), "... (two d) b -> ... two d b", two=2)
         cos, sin = (table * factor for table in rope)
         turned = halves * cos + jnp.flip(halves, -3) * jnp.stack([-sin, sin])
-        return turned.reshape(x.shape).astype(x.dtype)
+        return rearrange(turned, "... two d b -> ... (two d) b").astype(x.dtype)
 
     heads = decoder.thin_matmul(layer["qkv"], norm(x, "attn_norm"))  # [Hkv, G + 2, Dh, B]
     if config.attention_bias:
@@ -100,14 +106,15 @@ def _decode_layer(
     if config.qk_norm:
         q, k = norm(q, "q_norm"), norm(k, "k_norm")
     q, k = turn(q, config.head_dim**-0.5), turn(k)
-    q = shard(jnp.moveaxis(q, -1, 0), ("batch", "kv_heads", None, None))
+    q = shard(rearrange(q, "k g d b -> b k g d"), ("batch", "kv_heads", None, None))
 
     def write(cache, new):
-        cache = jax.lax.dynamic_update_slice(cache, jnp.moveaxis(new, -1, 0)[:, :, None], (0, 0, own_filled.end, 0))
+        cache = jax.lax.dynamic_update_slice(cache, rearrange(new, "k d b -> b k 1 d"), (0, 0, own_filled.end, 0))
         return shard(cache, ("batch", "kv_heads", None, None))
 
     own = write(own[0], k), write(own[1], v)
-    attended = attend_one(config.attention, q, prompt, prompt_filled, own, own_filled, shard).reshape(x.shape[1], -1)
+    attended = attend_one(config.attention, q, prompt, prompt_filled, own, own_filled, shard)
+    attended = rearrange(attended, "b k g d -> b (k g d)")
     x = shard(x + decoder.thin_matmul(layer["o"], shard(attended, ("batch", "heads")), 1), ("embed", "batch"))
     gate, up = shard(decoder.thin_matmul(layer["gate_up"], norm(x, "mlp_norm")), (None, "mlp", "batch"))
     return shard(x + decoder.thin_matmul(layer["down"], jax.nn.silu(gate) * up), ("embed", "batch")), own
@@ -116,15 +123,15 @@ def _decode_layer(
 def decode_step(
     config: ModelConfig,
     params: decoder.Params,
-    token: jax.Array,
-    position: jax.Array,
-    column: jax.Array,
+    token: Array,
+    position: Array,
+    column: Array,
     prompt: Cache,
-    prompt_length: jax.Array,
+    prompt_length: Array,
     own: Cache,
-    own_count: jax.Array,
+    own_count: Array,
     shard: decoder.Shard = decoder.no_shard,
-) -> tuple[jax.Array, Cache]:
+) -> tuple[Array, Cache]:
     """One token per row: hidden states after the final norm, dtype[B, D], and the own cache with column `column` written.
 
     params: from `unstack_layers`; token, position: i32[B]; column: i32[], the column of `own` that becomes this token's;

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from hir_jax.model import decoder
 from hir_jax.model.config import ModelConfig
+from hir_jax.types import Array
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def param_axes(model: ModelConfig, params: decoder.Params) -> decoder.Params:
     return {name: layers if name == "layers" else known[name] for name in params}
 
 
-def init(model: ModelConfig, settings: LoraSettings, key: jax.Array, param_dtype=jnp.float32) -> decoder.Params:
+def init(model: ModelConfig, settings: LoraSettings, key: Array, param_dtype=jnp.float32) -> decoder.Params:
     """Adapters that leave the model as it is: A uniform within 1 / sqrt(inputs), B zero. Jit-able.
 
     peft's LoraLayer.reset_lora_parameters says kaiming_uniform_(A, a=sqrt(5)): a bound of sqrt(6 / (1 + 5) / inputs).
@@ -69,10 +70,10 @@ def init(model: ModelConfig, settings: LoraSettings, key: jax.Array, param_dtype
 
 
 @jax.jit
-def checksum(params: decoder.Params) -> jax.Array:
+def checksum(params: decoder.Params) -> Array:
     """u32[]: the sum of all bit patterns. The same on any mesh; tells a model from another one, not from a forged one."""
 
-    def one(x: jax.Array) -> jax.Array:
+    def one(x: Array) -> Array:
         bits = jax.lax.bitcast_convert_type(x, jnp.uint16 if x.dtype.itemsize == 2 else jnp.uint32)
         return bits.sum(dtype=jnp.uint32)
 

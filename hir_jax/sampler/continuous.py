@@ -1,7 +1,7 @@
 """Continuous batching in one compiled loop: a row that ends leaves its slot to the next waiting row.
 
 `sample` decodes all rows until the longest has ended; here a fixed number of slots is kept busy, so that few long rows do
-not make the others wait. A row's noise hangs on its id and position alone, hence the tokens are those of `sample`.
+not make the others wait. A row's noise depends on its id and position alone, so the tokens are those of `sample`.
 
 Prompts are prefilled once, before the loop, and their first tokens drawn there: a row that ends at once takes no slot.
 A slot holds a copy of its prompt's keys and values, made when a row moves in, and those of its
@@ -23,6 +23,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
+from jaxtyping import Int, Key
 
 from hir_jax.model import decoder, decoding
 from hir_jax.model.config import ModelConfig
@@ -31,7 +33,7 @@ from hir_jax.types import Array, InputError, Rollout
 
 
 class Share(NamedTuple):
-    """What one device has to hold keys and values of."""
+    """The keys and values that one device has to hold."""
 
     prompts: int  # whose rows it decodes
     columns: int  # P, of each
@@ -53,7 +55,7 @@ def slots_within(cache_bytes: int, share: Share) -> int:
     if slots < 1:
         raise InputError(
             f"config.rollout.cache_bytes = {cache_bytes}: the keys and values of {share.prompts} prompts of {share.columns} "
-            f"tokens and one slot take {(prompts + slot) * share.token_bytes} bytes on a device: give so many, or share the rows "
+            f"tokens and one slot take {(prompts + slot) * share.token_bytes} bytes on a device: give as many, or share the rows "
             "among more devices (config.mesh, config.rollout.tensor)"
         )
     return min(slots, rows)
@@ -73,8 +75,8 @@ class Usage(NamedTuple):
 
 
 def decode_steps(lengths: np.ndarray, slots: int) -> int:
-    """Steps of the loop for rows of so many tokens, i32[D, b], in D queues with `slots` slots together: a row takes one less than
-    it has tokens, and the next one that waits moves in where one ends. With a slot for every row, those of the plain loop."""
+    """Steps of the loop for rows of `lengths` tokens, i32[D, b], in D queues with `slots` slots together: a row takes one step
+    less than it has tokens, and the next one that waits moves in where one ends. With a slot for every row, the plain loop's."""
     last = 0
     for queue in lengths:
         free = [0] * max(1, slots // len(lengths))  # steps at which each slot is idle again
@@ -98,14 +100,14 @@ class _Queue(NamedTuple):
 
 
 class _First(NamedTuple):
-    """What is known of all rows before the loop."""
+    """All rows before the loop: their prompts, first tokens, and the order in which they get slots."""
 
     prompts: decoding.Cache  # per layer (k, v), each dtype[N, Hkv, P, Dh]
     length: Array  # i32[D, n]: of the prompts
     token: Array  # i32[D, b]: the first one of each row, with its log-prob and entropy
     logp: Array  # f32[D, b]
     entropy: Array  # f32[D, b]
-    keys: jax.Array  # key[D, b]
+    keys: Array  # key[D, b]
     limits: Array  # i32[D, b]: most tokens of each row
     order: Array  # i32[D, b]: rows, those that go on first
     waiting: Array  # i32[D]: how many go on
@@ -127,10 +129,10 @@ def _prefill(model: ModelConfig, params, prompts: Array, length: Array, queues: 
         return one((prompts, length))
 
     def split(x):  # chunk c has the c-th part of every queue's prompts
-        return x.reshape(queues, chunks, -1, *x.shape[1:]).swapaxes(0, 1).reshape(chunks, -1, *x.shape[1:])
+        return rearrange(x, "(queue chunk n) ... -> chunk (queue n) ...", queue=queues, chunk=chunks)
 
     def join(x):
-        return x.reshape(chunks, queues, -1, *x.shape[2:]).swapaxes(0, 1).reshape(count, *x.shape[2:])
+        return rearrange(x, "chunk (queue n) ... -> (queue chunk n) ...", queue=queues)
 
     return jax.tree.map(join, jax.lax.map(one, jax.tree.map(split, (prompts, length))))
 
@@ -140,7 +142,7 @@ def _first(
 ) -> _First:
     hidden, cache = _prefill(model, params, prompts, length, queues, slots, shard)
     logits = shard(decoder.logits(model, params, hidden), ("batch", "vocab"))
-    keys = row_keys(key, rows.reshape(-1)).reshape(rows.shape)
+    keys = row_keys(key, rows.ravel()).reshape(rows.shape)
     drawn = jax.lax.map(lambda keys: draw(logits, keys, 0, settings), keys.T)
     token, logp, entropy = (x.T.reshape(queues, -1) for x in drawn)
     limits = limits.reshape(queues, -1)
@@ -158,8 +160,8 @@ def _pick(values: Array, index: Array) -> Array:
 
 
 def _refill(first: _First, step: Array, slots: _Slots, queue: _Queue, prompts: decoding.Cache):
-    """Moves waiting rows and their prompts' keys and values into idle slots, one slot of every queue at a time; what finds no
-    slot or no row moves nothing."""
+    """Moves waiting rows and their prompts' keys and values into idle slots, one slot of every queue at a time; a queue
+    without an idle slot or a waiting row moves nothing."""
     queues, g = slots.row.shape
     b = first.order.shape[1]
 
@@ -185,10 +187,10 @@ def _refill(first: _First, step: Array, slots: _Slots, queue: _Queue, prompts: d
         queue = _Queue(queue.taken + moves, jnp.where(owner, step * g + slot[:, None], queue.place))
 
         def copy(held, prompts):
-            piece = _pick(prompts.reshape(queues, -1, *prompts.shape[1:]), prompt)
-            by_queue = held.reshape(queues, g, *held.shape[1:])
+            prompts, by_queue = (rearrange(x, "(queue n) ... -> queue n ...", queue=queues) for x in (prompts, held))
+            piece = _pick(prompts, prompt)
             moved = jax.vmap(lambda h, s, p: h.at[s].set(p, mode="drop"))(by_queue, slot, piece)
-            return moved.reshape(held.shape)
+            return rearrange(moved, "queue g ... -> (queue g) ...")
 
         return slots, queue, jax.tree.map(copy, held, first.prompts)
 
@@ -229,12 +231,10 @@ def _gather(first: _First, queue: _Queue, log: tuple[Array, ...], settings: Samp
     later = jnp.arange(settings.max_response - 1)
 
     def whole(first_column, logged):
-        by_queue = logged.reshape(logged.shape[0], queues, -1)
-        g = by_queue.shape[2]
-        flat = by_queue.swapaxes(0, 1).reshape(queues, -1)
-        index = (queue.place[..., None] + later * g).reshape(queues, -1)
-        columns = _pick(flat, index).reshape(queues, b, later.size)
-        return jnp.concatenate([first_column[..., None], columns], axis=-1).reshape(queues * b, -1)
+        flat = rearrange(logged, "step (queue g) -> queue (step g)", queue=queues)
+        index = queue.place[..., None] + later * (logged.shape[1] // queues)
+        columns = rearrange(_pick(flat, index.reshape(queues, -1)), "queue (b t) -> queue b t", b=b)
+        return rearrange(jnp.concatenate([first_column[..., None], columns], axis=-1), "queue b t -> (queue b) t")
 
     tokens, logp, entropy = map(whole, (first.token, first.logp, first.entropy), log)
     stop = (tokens[..., None] == jnp.asarray(settings.stop_ids, jnp.int32)).any(-1)
@@ -249,11 +249,11 @@ def _gather(first: _First, queue: _Queue, log: tuple[Array, ...], settings: Samp
 
 def sample_continuous(
     params: decoder.Params,
-    prompts: Array,
-    length: Array,
-    rows: Array,
-    key: jax.Array,
-    limits: Array | None = None,
+    prompts: Int[Array, "N P"],
+    length: Int[Array, " N"],
+    rows: Int[Array, "N S"],
+    key: Key[Array, ""],
+    limits: Int[Array, "N S"] | None = None,
     *,
     model: ModelConfig,
     settings: Sampling,
@@ -263,7 +263,7 @@ def sample_continuous(
 ) -> tuple[Rollout, Usage]:
     """What `sample` returns for these arguments, by at most `slots` rows at a time, and how well the slots were used.
 
-    limits: i32[N, S], the most tokens of each row, not above settings.max_response (where None); a row of 0 is not filled.
+    limits: the most tokens of each row, at most settings.max_response (the default); a row of 0 is not filled.
     queues: the devices that share the rows (`parallel.mesh.row_devices`); it must divide N and `slots`.
     """
     count, columns = prompts.shape

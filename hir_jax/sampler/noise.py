@@ -1,16 +1,19 @@
 """Noise over the vocabulary from a counter: a hash of (key, word), so that any slice of it can be made anywhere.
 
 A threefry draw of B x V words cost 95 of 410 ms of a decode step of SmolLM2 on a CPU, this hash about 7. The key of a row
-and position is still made by jax.random, so only the words of one draw hang on the hash's quality (tests/sampler).
+and position is still made by jax.random, so only the words of one draw depend on the hash's quality (tests/sampler).
 """
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float32, Key, UInt32
+
+from hir_jax.types import Array
 
 
-def _mix(x: jax.Array) -> jax.Array:
+def _mix(x: Array) -> Array:
     """The 32-bit finaliser of MurmurHash3 (Appleby, public domain): a bijection in which each bit moves every other."""
     x ^= x >> 16
     x *= jnp.uint32(0x85EBCA6B)
@@ -19,15 +22,15 @@ def _mix(x: jax.Array) -> jax.Array:
     return x ^ (x >> 16)
 
 
-def word_bits(keys: jax.Array, count: int) -> jax.Array:
-    """u32[B, count], uniform and independent over rows and words. keys: key[B]; two rounds, one half of the key in each."""
+def word_bits(keys: Key[Array, " B"], count: int) -> UInt32[Array, "B {count}"]:
+    """Uniform bits, independent over rows and words; two rounds, one half of the key in each."""
     halves = jax.vmap(lambda key: jax.random.bits(key, (2,)))(keys)
     words = jnp.arange(count, dtype=jnp.uint32)
     return _mix(_mix(words + halves[:, :1]) ^ halves[:, 1:])
 
 
-def exponentials(keys: jax.Array, count: int) -> jax.Array:
-    """f32[B, count] of the exponential distribution with mean 1, finite and above 0.
+def exponentials(keys: Key[Array, " B"], count: int) -> Float32[Array, "B {count}"]:
+    """Draws of the exponential distribution with mean 1, finite and above 0.
 
     -log1p(-v) with v uniform in (0, 1): small values, which decide a race, keep float32's relative precision down to
     2^-33, where -log(u) with u close to 1 would know but multiples of 2^-24.

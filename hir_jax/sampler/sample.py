@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange, repeat
+from jaxtyping import Float32, Int, Int32, Key
 
 from hir_jax.model import decoder, decoding
 from hir_jax.model.config import ModelConfig
@@ -44,8 +46,8 @@ class Sampling:
         return (*sorted(w for w in self.widths if w < self.max_response), self.max_response)
 
 
-def row_keys(key: jax.Array, rows: Array) -> jax.Array:
-    """One key per row id; with `key` from (seed, step), a row's noise is a function of (seed, step, row, position)."""
+def row_keys(key: Key[Array, ""], rows: Int[Array, " B"]) -> Key[Array, " B"]:
+    """One key for each row id; with `key` from (seed, step), a row's noise is a function of (seed, step, row, position)."""
     return jax.vmap(partial(jax.random.fold_in, key))(rows)
 
 
@@ -63,7 +65,7 @@ def _restrict(logits: Array, settings: Sampling) -> Array:
     return logits
 
 
-def _race(logits: Array, keys: jax.Array) -> Array:
+def _race(logits: Array, keys: Array) -> Array:
     """One word per row from softmax(logits), i32[B]: the largest of weight / exponential, which is Gumbel-max without its
     two logarithms (exp of logit + Gumbel noise). Words less likely than e^-87 times the likeliest are never drawn."""
     words = logits.shape[-1]
@@ -74,13 +76,15 @@ def _race(logits: Array, keys: jax.Array) -> Array:
     return jnp.where(race == race.max(-1, keepdims=True), jnp.arange(words), words - 1).min(-1)
 
 
-def _invert(logits: Array, keys: jax.Array) -> Array:
+def _invert(logits: Array, keys: Array) -> Array:
     """One word per row from softmax(logits), i32[B], by inverting its distribution function at one uniform number a row:
-    fewer random numbers than `_race`, but a rounding difference flips a word far more often (architecture.md), and on a
-    mesh the sums run over a split vocabulary. First a block of words, then a word of it: no running sum over all V."""
-    rows, words = logits.shape
+    fewer random numbers than `_race`, but a rounding difference flips a word far more often (about 2e-3 a token against
+    3e-6), and on a mesh the sums run over a split vocabulary. First a block of words, then a word of it, so that there is
+    no running sum over all V."""
+    words = logits.shape[-1]
     weight = jnp.exp(logits - logits.max(-1, keepdims=True))
-    blocks = jnp.pad(weight, ((0, 0), (0, -words % INVERSE_BLOCK))).reshape(rows, -1, INVERSE_BLOCK)
+    padded = jnp.pad(weight, ((0, 0), (0, -words % INVERSE_BLOCK)))
+    blocks = rearrange(padded, "b (block word) -> b block word", word=INVERSE_BLOCK)
 
     def find(mass, point):
         """The first index whose running sum exceeds `point`, which is kept below the whole; and the sum before it."""
@@ -100,11 +104,11 @@ def _invert(logits: Array, keys: jax.Array) -> Array:
 DRAWS = {"gumbel": _race, "inverse_cdf": _invert}
 
 
-def draw(logits: Array, keys: jax.Array, position: Array, settings: Sampling) -> tuple[Array, Array, Array]:
-    """One token per row (see DRAWS; the likeliest at temperature 0), with its log-prob and the policy's entropy (nats).
-
-    logits: f32[B, V], untempered; keys: key[B]; position: i32[]. Returns i32[B], f32[B], f32[B].
-    """
+def draw(
+    logits: Float32[Array, "B V"], keys: Key[Array, " B"], position: Int[Array, ""] | int, settings: Sampling
+) -> tuple[Int32[Array, " B"], Float32[Array, " B"], Float32[Array, " B"]]:
+    """One token a row (see DRAWS; the likeliest at temperature 0), with its log-prob and the policy's entropy (nats). logits are
+    not yet divided by the temperature."""
     policy = logits / settings.policy_temperature
     top = policy.max(-1, keepdims=True)
     weight = jnp.exp(policy - top)
@@ -121,12 +125,12 @@ def draw(logits: Array, keys: jax.Array, position: Array, settings: Sampling) ->
 
 
 class Context(NamedTuple):
-    """What stays the same while a batch is decoded."""
+    """Everything that stays the same while a batch is decoded."""
 
     params: decoder.Params  # from `decoding.unstack_layers`
     prompts: decoding.Cache  # their keys and values
     length: Array  # i32[N]: of the prompts
-    keys: jax.Array  # key[B]
+    keys: Array  # key[B]
 
 
 class Progress(NamedTuple):
@@ -154,16 +158,16 @@ def _emit(
 
 def begin(
     params: decoder.Params,
-    prompts: Array,
-    length: Array,
-    rows: Array,
-    key: jax.Array,
+    prompts: Int[Array, "N P"],
+    length: Int[Array, " N"],
+    rows: Int[Array, "N S"],
+    key: Key[Array, ""],
     *,
     model: ModelConfig,
     settings: Sampling,
     shard: decoder.Shard = decoder.no_shard,
 ) -> tuple[Context, Progress, decoding.Cache]:
-    """The first token of every response, for `advance`; arguments as those of `sample`. The own cache is empty."""
+    """The first token of every response, and an empty cache of their own, for `advance`; arguments as for `sample`."""
     columns, samples, steps = prompts.shape[1], rows.shape[1], settings.max_response
     params = jax.tree.map(lambda x: x.astype(model.compute_dtype), params)
     start = columns - length[:, None]
@@ -183,7 +187,7 @@ def begin(
             jnp.zeros((rows.size, steps), jnp.float32), jnp.zeros((rows.size, steps), jnp.float32),
         ),
     )  # fmt: skip
-    progress = _emit(context, empty, jnp.repeat(hidden, samples, axis=0), model, settings, shard)
+    progress = _emit(context, empty, repeat(hidden, "n d -> (n s) d", s=samples), model, settings, shard)
     return context, progress, decoding.empty_cache(model, rows.size, 0)
 
 
@@ -207,7 +211,7 @@ def advance(
     def step(state):
         progress, cache = state
         t, token = progress.t, progress.token
-        length = jnp.repeat(context.length, token.size // context.length.size)
+        length = repeat(context.length, "n -> (n s)", s=token.size // context.length.size)
         hidden, cache = decoding.decode_step(
             model, context.params, token, length + t - 1, t - 1, context.prompts, context.length, cache,
             jnp.full_like(token, t), shard,
@@ -224,10 +228,10 @@ def finished(progress: Progress) -> Rollout:
 
 def sample(
     params: decoder.Params,
-    prompts: Array,
-    length: Array,
-    rows: Array,
-    key: jax.Array,
+    prompts: Int[Array, "N P"],
+    length: Int[Array, " N"],
+    rows: Int[Array, "N S"],
+    key: Key[Array, ""],
     *,
     model: ModelConfig,
     settings: Sampling,
@@ -235,7 +239,7 @@ def sample(
 ) -> Rollout:
     """S responses to each of N prompts: a Rollout of B = N * S rows, row n * S + s being sample s of prompt n.
 
-    prompts: i32[N, P], right-aligned; length: i32[N]; rows: i32[N, S], ids that choose each row's noise; params stacked.
+    prompts: right-aligned; rows: ids that choose each row's noise; params stacked.
     Log-probs and entropies are float32 and agree with the learner's (tested: 1e-4).
     """
     fixed = {"model": model, "settings": settings, "shard": shard}

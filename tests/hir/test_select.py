@@ -179,7 +179,8 @@ def test_random_strategy_depends_on_the_key_alone():
     rollout = Rollout(*(np.zeros((6, 2), t) for t in (np.int32, bool, np.float32, np.float32)), None, None)
     config = SimpleNamespace(strategy="random")
     one, again, other = (
-        np.asarray(select.select_score(rollout, None, 1, jax.random.key(seed), config, 100)) for seed in (1, 1, 2)
+        np.asarray(select.select_score(rollout, Verdicts(None, None, None), 1, jax.random.key(seed), config, 100))
+        for seed in (1, 1, 2)
     )
     np.testing.assert_array_equal(one, again)
     assert not np.array_equal(one, other)

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from learner_settings import learner_settings
 
 from hir_jax.bench.sizes import PROMPT_LONGEST, Sizes, learner_lengths
 from hir_jax.config import load_file
 from hir_jax.learner import packing
-from hir_jax.learner.update import LearnerSettings, gradients, score_responses
+from hir_jax.learner.update import gradients, score_responses
 from hir_jax.model import decoder
 from hir_jax.model.config import ModelConfig
 from hir_jax.types import TrainBatch
@@ -22,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 MODEL = ModelConfig("llama", 37, 16, 32, 2, 2, 1, 8)
 ROWS, P, R = 9, 5, 7
 PROMPTS, RESPONSES = (1, 5), (0, 3, 7)  # few totals: each is compiled for the row alone
-SETTINGS = LearnerSettings(temperature=0.8)
+SETTINGS = learner_settings(temperature=0.8)
 
 row_kinds = st.tuples(
     st.sampled_from(PROMPTS), st.sampled_from(RESPONSES), st.sampled_from([0.0, 1.0, 0.5]), st.booleans()
@@ -104,13 +105,13 @@ def relative_error(a, b):
 
 @cache
 def compiled(loss, columns, micro, multiple):
-    chosen = LearnerSettings(loss=loss, temperature=0.8, pack_columns=columns, micro_batch_tokens=micro)
+    chosen = learner_settings(loss=loss, temperature=0.8, pack_columns=columns, micro_batch_tokens=micro)
     return jax.jit(partial(gradients, model=MODEL, settings=chosen, multiple=multiple))
 
 
 @cache
 def compiled_score(columns, micro, multiple):
-    chosen = LearnerSettings(temperature=0.8, pack_columns=columns, micro_batch_tokens=micro)
+    chosen = learner_settings(temperature=0.8, pack_columns=columns, micro_batch_tokens=micro)
     return jax.jit(partial(score_responses, model=MODEL, settings=chosen, multiple=multiple))
 
 

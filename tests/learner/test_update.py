@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from learner_settings import learner_settings
 
 from hir_jax.learner import logprobs, losses
 from hir_jax.learner.advantages import advantages
 from hir_jax.learner.update import (
-    LearnerSettings,
     gradients,
     init_state,
     learning_rate,
@@ -25,7 +25,7 @@ from hir_jax.model.config import ModelConfig
 from hir_jax.types import TrainBatch
 
 MODEL = ModelConfig("llama", 37, 16, 32, 2, 2, 1, 8)
-SETTINGS = LearnerSettings(learning_rate=1e-2, kl=0.05)
+SETTINGS = learner_settings(learning_rate=1e-2, kl=0.05)
 
 
 @pytest.fixture(scope="module")
@@ -378,7 +378,7 @@ def test_mini_batches_are_updates_in_row_order(params, batch):
      ("cosine", {10: 1.0, 60: 0.5, 110: 0.0, 200: 0.0})],
 )  # fmt: skip
 def test_schedules(schedule, points):
-    rate = learning_rate(LearnerSettings(learning_rate=1.0, schedule=schedule, warmup_steps=10, decay_steps=110))
+    rate = learning_rate(learner_settings(learning_rate=1.0, schedule=schedule, warmup_steps=10, decay_steps=110))
     for step, expected in points.items():
         assert float(rate(step)) == pytest.approx(expected, abs=1e-6)
 

@@ -9,18 +9,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from learner_settings import learner_settings
 from lora_cases import LORA_CASES, case_batch, case_model, random_adapters
 from model_cases import CASES, DATA, GREEDY, case_tokens, greedy, logits_of, write_model
 from safetensors.numpy import load_file
 
 from hir_jax.data.generate.tiny import lexicon
-from hir_jax.learner.update import LearnerSettings, gradients
+from hir_jax.learner.update import gradients
 from hir_jax.model import decoder, lora
 from hir_jax.model.config import MATRICES
 from hir_jax.model.files import hf, peft
 from hir_jax.parallel import mesh as meshes
 
-SETTINGS = LearnerSettings(loss="sft")
+SETTINGS = learner_settings(loss="sft")
 
 
 @pytest.fixture(scope="module")
