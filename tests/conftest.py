@@ -1,20 +1,22 @@
 """Settings of all tests."""
 
+import os
+import tempfile
+
 from hypothesis import settings
 from jaxtyping import install_import_hook
 
 # Shapes and dtypes in the signatures of array functions are checked at every call.
-MODEL = ("attention", "decode_attention", "decoder", "decoding", "lora")
-CHECKED = [
-    "hir_jax.hir",
-    "hir_jax.learner",
-    "hir_jax.sampler",
-    "hir_jax.step",
-    *(f"hir_jax.model.{name}" for name in MODEL),
-]
-install_import_hook(CHECKED, "beartype.beartype")
+_MODEL = [f"hir_jax.model.{name}" for name in ("attention", "decode_attention", "decoder", "decoding", "lora")]
+install_import_hook(["hir_jax.hir", "hir_jax.learner", "hir_jax.sampler", "hir_jax.step", *_MODEL], "beartype.beartype")
 
-settings.register_profile(
-    "hir_jax", deadline=None
-)  # speed is measured by the bench; other work on a machine is no failure
+# Tests and the programs that they start share a compilation cache of this session, unless a config names another.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="hir_jax_tests_")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("NPROC", "1")  # threads of XLA: workers share the cores
+
+# Other work on the machine is no failure; speed is measured by the bench.
+settings.register_profile("hir_jax", deadline=None)
 settings.load_profile("hir_jax")
