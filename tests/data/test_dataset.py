@@ -34,17 +34,17 @@ def test_unseen_types_are_never_trained_on(source):
 
     unseen = UNSEEN[source]
     config, without = config_of(source, unseen_ids=unseen), config_of(source)
-    trained = types(instruction for instruction, _ in dataset._training(config, Counter()))
+    trained = types(instruction for instruction, _ in dataset._pairs(config, "train", Counter()))
     assert trained and not trained & set(unseen) and not types(dataset.heldout(config)) & set(unseen)
     assert types(dataset.unseen(config)) == set(unseen)
-    assert types(instruction for instruction, _ in dataset._training(without, Counter())) >= set(unseen)
+    assert types(instruction for instruction, _ in dataset._pairs(without, "train", Counter())) >= set(unseen)
 
 
 @pytest.mark.parametrize("source", ["witness", "generated"])
 def test_a_misspelt_type_is_named(source):
     config = config_of(source, unseen_ids=("punctuation:no_coma", "startend:quotation"))
     with pytest.raises(dataset.InputError, match="punctuation:no_coma"):
-        dataset._training(config, Counter())
+        dataset._pairs(config, "train", Counter())
 
 
 def test_refused_rows_are_counted_by_their_reason(caplog):

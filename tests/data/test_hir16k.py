@@ -14,8 +14,8 @@ from hir_jax.checks.sandbox import code
 from hir_jax.checks.verifier import Row, Verifier
 from hir_jax.checks.worker import Outcome
 from hir_jax.data import hir16k
-from hir_jax.data import rows as tables
 from hir_jax.data.readers import RowError
+from hir_jax.data.rows import read_rows
 from hir_jax.data.templates import REWRITABLE, render
 from hir_jax.types import InputError
 
@@ -259,4 +259,4 @@ def test_rows_of_all_sources_are_decided(lines):
 
 def test_tables_hand_over_rows_in_order(tmp_path):
     path = write_lines(tmp_path / "rows.jsonl", [{"a": 1}, {"a": None}])
-    assert list(tables.rows(path, pytest.fail)) == [(f"{path}:1", {"a": 1}), (f"{path}:2", {"a": None})]
+    assert list(read_rows(path, pytest.fail)) == [(f"{path}:1", {"a": 1}), (f"{path}:2", {"a": None})]
