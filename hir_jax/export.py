@@ -21,6 +21,7 @@ from hir_jax.evaluate import restored_params
 from hir_jax.model import decoder
 from hir_jax.model.config import COMPUTE_DTYPES
 from hir_jax.model.files import hf, peft
+from hir_jax.model.files.checkpoint import is_hub_id
 from hir_jax.run import files
 from hir_jax.run.memory import keep_freed_memory
 from hir_jax.types import InputError
@@ -39,7 +40,7 @@ def write_adapter(engine: Engine, params: decoder.Params, output: Path, dtype: s
     """Writes the adapters of a LoRA run for peft, with the path or hub id of their base model if that is a Hugging Face model."""
     name = pathflags.expanded(engine.config.model.checkpoint)
     base = str(Path(name).resolve()) if name and Path(name).is_dir() else name
-    known = base and (Path(base).is_dir() or hf.is_hub_id(base))
+    known = base and (Path(base).is_dir() or is_hub_id(base))
     peft.save(output, params, engine.lora, base if known else None, engine.backbone.tokenizer, dtype)
 
 

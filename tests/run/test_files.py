@@ -190,7 +190,7 @@ def test_text_goes_into_pipes_and_devices(tmp_path):
 @pytest.mark.parametrize("to_file", [False, True])
 def test_standard_output_by_its_name(tmp_path, to_file):
     """Also where it is a file, which what is printed before and after goes to as well."""
-    code = "from hir_jax.runs import files; print('before'); files.write_atomically('/dev/stdout', 'rows\\n'); print('after')"
+    code = "from hir_jax.run import files; print('before'); files.write_atomically('/dev/stdout', 'rows\\n'); print('after')"
     with open(tmp_path / "out", "wb") as out:
         to = out if to_file else subprocess.PIPE
         done = subprocess.run([sys.executable, "-c", code], stdout=to, check=True)

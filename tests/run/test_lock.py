@@ -17,7 +17,7 @@ from hir_jax.run.files import RunError
 HOLD = """
 import errno, sys, time
 from pathlib import Path
-from hir_jax.runs import lock
+from hir_jax.run import lock
 if sys.argv[2] == "lease":
     lock._local_locks = lambda path: True
     lock.SETTLE_SECONDS = 0.1
