@@ -129,9 +129,7 @@ def defaults() -> ml_collections.ConfigDict:
     # On the device: what can be decided on bytes. Where that is everything (and replay.fill is "mask", or nothing is
     # replayed) the whole step is one compiled function, and a response that is not ASCII is unknown.
     k.on_device = False  # check there first; the host decides what is left
-    k.control = (
-        True  # check responses against other prompts' constraints too: metrics `following`, ...; see hir/following.py
-    )
+    k.control = True  # also check responses against other prompts' constraints: `following`, ... (hir/following.py)
     k.code_checkers = False  # run HIR-16K's Python checkers, caged by bubblewrap; False: rows with one are left out
     # Who decides soft constraints; kind "": nobody, and rows that hold one are left out. Every key is explained there.
     k.judge = ml_collections.ConfigDict(dataclasses.asdict(JudgeSettings()))

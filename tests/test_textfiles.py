@@ -1,4 +1,4 @@
-"""Reading files: byte order marks, encodings that are not ours, and what JSON can name but UTF-8 cannot hold."""
+"""Reading files: byte order marks, other encodings, and characters that JSON can escape but UTF-8 cannot hold."""
 
 import codecs
 import json

@@ -1,4 +1,4 @@
-"""Hugging Face directories: what is read, what is refused and how, what is written."""
+"""Hugging Face directories: reading, refusing and writing."""
 
 import dataclasses
 import json
