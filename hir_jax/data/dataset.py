@@ -95,12 +95,10 @@ def _hold_out(data, pairs: list[Pair]) -> tuple[list[Pair], list[Instruction]]:
     """(pairs to train on, held-out instructions) of the pairs of one file. Tasks are held out with all their rows, in the order
     of their hashes, until there are `data.hold_out` rows or more. So the choice depends only on the file's tasks, and no task
     is both trained and evaluated on. Raises DataError if nothing would be left to train on."""
-    marks = {hashlib.sha256(q.task.encode("utf-8", "surrogatepass")).digest(): q.task for q, _ in pairs}
-    count, tasks, rows = Counter(q.task for q, _ in pairs), set(), 0
-    for mark in sorted(marks):
-        if rows < data.hold_out:
-            tasks.add(marks[mark])
-            rows += count[marks[mark]]
+    count, tasks = Counter(q.task for q, _ in pairs), set()
+    for task in sorted(count, key=lambda task: hashlib.sha256(task.encode("utf-8", "surrogatepass")).digest()):
+        if sum(count[one] for one in tasks) < data.hold_out:
+            tasks.add(task)
     kept = [pair for pair in pairs if pair[0].task not in tasks]
     if not kept:
         raise DataError(

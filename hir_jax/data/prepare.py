@@ -1,4 +1,4 @@
-"""Writes instructions once as a TFDS data set in array_record files, which runs name by directory and name.
+"""Writes instructions once as a TFDS data set in array_record files; runs read it by directory and name.
 
     python -m hir_jax.data.prepare --dataset=generated --directory=data --size=2000 --heldout_size=64 --seed=0
     python -m hir_jax.data.prepare --dataset=hir16k --directory=data --path=HIR-16K.parquet
@@ -33,15 +33,13 @@ from hir_jax.data.templates import REWRITABLE
 from hir_jax.textfiles import RowError
 from hir_jax.types import InputError
 
+BENCHMARKS = {"ifeval": readers.read_ifeval, "ifbench": readers.read_ifbench, "muldimif": readers.read_muldimif}
 _OPTIONS = {
     "generated": ("size", "heldout_size", "seed", "min_constraints", "max_constraints", "families"),
     "native": ("path", "heldout_path", "responses"),
     "hir16k": ("path", "heldout_path", "template"),
-    "ifeval": ("path",),
-    "ifbench": ("path",),
-    "muldimif": ("path",),
+    **dict.fromkeys(BENCHMARKS, ("path",)),
 }
-BENCHMARKS = {"ifeval": readers.read_ifeval, "ifbench": readers.read_ifbench, "muldimif": readers.read_muldimif}
 
 
 class Made(NamedTuple):

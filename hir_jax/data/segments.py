@@ -24,10 +24,8 @@ from hir_jax.types import Instruction, PromptBatch, PromptParts
 
 _ALL_CHECKED = 6  # constraints up to which all kept sets of a row are checked; above it, a fixed sample
 _SAMPLED = 24  # random kept sets checked of a row with more constraints
-_SPACE_MARKERS = (
-    normalizers.Prepend,
-    normalizers.Replace,
-)  # these write "\u2581" for a space, which is not to be shown
+# These write "\u2581" for a space, which is not to be shown.
+_SPACE_MARKERS = (normalizers.Prepend, normalizers.Replace)
 
 
 @dataclass(frozen=True)
@@ -159,7 +157,7 @@ class _Context:
 def _difference(frame: ChatFrame, text: str) -> str:
     """The place where the text first differs from the frame, for a message."""
     if not text.startswith(frame.before):
-        at = next((i for i, (a, b) in enumerate(zip(text, frame.before, strict=False)) if a != b), len(text))
+        at = len(_common([text, frame.before]))
         return f"{text[max(0, at - 20) : at + 20]!r} was {frame.before[max(0, at - 20) : at + 20]!r}"
     return f"it ends in {text[-40:]!r}, and the other in {frame.after[-40:]!r}"
 
@@ -237,10 +235,10 @@ def encode(frame: ChatFrame, instruction: Instruction, *, roles: bool = True) ->
     return result
 
 
-def _common(lists: Sequence[list[int]]) -> list[int]:
-    """The longest common prefix."""
-    shortest = min(lists, key=len)
-    return shortest[: next((i for i, x in enumerate(shortest) if any(one[i] != x for one in lists)), len(shortest))]
+def _common(sequences: Sequence[Any]) -> Any:
+    """The longest common prefix of lists or of texts."""
+    shortest = min(sequences, key=len)
+    return shortest[: next((i for i, x in enumerate(shortest) if any(s[i] != x for s in sequences)), len(shortest))]
 
 
 def _marks(kept: Sequence[int], count: int) -> list[bool]:
@@ -268,7 +266,7 @@ def _joined(
 
 def _apart(frame: ChatFrame, one: Sequence[int], other: Sequence[int]) -> str:
     """The first tokens that differ in two encodings of a prompt, for a message."""
-    at = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    at = len(_common([one, other]))
     show = frame.tokenizer.decode
     first, second = (
         [show([t], clean_up_tokenization_spaces=False) for t in ids[max(0, at - 1) : at + 2]] for ids in (one, other)

@@ -348,9 +348,7 @@ def new_directory(path: Path) -> Iterator[Path]:
         yield unfinished
     except BaseException as error:
         shutil.rmtree(unfinished, ignore_errors=True)
-        code = re.search(
-            r"os error (\d+)", str(error)
-        )  # in messages of the Rust libraries that write weights and tokenizers
+        code = re.search(r"os error (\d+)", str(error))  # the libraries that write weights and tokenizers are in Rust
         if not code:
             raise
         raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from error

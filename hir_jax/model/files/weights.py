@@ -77,10 +77,15 @@ GGUF_NAMES = {
 }  # fmt: skip
 
 
+def _keys(path) -> tuple[str, ...]:
+    """The dictionary keys of a path in the parameter tree, such as ("layers", "q")."""
+    return tuple(key.key for key in path)
+
+
 def _leaves(config: ModelConfig) -> Iterator[tuple[tuple[str, ...], tuple[int, ...]]]:
-    """(keys, shape) of each parameter. A parameter of the layers has keys such as ("layers", "q") and the stacked shape."""
+    """(keys, shape) of each parameter. Parameters of the layers have the stacked shape."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(decoder.abstract_params(config)):
-        yield tuple(key.key for key in path), leaf.shape
+        yield _keys(path), leaf.shape
 
 
 def _name(names: Mapping[str, Any], keys: tuple[str, ...], layer: int) -> str:
@@ -155,25 +160,22 @@ def load_tree(config: ModelConfig, source: TensorSource, names, ignored, param_d
     device. The host holds the distinct slices of one parameter at a time. Raises CheckpointError.
     """
     check_tensors(config, source, names, ignored)
-    params = {"layers": {}}
-    for keys, shape in _leaves(config):
-        sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        if shardings is not None:
-            sharding = shardings[keys[0]][keys[1]] if len(keys) == 2 else shardings[keys[0]]
+    dtype, abstract = jnp.dtype(param_dtype), decoder.abstract_params(config)
+    if shardings is None:
+        shardings = jax.tree.map(lambda _: jax.sharding.SingleDeviceSharding(jax.local_devices()[0]), abstract)
+
+    def load(path, leaf, sharding) -> jax.Array:
         read: dict[tuple, np.ndarray] = {}  # devices that hold the same slice share one read
 
-        def slice_of(index: Index, keys=keys, shape=shape, read=read) -> np.ndarray:
-            bounds = tuple(s.indices(size) for s, size in zip(index, shape, strict=True))
+        def slice_of(index: Index) -> np.ndarray:
+            bounds = tuple(s.indices(size) for s, size in zip(index, leaf.shape, strict=True))
             if bounds not in read:
-                read[bounds] = _read_leaf(source, names, keys, shape, jnp.dtype(param_dtype), index)
+                read[bounds] = _read_leaf(source, names, _keys(path), leaf.shape, dtype, index)
             return read[bounds]
 
-        array = jax.make_array_from_callback(shape, sharding, slice_of, dtype=jnp.dtype(param_dtype))
-        if len(keys) == 2:
-            params["layers"][keys[1]] = array
-        else:
-            params[keys[0]] = array
-    return params
+        return jax.make_array_from_callback(leaf.shape, sharding, slice_of, dtype=dtype)
+
+    return jax.tree_util.tree_map_with_path(load, abstract, shardings)
 
 
 def named_tensors(config: ModelConfig, params: decoder.Params, names, dtype) -> Iterator[tuple[str, np.ndarray]]:
