@@ -36,7 +36,7 @@ class HirInstructions(tfds.core.GeneratorBasedBuilder):
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "First."}  # noqa: RUF012  (TFDS's form)
-    BUILDERCONFIGS = [tfds.core.BuilderConfig(name=n, description=d) for n, (d, _) in CONFIGS.items()]  # noqa: RUF012
+    BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=n, description=d) for n, (d, _) in CONFIGS.items()]  # noqa: RUF012
 
     def __init__(
         self,
