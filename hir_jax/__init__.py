@@ -7,7 +7,7 @@ For a notebook: `load_config`, `load_data`, `Engine`, `Verifier`, `roll_out`, `r
 import importlib
 import os
 
-# transformers is here for its tokenizers; that torch is not installed is no news.
+# transformers is used only for its tokenizers, so its warning that torch is not installed does not matter.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 _NAMES = {

@@ -1,4 +1,4 @@
-"""What a run starts from, by the `model` group of its config: the model's shape, tokenizer, chat template and weights."""
+"""Opens the model that a run starts from, as its config's `model` group says: shape, tokenizer, chat template and weights."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from hir_jax.types import InputError, Rollout
 
 @dataclass(frozen=True)
 class Backbone:
-    """`tokenizer`, `frame` and `checkpoint` are None where only shapes are needed (`hir_jax.aot`)."""
+    """A model with its tokenizer. `tokenizer`, `frame` and `checkpoint` are None if only shapes are needed (`hir_jax.aot`)."""
 
     model: ModelConfig
     stop_ids: tuple[int, ...]  # any of them ends a response
@@ -36,34 +36,34 @@ class Backbone:
 
     @property
     def end_id(self) -> int:
-        """The token that ends a response in supervised pairs: the one that ends a turn in the chat template, or the first stop id
-        where neither the template nor the tokenizer has one."""
+        """The token that ends a response in supervised pairs: the one that ends a turn (`Chat.end_of_turn`), or the first stop id
+        if there is none."""
         found = self.frame.chat.end_of_turn
         return self.stop_ids[0] if found is None else found
 
     @property
     def kept(self) -> hf.Kept:
-        """What the checkpoint's configs say of sampling, to be written again with the trained model."""
+        """The begin token and sampling defaults of the checkpoint, to be written with the trained model."""
         return self.checkpoint.kept if self.checkpoint else hf.Kept(self.tokenizer.bos_token_id)
 
     @property
     def thinking(self) -> bool | None:
-        """Whether a response begins inside of `<think>`, by the chat template; None where reasoning is checked like the rest."""
+        """Whether the chat template opens `<think>` before a response; None if reasoning is checked like the rest."""
         return self.frame.thinks if self.frame and self.strip_thinking else None
 
     def load(self, model: ModelConfig, dtype, shardings, key: jax.Array) -> decoder.Params:
-        """The checkpoint's parameters, straight to their shards; without one, random ones by `key`."""
+        """The checkpoint's parameters, or random ones from `key` if there is none, created in their shards."""
         if self.checkpoint:
             return self.checkpoint.load_params(dtype, shardings)
         return jax.jit(decoder.init, static_argnums=(0, 2), out_shardings=shardings)(model, key, dtype)
 
     def texts(self, rollout: Rollout) -> list[str]:
-        """Responses as text, special tokens stripped; "" for empty slots."""
+        """Responses as text without special tokens; "" for empty slots."""
         tokens: Sequence[np.ndarray] = [row[mask] for row, mask in zip(rollout.tokens, rollout.mask, strict=True)]
         return responses.decode(self.tokenizer, tokens)
 
     def answers(self, rollout: Rollout) -> list[str]:
-        """The texts that are checked: with `model.strip_thinking` without the reasoning before an answer."""
+        """The texts to check: responses, with `model.strip_thinking` without the reasoning before the answer."""
         texts = self.texts(rollout)
         if not self.strip_thinking:
             return texts
@@ -71,7 +71,7 @@ class Backbone:
 
 
 def open_backbone(config) -> Backbone:
-    """The checkpoint that the config names, or a random model of the shape in `config.model`. Weights are not read yet."""
+    """The checkpoint that the config names, or a random model of the shape in `config.model`. Reads no weights."""
     m = config.model
     if m.checkpoint:
         checkpoint = open_checkpoint(m.checkpoint)

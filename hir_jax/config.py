@@ -1,6 +1,6 @@
 """Every key of a config, with its unit and where its value is from; reading and checking configs.
 
-A file in configs/ calls `defaults()` and changes what it must. Source "HiR" is the released run (method.md).
+A file in configs/ calls `defaults()` and changes what it must. Source "HiR" is the paper's released run.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def defaults() -> ml_collections.ConfigDict:
     r.temperature = 1.0  # HiR: 1.0; the learner's log-probs are at this temperature too
     r.top_k = 0  # 0: off
     r.top_p = 1.0  # 1: off
-    r.method = "gumbel"  # gumbel | inverse_cdf: how a word is drawn from the soft-max; see rollout/sample.py
+    r.method = "gumbel"  # gumbel | inverse_cdf: how a word is drawn from the soft-max; see sampler/sample.py
     r.dtype = ""  # of the sampler's weights, float32 | bfloat16; "": model.compute_dtype
     # Whose log-prob pi_old is; the trainer's (released code) takes one more pass over the samples. See learner.importance_cap
     r.old_logp = ""  # sampler | trainer; "": trainer if dtype is another than model.compute_dtype, else sampler
@@ -129,7 +129,7 @@ def defaults() -> ml_collections.ConfigDict:
     # On the device: what can be decided on bytes. Where that is everything (and replay.fill is "mask", or nothing is
     # replayed) the whole step is one compiled function, and a response that is not ASCII is unknown.
     k.on_device = False  # check there first; the host decides what is left
-    k.control = True  # check responses against other prompts' constraints too: metrics `following`, ...; see replay/following.py
+    k.control = True  # also check responses against other prompts' constraints: `following`, ... (hir/following.py)
     k.code_checkers = False  # run HIR-16K's Python checkers, caged by bubblewrap; False: rows with one are left out
     # Who decides soft constraints; kind "": nobody, and rows that hold one are left out. Every key is explained there.
     k.judge = ml_collections.ConfigDict(dataclasses.asdict(JudgeSettings()))
@@ -393,25 +393,18 @@ def _parse(argv):
             hint = f"; did you mean --config.{near[0]}?" if near else ""
             sys.exit(f"error: config has no key {key!r}{hint}")
     try:
-        return flags.FLAGS(argv)
+        rest = flags.FLAGS(argv)
     except (flags.Error, AttributeError, KeyError, ValueError, TypeError, FileNotFoundError) as error:
         message = error.args[0] if error.args else error
         sys.exit(f"error: {message}")
+    if rest[1:]:
+        sys.exit(f"error: unexpected argument {rest[1]!r}: flags are given as --name=value")
+    return rest
 
 
 def run_program(main, doc: str) -> None:
-    """Parses flags and runs `main(argv)` of the program with the docstring `doc`. Errors of input (`types.InputError`, and the
-    file system's) end the program with their message alone and status 1."""
-
-    def guarded(argv):
-        try:
-            if argv[1:]:
-                raise ConfigError(f"unexpected argument {argv[1]!r}: flags are given as --name=value")
-            return main(argv)
-        except (InputError, OSError) as error:
-            sys.exit(f"error: {error}")
-
-    pathflags.run(guarded, doc, flags_parser=_parse)
+    """`pathflags.run` of a program that has the flag --config, or reports its flags' errors in the same way."""
+    pathflags.run(main, doc, flags_parser=_parse)
 
 
 def to_json(config) -> str:

@@ -1,4 +1,4 @@
-"""The range of every numeric key of a config and the words that others may be; `config.check` refuses what is outside, before
+"""The allowed range of every numeric config key and the allowed words of the others. `config.check` refuses other values before
 anything is loaded."""
 
 from __future__ import annotations
@@ -8,18 +8,20 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from hir_jax.data.templates import REWRITABLE
+from hir_jax.model.config import COMPUTE_DTYPES, REMAT_POLICIES
 
+# `learner`, `hir` and `sampler` have the same tuples beside their code. They import jax, which reading a config must not.
 CHOICES: Mapping[str, Sequence[str]] = {
     "method": ("hir", "ilr", "clr", "hir_clr", "sft", "rft", "dpo"),
     "data.source": ("generated", "witness", "jsonl", "hir16k", "tfds"),
     "data.template": ("", *REWRITABLE),
-    "model.remat": ("none", "dots", "full"),
+    "model.remat": REMAT_POLICIES,
     "rollout.method": ("gumbel", "inverse_cdf"),
-    "rollout.dtype": ("", "float32", "bfloat16"),
+    "rollout.dtype": ("", *COMPUTE_DTYPES),
     "rollout.old_logp": ("", "sampler", "trainer"),
-    "model.compute_dtype": ("float32", "bfloat16"),
-    "model.param_dtype": ("float32", "bfloat16"),
-    "lora.base_dtype": ("float32", "bfloat16"),
+    "model.compute_dtype": COMPUTE_DTYPES,
+    "model.param_dtype": COMPUTE_DTYPES,
+    "lora.base_dtype": COMPUTE_DTYPES,
     "replay.strategy": ("curriculum", "entropy", "integrity", "random"),
     "replay.scope": ("batch", "group", "even"),
     "replay.entropy": ("mean", "sum"),
@@ -37,7 +39,7 @@ CHOICES: Mapping[str, Sequence[str]] = {
 
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 
-# Interval -> keys. Of a tuple the range is that of its elements.
+# Interval -> keys. The range of a tuple applies to each of its elements.
 _JUDGE = "constraints.judge"
 RANGES: Mapping[str, Sequence[str]] = {
     "[0, 4294967295]": ("seed",),  # jax takes a seed modulo 2^32
@@ -80,7 +82,7 @@ _WORDS = {
 
 
 def _within(interval: str, value: float) -> bool:
-    """Whether a number is in "[0, 1)", say; or in one of several parts ("-1 or [1, inf)")."""
+    """Whether a number is in an interval such as "[0, 1)", or in one part of a union such as "-1 or [1, inf)"."""
     for part in interval.split(" or "):
         if part[0] not in "[(":
             inside = value == float(part)
@@ -95,7 +97,8 @@ def _within(interval: str, value: float) -> bool:
 
 
 def _fault(interval: str, value: float) -> str:
-    """What is wrong with a number, or "". A float has to be in its range as the float32 that it becomes on the device."""
+    """The end of the error message for a number outside its interval, or "". A float must also be inside after rounding to
+    float32, because that is its type on the device."""
     wanted = "it must " + _WORDS.get(interval, f"be in {interval}")
     if not -_FLOAT32_MAX <= value <= _FLOAT32_MAX:  # NaN is not either
         return f"; {wanted}, and be finite in float32"
@@ -106,7 +109,7 @@ def _fault(interval: str, value: float) -> str:
 
 
 def faults(flat: Mapping[str, object]) -> Iterator[str]:
-    """One message for each word of a flattened config that its key does not know, and each number outside of its range."""
+    """One error message for each word in a flattened config that its key does not allow and each number outside its range."""
     for key, allowed in CHOICES.items():
         if flat[key] not in allowed:
             yield f"config.{key} is {flat[key]!r}; it must be one of {', '.join(allowed)}"

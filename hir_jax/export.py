@@ -2,9 +2,9 @@
 
     python -m hir_jax.export --workdir=DIR --output=DIR [--step=N] [--dtype=bfloat16] [--shard_gb=5] [--adapter]
 
-The newest step, or --step=N; 0 is the model that the run started from. The weights are split over the devices that are here,
-whatever the mesh of the run was, and written in float32 unless --dtype says otherwise, in files of at most --shard_gb
-gigabytes (10^9 bytes), with configs and tokenizer. Adapters of a LoRA run are merged; --adapter writes them alone, for `peft`.
+Exports the newest step, or --step=N; step 0 is the model that the run started from. The weights are split over this machine's
+devices, whatever mesh the run had, and written with configs and tokenizer: in float32 unless --dtype says otherwise, in files
+of at most --shard_gb gigabytes (10^9 bytes). Adapters of a LoRA run are merged; --adapter writes only them, for `peft`.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ from hir_jax import pathflags
 from hir_jax.engine import Engine
 from hir_jax.evaluate import restored_params
 from hir_jax.model import decoder
+from hir_jax.model.config import COMPUTE_DTYPES
 from hir_jax.model.files import hf, peft
+from hir_jax.model.files.checkpoint import is_hub_id
 from hir_jax.run import files
 from hir_jax.run.memory import keep_freed_memory
 from hir_jax.types import InputError
-
-DTYPES = ("float32", "bfloat16")
 
 
 def write_model(
     engine: Engine, params: decoder.Params, output: Path, dtype: str = "float32", shard_gb: float = 5.0
 ) -> None:
-    """The whole model `params` (`Engine.policy`) for transformers."""
+    """Writes the whole model `params` (`Engine.policy`) for transformers."""
     source = engine.backbone
     size = int(shard_gb * 1e9)
     hf.save(output, engine.model, params, source.tokenizer, source.stop_ids, dtype, size, source.kept)
 
 
 def write_adapter(engine: Engine, params: decoder.Params, output: Path, dtype: str = "float32") -> None:
-    """The adapters of a LoRA run for peft, which finds their base where the run did, if that is a Hugging Face model."""
+    """Writes the adapters of a LoRA run for peft, with the path or hub id of their base model if that is a Hugging Face model."""
     name = pathflags.expanded(engine.config.model.checkpoint)
     base = str(Path(name).resolve()) if name and Path(name).is_dir() else name
-    known = base and (Path(base).is_dir() or hf.is_hub_id(base))
+    known = base and (Path(base).is_dir() or is_hub_id(base))
     peft.save(output, params, engine.lora, base if known else None, engine.backbone.tokenizer, dtype)
 
 
@@ -69,7 +69,7 @@ def export_run(
 def main(argv) -> None:
     del argv
     args = flags.FLAGS
-    logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax reports through it
+    logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax logs through it
     keep_freed_memory()
     output = Path(args.output)
     how = {"adapter": args.adapter, "dtype": args.dtype, "shard_gb": args.shard_gb}
@@ -78,11 +78,11 @@ def main(argv) -> None:
 
 
 def cli() -> None:
-    pathflags.define("workdir", None, "The run.")
-    pathflags.define("output", None, "The directory to write; it must not exist or be empty.")
-    flags.DEFINE_integer("step", None, "Of the checkpoint; the newest by default, 0: the start.", lower_bound=0)
-    flags.DEFINE_enum("dtype", "float32", DTYPES, "Of the weights.")
-    flags.DEFINE_float("shard_gb", 5.0, "Gigabytes of a file, at most.", lower_bound=1e-6)
+    pathflags.define("workdir", None, "The run's directory.")
+    pathflags.define("output", None, "The directory to write; it must not exist, or must be empty.")
+    flags.DEFINE_integer("step", None, "Step of the checkpoint; default: the newest; 0: the start.", lower_bound=0)
+    flags.DEFINE_enum("dtype", "float32", COMPUTE_DTYPES, "Type of the weights.")
+    flags.DEFINE_float("shard_gb", 5.0, "Largest size of a file, in gigabytes.", lower_bound=1e-6)
     flags.DEFINE_bool("adapter", False, "Write a LoRA run's adapters alone, for peft.")
     flags.mark_flags_as_required(["workdir", "output"])
     configs.run_program(main, __doc__)

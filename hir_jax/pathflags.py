@@ -1,4 +1,4 @@
-"""Flags that name files and directories ("~" is the user's home, and a name may hold any sign), and the start of a program."""
+"""Defines flags that are paths ("~" is the user's home, names may contain any character), and starts a program."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hir_jax.types import InputError
 
 
 def expanded(name: str) -> str:
-    """The name with "~" or "~user" at its start replaced, unless it exists as it is. InputError where there is no such home."""
+    """The name with a leading "~" or "~user" replaced, unless it exists as it is. Raises InputError if there is no such home."""
     try:
         return str(Path(name).expanduser()) if name.startswith("~") and not Path(name).exists() else name
     except RuntimeError as error:
@@ -20,7 +20,7 @@ def expanded(name: str) -> str:
 
 
 def split_names(text: str, exists: Callable[[str], bool]) -> list[str]:
-    """Names separated by commas, of which each is the longest that `exists`, commas included; else the part up to a comma."""
+    """Splits names at commas. A name that contains commas is kept whole if it `exists`; the longest such name wins."""
     found, parts = [], text.split(",")
     while parts:
         longest = ((",".join(parts[:end]), end) for end in range(len(parts), 0, -1))
@@ -48,7 +48,7 @@ class _Paths(flags.ArgumentParser):
 
 
 def define(name: str, default: str | None, help: str, required: bool = False) -> None:
-    """A flag that is one path."""
+    """Defines a flag that is one path."""
     flags.DEFINE(_Path(), name, default, help, required=required)
 
 
@@ -59,16 +59,23 @@ def define_list(
     exists: Callable[[str], bool] = lambda name: Path(name).exists(),
     required: bool = False,
 ) -> None:
-    """A flag that is several, as `split_names` takes them apart."""
+    """Defines a flag that is several paths, split by `split_names`."""
     flags.DEFINE(_Paths(exists), name, default, help, serializer=flags.ListSerializer(","), required=required)
 
 
 def run(main: Callable[[Sequence[str]], int | None], doc: str, **how) -> None:
-    """`app.run` of a program whose module's docstring is `doc`: --help shows it with the program's own flags, whether the program
-    was started by `python -m` or by its command."""
+    """`app.run` of the program `main`. --help shows `doc` and the program's own flags, whether it was started by `python -m` or
+    by its command. Bad input (InputError) and the file system's errors end it with their message alone and status 1."""
+
+    def guarded(argv: Sequence[str]) -> int | None:
+        try:
+            return main(argv)
+        except (InputError, OSError) as error:
+            sys.exit(f"error: {error}")
+
     sys.modules["__main__"].__doc__ = doc
     for module, found in flags.FLAGS.flags_by_module_dict().items():
         if module.startswith("hir_jax."):
             for flag in found:
                 flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
-    app.run(main, **how)
+    app.run(guarded, **how)

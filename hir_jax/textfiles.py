@@ -1,8 +1,8 @@
-"""Reading text, JSON and JSON Lines files: UTF-8, with or without a byte order mark. All readers of such files go through here.
+"""Reads text, JSON and JSON Lines files in UTF-8, with or without a byte order mark. All readers of such files use this module.
 
-What cannot be read is a `RowError` that says where: "path", or "path:line". A file in UTF-16 or UTF-32 is one error, not one for
-each line. JSON can name halves of surrogate pairs ("\\ud83d"), which are no characters: no file can be written with them and no
-tokenizer takes them, so a line that holds one is an error too.
+What cannot be read raises a `RowError` that begins with "path" or "path:line". A file in UTF-16 or UTF-32 gives one error, not
+one for each line. JSON can escape halves of surrogate pairs ("\\ud83d"), which are not characters: they cannot be written to a
+file and no tokenizer accepts them, so a line that holds one is an error too.
 """
 
 from __future__ import annotations
@@ -23,12 +23,17 @@ _WIDE = ((codecs.BOM_UTF32_LE, "UTF-32"), (codecs.BOM_UTF32_BE, "UTF-32"), (code
 
 
 class RowError(InputError):
-    """A file, or one row of it, that cannot be read: "path:line: what is wrong"."""
+    """A file, or one row of it, cannot be read. The message is "path: ..." or "path:line: ..."."""
+
+
+def first_line(error: Exception) -> str:
+    """The first line of a library's message, short enough to be quoted in ours; the error's type if the message is empty."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _without_mark(start: bytes, path: str | Path) -> bytes:
-    """The first bytes of a file without UTF-8's byte order mark. RowError for UTF-16 and UTF-32; without a mark they are known by
-    a zero byte that is one of the first two, since text begins with an ASCII character there."""
+    """The first bytes of a file without UTF-8's byte order mark. Raises RowError for UTF-16 and UTF-32; without a mark these are
+    recognised by one zero byte among the first two, because such files begin with an ASCII character."""
     name = next((name for mark, name in _WIDE if start.startswith(mark)), "")
     if not name and len(start) > 1 and (start[0] == 0) != (start[1] == 0):
         name = "UTF-16"
@@ -52,9 +57,9 @@ def read_text(path: str | Path) -> str:
 
 
 def read_lines(path: str | Path) -> Iterator[tuple[int, bytes]]:
-    """(number from 1, line with its end) of each line that is not blank. RowError for a file that cannot be read at all."""
+    """(number from 1, line with its end) of each line that is not blank. Raises RowError if the file cannot be read."""
     try:
-        # Bytes, so that only a newline ends a line: text may hold other separators that Python's lines would end at.
+        # Bytes, because Python would split text at other separators than newlines too.
         with open(path, "rb") as file:
             for number, line in enumerate(file, start=1):
                 line = _without_mark(line, path) if number == 1 else line
@@ -65,7 +70,7 @@ def read_lines(path: str | Path) -> Iterator[tuple[int, bytes]]:
 
 
 def parse_json(text: str | bytes, place: str, *, halves: bool = False) -> Any:
-    """The JSON value of a text. Raises RowError that begins with `place`; for halves of surrogate pairs unless `halves`."""
+    """The JSON value of a text. Raises RowError that begins with `place`. halves: accept halves of surrogate pairs."""
     try:
         text = text if isinstance(text, str) else text.decode("utf-8")
         value = json.loads(text)
@@ -88,11 +93,11 @@ def read_json(path: str | Path) -> Any:
 def read_jsonl(
     path: str | Path, on_error: Callable[[RowError], None] | None = None, *, own: bool = False
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number from 1, object) for each line of a JSON Lines file; blank lines are passed over.
+    """(line number from 1, object) for each line of a JSON Lines file; blank lines are skipped.
 
-    A line that is not a JSON object goes to `on_error` as a RowError and reading goes on; without `on_error` it is
-    raised, as is a file that cannot be read at all in both cases.
-    own: the file is one that a run writes. An unfinished last line, which a kill leaves, is passed over, and texts may hold
+    A line that is not a JSON object goes to `on_error` as a RowError, and reading continues; without `on_error` the error is
+    raised. A file that cannot be read at all always raises RowError.
+    own: the file was written by a run. An unfinished last line, as a kill leaves it, is then skipped, and texts may hold
     halves of surrogate pairs.
     """
     for number, line in read_lines(path):

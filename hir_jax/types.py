@@ -1,6 +1,6 @@
-"""The nouns of a training step, in the order in which a batch passes through them.
+"""The data types of a training step, in the order in which a batch passes through them.
 
-Text nouns are frozen dataclasses; array nouns are NamedTuples, so that they are pytrees without importing jax here
+Types that hold text are frozen dataclasses. Types that hold arrays are NamedTuples, which are pytrees without importing jax
 (verifier workers import this module and must not import jax).
 
 Letters in shapes: N prompts, B rows, C constraints of a row (padded), P prompt tokens, R response tokens, V words.
@@ -22,13 +22,13 @@ else:
 
 
 class InputError(ValueError):
-    """Bad input: a config key, row, checkpoint, file or device count. The message names it, its place and what to do;
-    programs end with that message alone and status 1."""
+    """Bad input: a config key, row, checkpoint, file or device count. The message names it, says where it is and what to do.
+    Programs end with that message alone and status 1."""
 
 
 @dataclass(frozen=True)
 class Constraint:
-    """One atomic constraint c: `id` in the registry, `arguments` of its check, `text` as it stands in an instruction."""
+    """One atomic constraint c: its `id` in the registry, the `arguments` of its check, its `text` in the instruction."""
 
     id: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
@@ -39,8 +39,8 @@ class Constraint:
 class Instruction:
     """q = (x, C): a task and its constraints, rendered with one of the templates of `data.templates`.
 
-    `source` says where the row is from ("file.jsonl:12"), for messages. `labels` are what a benchmark's breakdown goes by
-    ("level" -> "Level 3").
+    `source` is the row's origin for messages ("file.jsonl:12"). `labels` are the values by which a benchmark's accuracy is
+    broken down ("level" -> "Level 3").
     """
 
     task: str
@@ -52,7 +52,7 @@ class Instruction:
 
 
 class PromptParts(NamedTuple):
-    """Tokens out of which any rewriting of a prompt is gathered (see `hir.relabel`).
+    """Tokens from which any rewriting of a prompt is gathered (`hir.relabel`).
 
     A prompt is head + the kept constraints, each in its role, + tail. A role is 2 * ordinal class + (is the last one);
     the ordinal class is min(ordinal, Q - 1), where `Q = roles / 2` is 2 for plain templates and C for numbered ones.
@@ -77,18 +77,18 @@ class PromptBatch(NamedTuple):
 
 
 class Rollout(NamedTuple):
-    """Sampled responses. log-prob and entropy are those of the policy at the training temperature, full vocabulary."""
+    """Sampled responses. Log-probs and entropies are of the policy at the training temperature, over the full vocabulary."""
 
     tokens: Array  # i32[B, R], padded on the right
-    mask: Array  # bool[B, R]: a token of the response, the end token included
+    mask: Array  # bool[B, R]: True for tokens of the response, including the end token
     sampler_logp: Array  # f32[B, R], 0 outside the mask
     entropy: Array  # f32[B, R], nats, 0 outside the mask
     ended: Array  # bool[B]: a stop token was sampled (False: cut at the maximum length)
-    filled: Array  # bool[B]: the slot holds a sample at all
+    filled: Array  # bool[B]: the slot holds a sample
 
 
 class Verdicts(NamedTuple):
-    """The constraint mask. `known` is False where a check failed, timed out or was not answered."""
+    """The verdict on each constraint. `known` is False if its check raised an error, timed out or was not answered."""
 
     satisfied: Array  # bool[B, C]
     known: Array  # bool[B, C]
@@ -104,24 +104,24 @@ class Replays(NamedTuple):
 
 
 class TrainBatch(NamedTuple):
-    """Originals and replays; a replay stands behind its source row. Columns: P prompt tokens, then R response tokens."""
+    """Samples to train on, each replay directly after its source row. Columns: P prompt tokens, then R response tokens."""
 
     tokens: Array  # i32[B, P + R], prompt right-aligned, response left-aligned
     prompt_length: Array  # i32[B]
     response_mask: Array  # bool[B, R]
     behaviour_logp: Array  # f32[B, R]
     ref_logp: Array  # f32[B, R]
-    importance: Array  # f32[B, R]: weight of a token in the loss, pi_old / pi_sampler truncated (see `losses`), or 1
+    importance: Array  # f32[B, R]: weight of a token in the loss, truncated pi_old / pi_sampler (`losses`), or 1
     reward: Array  # f32[B]
-    weight: Array  # f32[B]: 0 takes the row out of the loss and of every statistic
+    weight: Array  # f32[B]: 0 removes the row from the loss and from every statistic
     group: Array  # i32[B]: index of the prompt the row comes from
     is_replay: Array  # bool[B]
 
 
 class TrainState(NamedTuple):
-    """Everything that a step changes. `params` is a pure dict of float32 (or param_dtype) arrays, with LoRA the adapters'."""
+    """Everything that a step changes. `params` is a dict of float32 (or param_dtype) arrays; with LoRA only the adapters."""
 
     step: Array  # i32[]
     params: Any
     opt_state: Any
-    skipped: Array  # i32[]: updates skipped for a non-finite gradient, so far
+    skipped: Array  # i32[]: updates skipped so far because of a non-finite gradient

@@ -121,7 +121,7 @@ def test_exported_on_one_device_it_has_the_run_s_logits(name, runs, restored, tm
 
 
 def test_the_model_at_the_end_of_the_run_is_the_same_export(runs, restored, tmp_path):
-    """Written by eight devices, and by the program on one."""
+    """The run wrote its model from eight devices; the program exports the same model from one."""
     done = program(f"--workdir={runs / 'lora'}", "--step=3", f"--output={tmp_path / 'out'}")
     assert done.returncode == 0 and "step 3 of" in done.stdout, done.stderr
     ours, theirs = (load_file(path / hf.WEIGHTS) for path in (tmp_path / "out", runs / "lora" / "model"))
@@ -184,7 +184,7 @@ def test_a_run_without_a_checkpoint_says_so(runs, tmp_path):
 
 
 def test_an_exchanged_base_is_noticed(runs, tmp_path):
-    """The directory that the adapters stand beside has other weights by now."""
+    """The base directory of the adapters has other weights by now."""
     config = json.loads((runs / "lora" / "config.json").read_text())
     model = open_checkpoint(runs / "full" / "model")
     params = model.load_params()

@@ -92,7 +92,7 @@ def test_config_keys_that_are_paths(home):
     native.write(home / "rows.jsonl", rows)
     for key in ("path", "eval_path"):
         config = small_config(data__source="jsonl", **{f"data__{key}": "~/rows.jsonl"})
-        found = dataset.heldout(config) if key == "eval_path" else [q for q, _ in dataset._training(config, {})]
+        found = dataset.heldout(config) if key == "eval_path" else [q for q, _ in dataset._pairs(config, "train", {})]
         assert [q.task for q in found] == [q.task for q in rows]
     with pytest.raises(CheckpointError, match=f"^{home}/model"):
         open_checkpoint("~/model")

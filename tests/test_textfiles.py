@@ -1,4 +1,4 @@
-"""Reading files: byte order marks, encodings that are not ours, and what JSON can name but UTF-8 cannot hold."""
+"""Reading files: byte order marks, other encodings, and characters that JSON can escape but UTF-8 cannot hold."""
 
 import codecs
 import json
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hir_jax.checks.judge import calibration
 from hir_jax.checks.judge.soft import JudgeError
 from hir_jax.data import hir16k, native, readers
-from hir_jax.data import rows as tables
+from hir_jax.data.rows import read_rows
 from hir_jax.eval.judged import complexbench
 from hir_jax.model.files import hf
 from hir_jax.model.files.checkpoint import CheckpointError
@@ -46,7 +46,7 @@ def test_other_encodings_are_one_error(tmp_path, coding):
 READERS = {
     "native": (native.read, [NATIVE]),
     "ifeval": (readers.read_ifeval, [IFEVAL]),
-    "tables": (lambda path: list(tables.rows(path, lambda error: None)), [IFEVAL]),
+    "tables": (lambda path: list(read_rows(path, lambda error: None)), [IFEVAL]),
     "complexbench": (complexbench.read, [[{"main_id": 1, "instruction": "Go."}]]),
     "calibration": (
         calibration.read_pairs, [{"kind": "k", "prompt": "p", "constraint": "c", "response": "r", "met": True}],

@@ -1,6 +1,6 @@
-"""A tokenizer's chat template as a config has it: the text of a turn and the token that ends one.
+"""Applies a tokenizer's chat template with a config's arguments: gives the text of a user turn and the token that ends a turn.
 
-A template sees one fixed date, never today's: the same prompt would be another text tomorrow, and a resumed run another run.
+The template sees a fixed date instead of today's, so that prompts, and with them a resumed run, do not change from day to day.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from typing import Any
 
 from hir_jax.types import InputError
 
-DATE = "26 Jul 2024"  # what Llama 3.1 and 3.2 show where nobody tells them the date
+DATE = "26 Jul 2024"  # the default of the templates of Llama 3.1 and 3.2
 _DATE_FORMAT = "%d %b %Y"
-_SENTINEL = "\ue000content\ue001"
+SENTINEL = "\ue000content\ue001"  # stands for a turn's text where only the template's own text around it is wanted
 
 
 class EncodeError(InputError):
-    """An instruction or a chat template that cannot be used with this tokenizer; the message says which and why, `reason` is to
-    count by."""
+    """An instruction or a chat template cannot be used with this tokenizer. The message says which and why; `reason` is a short
+    form of it, by which rows are counted."""
 
     def __init__(self, message: str, reason: str = "chat template"):
         super().__init__(message)
@@ -31,7 +31,7 @@ class EncodeError(InputError):
 
 @cache
 def _fixed_clock(date_string: str) -> str:
-    """A Jinja macro in place of the function `strftime_now`, which tells the time of `date_string` at midnight."""
+    """Jinja source of a macro that replaces the function `strftime_now` and gives midnight of `date_string`."""
     try:
         date = datetime.strptime(date_string, _DATE_FORMAT)
     except ValueError:
@@ -45,9 +45,9 @@ def _fixed_clock(date_string: str) -> str:
 
 @dataclass(frozen=True)
 class Chat:
-    """A tokenizer with its chat template, the arguments that the template gets, and a system prompt ("": the template's own).
+    """A tokenizer with its chat template, the template's arguments, and a system prompt ("": the template's own).
 
-    arguments: name -> a JSON value; `date_string` is `DATE` where it is not given.
+    arguments: name -> JSON value; `date_string` defaults to `DATE`.
     """
 
     tokenizer: Any
@@ -60,7 +60,7 @@ class Chat:
 
     @cached_property
     def variables(self) -> dict[str, Any]:
-        """All that the template gets beside the messages. EncodeError for a name that is not the template's to use."""
+        """The arguments of the template other than the messages. EncodeError for a name that `apply_chat_template` reserves."""
         taken = {*inspect.signature(self.tokenizer.apply_chat_template).parameters, "messages"} - {"kwargs"}
         if wrong := sorted(taken & self.arguments.keys()):
             raise EncodeError(
@@ -70,7 +70,7 @@ class Chat:
 
     @property
     def template(self) -> str:
-        """The chat template, with the fixed date. EncodeError where the tokenizer has none."""
+        """The chat template with the fixed date. EncodeError if the tokenizer has none."""
         found = getattr(self.tokenizer, "chat_template", None)
         if isinstance(found, Mapping):
             if "default" not in found:
@@ -87,21 +87,21 @@ class Chat:
         variables = self.variables
         try:
             return self.tokenizer.apply_chat_template(system + messages, **how, **variables)
-        except Exception as error:  # a template is a program: what it raises can be anything
+        except Exception as error:  # a template is a program and can raise anything
             reason = " ".join(str(error).split()) or type(error).__name__
             raise EncodeError(f"{self._name}: its chat template cannot be used ({reason}); correct it") from None
 
     def text(self, content: str) -> str:
-        """One user turn, ready for the assistant's reply. Raises EncodeError."""
+        """The text of one user turn, up to where the assistant's reply begins. Raises EncodeError."""
         return self._render([{"role": "user", "content": content}], add_generation_prompt=True)
 
     @cached_property
     def end_of_turn(self) -> int | None:
-        """The token that ends the assistant's turn: the first added token behind it, as the template renders a conversation; the
-        tokenizer's `eos_token` where the template shows none (or no such turn); None where there is neither."""
-        turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": _SENTINEL}]
+        """The token that ends the assistant's turn: the first added token after it in a rendered conversation, or the tokenizer's
+        `eos_token` if the template shows no such token (or no such turn), or None if there is neither."""
+        turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": SENTINEL}]
         try:
-            behind = self._render(turns, add_generation_prompt=False).partition(_SENTINEL)[2]
+            behind = self._render(turns, add_generation_prompt=False).partition(SENTINEL)[2]
         except EncodeError:
             behind = ""
         added = self.tokenizer.added_tokens_decoder

@@ -1,4 +1,4 @@
-"""A run's instructions: read or generated, tokenised by roles, filtered by length; batches by step through grain."""
+"""Loads a run's instructions: reads or generates them, tokenises them by roles, filters by length, and orders them by step."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from hir_jax.checks import registry
 from hir_jax.data import hir16k, native, prepared
 from hir_jax.data.generate import synthesis
 from hir_jax.data.generate.tiny import witness
+from hir_jax.data.native import Pair, unanswered
 from hir_jax.data.segments import ChatFrame, Encoded, EncodeError, PartShapes, encode
 from hir_jax.pathflags import expanded
 from hir_jax.types import InputError, Instruction
@@ -23,27 +24,27 @@ log = logging.getLogger(__name__)
 
 
 class DataError(InputError):
-    """Data that cannot be trained on; the message says what to change."""
+    """The data cannot be trained on; the message says what to change."""
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Training rows (with tokenised responses, end token included, for sft), held-out rows, and what was left out."""
+    """Training rows (for sft with tokenised responses, end token included), held-out rows, and counts of rows left out."""
 
     rows: list[Encoded]
-    responses: list[list[int]]  # empty but for sft
+    responses: list[list[int]]  # for sft only
     heldout: list[Encoded]
     shapes: PartShapes
-    left_out: Counter
+    left_out: Counter  # reason -> rows
     order: grain.MapDataset  # step -> indices of the step's rows, i64[N]
 
     def indices(self, step: int) -> np.ndarray:
-        """Rows of a step: every row once an epoch, shuffled anew each epoch; a function of (data order seed, step)."""
+        """Indices of a step's rows: every row once an epoch, in a new order each epoch; a function of (config.seed, step)."""
         return np.asarray(self.order[step])
 
 
 def _published(path: str, template: str, left_out: Counter) -> list[Instruction]:
-    """HIR-16K rows; those that break the schema are named in the log and counted."""
+    """HIR-16K rows; those that break the schema are logged and counted."""
     instructions, errors = hir16k.read(path, template=template or None)
     for error in errors:
         log.warning("left out (broken row): %s", error)
@@ -52,7 +53,7 @@ def _published(path: str, template: str, left_out: Counter) -> list[Instruction]
 
 
 def _witness_ids(data) -> tuple[str, ...]:
-    """The constraint types of training and held-out rows: those named, or all, less the unseen ones."""
+    """The constraint types of training and held-out rows: the config's, or all, without the unseen ones."""
     if unknown := [id for id in data.unseen_ids if id not in witness.IDS]:
         raise DataError(
             f"config.data.unseen_ids: the source witness knows no {', '.join(unknown)}; it knows {', '.join(witness.IDS)}"
@@ -67,35 +68,37 @@ def _limits(data) -> dict:
     }  # fmt: skip
 
 
-def _training(config, left_out: Counter) -> list[tuple[Instruction, str]]:
-    """(instruction, response or "") of the config's source."""
-    data, path = config.data, expanded(config.data.path)
+def _pairs(config, split: str, left_out: Counter) -> list[Pair]:
+    """(instruction, response or "") of a split of the config's source, "train" or "heldout". Only sft needs responses."""
+    data, train = config.data, split == "train"
+    answered = train and config.method == "sft"
+    path, size = expanded(data.path if train else data.eval_path), data.size if train else data.eval_size
     match data.source:
-        case "jsonl":
-            return native.read_pairs(path) if config.method == "sft" else _unanswered(native.read(path))
-        case "hir16k":
-            return _unanswered(_published(path, data.template, left_out))
+        case "jsonl" if path:
+            return native.read_pairs(path) if answered else unanswered(native.read(path))
+        case "hir16k" if path:
+            return unanswered(_published(path, data.template, left_out))
+        case "tfds" if train:
+            return prepared.read_pairs(path, data.name, split)
         case "tfds":
-            return prepared.read_pairs(path, data.name, "train")
+            return unanswered(prepared.read_heldout(expanded(data.path), data.name))
         case "witness":
-            noise = data.label_noise if config.method == "sft" else 0.0
-            how = _limits(data) | {"ids": _witness_ids(data), "label_noise": noise}
-            return witness.generate(data.seed, data.size, split="train", **how)
+            how = _limits(data) | {"ids": _witness_ids(data), "label_noise": data.label_noise if answered else 0.0}
+            return witness.generate(data.seed, size, split=split, **how)
         case "generated":
             how = _limits(data) | {"families": tuple(data.families), "without": tuple(data.unseen_ids)}
-            return _unanswered(synthesis.generate(data.seed, data.size, split="train", **how))
+            return unanswered(synthesis.generate(data.seed, size, split=split, **how))
+    return []
 
 
-def _hold_out(data, pairs):
-    """(the pairs that are trained on, `data.hold_out` or a few more held-out instructions) of the pairs of one file. Held out are
-    the tasks whose hashes are the least, with all their rows: the choice depends on nothing but the file's tasks, and no task
-    is both trained and evaluated on. DataError where nothing would be left to train on."""
-    marks = {hashlib.sha256(q.task.encode("utf-8", "surrogatepass")).digest(): q.task for q, _ in pairs}
-    count, tasks, rows = Counter(q.task for q, _ in pairs), set(), 0
-    for mark in sorted(marks):
-        if rows < data.hold_out:
-            tasks.add(marks[mark])
-            rows += count[marks[mark]]
+def _hold_out(data, pairs: list[Pair]) -> tuple[list[Pair], list[Instruction]]:
+    """(pairs to train on, held-out instructions) of the pairs of one file. Tasks are held out with all their rows, in the order
+    of their hashes, until there are `data.hold_out` rows or more. So the choice depends only on the file's tasks, and no task
+    is both trained and evaluated on. Raises DataError if nothing would be left to train on."""
+    count, tasks = Counter(q.task for q, _ in pairs), set()
+    for task in sorted(count, key=lambda task: hashlib.sha256(task.encode("utf-8", "surrogatepass")).digest()):
+        if sum(count[one] for one in tasks) < data.hold_out:
+            tasks.add(task)
     kept = [pair for pair in pairs if pair[0].task not in tasks]
     if not kept:
         raise DataError(
@@ -105,9 +108,9 @@ def _hold_out(data, pairs):
     return kept, [q for q, _ in pairs if q.task in tasks]
 
 
-def _read(config, left_out: Counter) -> tuple[list[tuple[Instruction, str]], list[Instruction]]:
+def _read(config, left_out: Counter) -> tuple[list[Pair], list[Instruction]]:
     """(pairs to train on, held-out instructions); a file that holds both is read once."""
-    pairs = _training(config, left_out)
+    pairs = _pairs(config, "train", left_out)
     if not config.data.hold_out:
         return pairs, heldout(config, left_out)
     pairs, held = _hold_out(config.data, pairs)
@@ -116,29 +119,15 @@ def _read(config, left_out: Counter) -> tuple[list[tuple[Instruction, str]], lis
 
 def heldout(config, left_out: Counter | None = None) -> list[Instruction]:
     """The config's held-out instructions, `data.eval_size` at most."""
-    data, left_out = config.data, Counter() if left_out is None else left_out
-    if data.hold_out:
+    left_out = Counter() if left_out is None else left_out
+    if config.data.hold_out:
         return _read(config, left_out)[1]
-    path = expanded(data.eval_path)
-    match data.source:
-        case "jsonl":
-            found = native.read(path) if path else []
-        case "hir16k":
-            found = _published(path, data.template, left_out) if path else []
-        case "tfds":
-            found = prepared.read_heldout(expanded(data.path), data.name)
-        case "witness":
-            how = _limits(data) | {"ids": _witness_ids(data)}
-            found = [q for q, _ in witness.generate(data.seed, data.eval_size, split="heldout", **how)]
-        case "generated":
-            how = _limits(data) | {"families": tuple(data.families), "without": tuple(data.unseen_ids)}
-            found = synthesis.generate(data.seed, data.eval_size, split="heldout", **how)
-    return found[: data.eval_size]
+    return [instruction for instruction, _ in _pairs(config, "heldout", left_out)][: config.data.eval_size]
 
 
 def unseen(config) -> list[Instruction]:
-    """`data.eval_size` instructions of `data.unseen_ids` alone, which no training row holds: out of distribution. Their number of
-    constraints goes up to the config's, or to half of those types if that is less."""
+    """`data.eval_size` out-of-distribution instructions: their constraints are all of the types `data.unseen_ids`, which no
+    training row holds. The most constraints of one is the config's maximum, or half the number of those types if that is less."""
     data = config.data
     if data.source not in ("witness", "generated") or not data.unseen_ids:
         raise DataError(
@@ -156,21 +145,17 @@ def unseen(config) -> list[Instruction]:
     return synthesis.generate(data.seed, data.eval_size, families=families, without=others, **how)
 
 
-def _unanswered(instructions: Sequence[Instruction]) -> list[tuple[Instruction, str]]:
-    return [(instruction, "") for instruction in instructions]
-
-
 @dataclass(frozen=True)
 class _Fit:
-    """What a row must fit to be used."""
+    """The conditions that a row must meet to be used."""
 
     frame: ChatFrame
     limit: int  # tokens of a prompt
-    roles: bool  # whether it may be rewritten
-    deciders: frozenset[str]
+    roles: bool  # whether it must be rewritable
+    deciders: frozenset[str]  # the enabled ones
 
     def encode(self, instruction: Instruction) -> tuple[Encoded | None, str, str]:
-        """The row, or None with the reason in short and in detail."""
+        """(the row or None, a short reason, the reason in detail)."""
         if name := registry.missing_decider(instruction.constraints, self.deciders):
             return None, f"needs the decider {name!r}", f"{instruction.source}: config.constraints has it off"
         try:
@@ -184,7 +169,7 @@ class _Fit:
 
 
 def _encode_rows(fit: _Fit, instructions: Sequence[Instruction], left_out: Counter) -> Iterator[tuple[int, Encoded]]:
-    """(index, Encoded) of the rows that can be used; the others are counted by reason, the first of each logged."""
+    """(index, Encoded) of the rows that can be used. The others are counted by reason; the first for each reason is logged."""
     for index, instruction in enumerate(instructions):
         row, reason, detail = fit.encode(instruction)
         if row is not None:
@@ -196,16 +181,14 @@ def _encode_rows(fit: _Fit, instructions: Sequence[Instruction], left_out: Count
 
 
 def load(config, frame: ChatFrame, end_id: int, deciders: frozenset[str] = frozenset()) -> Dataset:
-    """Reads everything before the first step: a bad row is an error here, not in the middle of a run.
+    """Reads all data before the first step, so that a bad row is an error here and not in the middle of a run.
 
-    end_id: the token that ends a response of sft. Rows that need a decider (`registry.declare`) other than those named are
-    left out.
-
-    Raises RowError (file:line) for rows that break the format, DataError where nothing is left to train on.
+    end_id: the token that ends a response, for sft. deciders: rows that need another decider (`registry.declare`) are left
+    out. Raises RowError (file:line) for rows that break the format, DataError if nothing is left to train on.
     """
     left_out: Counter = Counter()
     pairs, held = _read(config, left_out)
-    # Without replay nothing is rewritten, but a baseline should see the rows that HiR sees.
+    # Methods without replay rewrite nothing, but must see the same rows as HiR to be compared with it.
     fit = _Fit(frame, config.data.max_prompt, config.method != "sft", deciders)
     kept = list(_encode_rows(fit, [instruction for instruction, _ in pairs], left_out))
     rows, responses = [row for _, row in kept], []

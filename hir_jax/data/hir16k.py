@@ -1,24 +1,24 @@
-"""HIR-16K, the training data of HiR (arXiv 2512.23457): rows -> Instructions with template, constraints and checks.
+"""Reads HIR-16K, the training data of HiR (arXiv 2512.23457), as Instructions with template, constraints and checks.
 
 A row has `id`, `source`, `prompt`, `criteria`, `ground_truth` and, in `extra_info`, `question`, `criteria` and `q_type`.
 `source` says who scores it: type1 IFEval's rules, type2 IFBench's, type3 MulDimIF's, type4 an LLM judge and small
-checker functions. `q_type` says how it is rendered, one of `templates.REWRITABLE`. Not to be mixed up.
+checker functions. `q_type`, whose values look alike, says how it is rendered and is one of `templates.REWRITABLE`.
 
-What is assumed where the published description leaves the form open, in part from how public code reads the file:
+The published description leaves the form partly open. We assume the following, in part from how public code reads the file:
 
 - `id` is an integer or a string and unique. `criteria` are the texts of the constraints in the order of the ground
   truth, one for each of its entries; given twice, they are equal.
-- `prompt` is a string or a chat of one user message. With `extra_info.question` that is the task, and the prompt is
-  either its rendering (up to white space around it and before its lines) or the task alone; a row whose prompt is neither
-  is refused, since what it was rendered with is not known. Without (as in the published HIR_trainv1.jsonl) the prompt is
-  the task, and the template has to be given to `read`, as there is none in the row.
+- `prompt` is a string or a chat of one user message. If there is an `extra_info.question`, that is the task, and the prompt
+  is either its rendering (up to white space around it and before its lines) or the task alone; a row with any other prompt
+  is refused, because its template is not known. Otherwise (as in the published HIR_trainv1.jsonl) the prompt is the task,
+  and the template, which the row does not name, must be given to `read`.
 - `ground_truth` and `extra_info` are objects or JSON strings of objects. In training files made for verl, `source` may
-  be called `data_source` and the ground truth stand in `reward_model`. Null entries of an object count as absent.
+  be called `data_source`, and the ground truth may be inside `reward_model`. Null entries of an object count as absent.
 - type1, type2: {instruction_id_list, kwargs}, kwargs a list of objects. An id or arguments that our check cannot use
-  (the published scorers would draw a random value there, or raise) break the row.
+  (the published scorers would draw a random value or raise) break the row.
 - type3: {constraints, constraint_pattern}, constraints a list of [first level, second level, text].
-- type4: {checker, functions}, two lists of strings. A checker starts with "[llm]" (soft: a judge decides the criterion;
-  its function is not used) or "[rule]" (its function is Python source that defines `check_following`, see
+- type4: {checker, functions}, two lists of strings. A checker starts with "[llm]" (soft: a judge decides the criterion, its
+  function is not used) or "[rule]" (its function is Python source that defines `check_following`, see
   `checks.sandbox.code`).
 """
 
@@ -35,13 +35,13 @@ from hir_jax.checks import registry
 from hir_jax.checks.judge import soft as judge
 from hir_jax.checks.muldimif import rules as muldimif
 from hir_jax.checks.sandbox import code
-from hir_jax.data import rows as tables
+from hir_jax.data.rows import read_rows
 from hir_jax.data.templates import REWRITABLE, render
 from hir_jax.textfiles import RowError, parse_json
 from hir_jax.types import Constraint, Instruction
 
 _CHECKER_FUNCTION = "check_following"
-# What the ids of a family have before the colon.
+# Prefixes of the constraint ids, before the colon.
 _IFEVAL = (
     *("change_case", "combination", "detectable_content", "detectable_format", "keywords", "language"),
     *("length_constraints", "punctuation", "startend"),
@@ -50,7 +50,7 @@ _IFBENCH = ("count", "custom", "format", "ratio", "repeat", "sentence", "words")
 
 
 class BrokenRowError(RowError):
-    """A row that is left out: the message has its place; `reason` is short and equal for faults of a kind."""
+    """A row is left out. The message gives its place; `reason` is short and the same for all faults of a kind."""
 
     def __init__(self, place: str, reason: str, detail: str):
         super().__init__(f"{place}: {reason}: {detail}")
@@ -58,7 +58,7 @@ class BrokenRowError(RowError):
 
 
 class _FaultError(Exception):
-    """(reason, detail) of what is wrong with a row, still without its place."""
+    """(reason, detail) of what is wrong with a row; `read` adds its place."""
 
 
 def _text(value: Any, name: str) -> str:
@@ -74,7 +74,7 @@ def _texts(value: Any, name: str) -> list[str]:
 
 
 def _object(value: Any, name: str) -> dict[str, Any]:
-    """The entries of an object, or of one written as a JSON string, that are not null."""
+    """The non-null entries of an object or of a JSON string of one."""
     if isinstance(value, str):
         try:
             value = parse_json(value, name)
@@ -110,7 +110,7 @@ def _entries(truth: Mapping[str, Any], name: str, wanted: int) -> list[Any]:
     return value
 
 
-# The constraints of a row, by source: (ground truth, criteria) -> constraints, not validated.
+# ---- the constraints of a row, by source: (ground truth, criteria) -> constraints, not validated
 
 
 def _verifiable(truth: Mapping[str, Any], criteria: list[str], families: tuple[str, ...]) -> Iterator[Constraint]:
@@ -169,7 +169,7 @@ def _constraints(source: Any, truth: Mapping[str, Any], criteria: list[str]) -> 
 
 
 def _lines(text: str) -> str:
-    """The text without white space around it and before its lines, which template type6 leaves out."""
+    """The text without white space around it and before its lines, as template type6 strips it."""
     return re.sub(r"\n\s+", "\n", text.strip())
 
 
@@ -201,15 +201,16 @@ def _instruction(row: Mapping[str, Any], place: str, template: str | None) -> In
 
 
 def read(path: str | Path, *, template: str | None = None) -> tuple[list[Instruction], list[RowError]]:
-    """(the instructions, one error for each row that breaks the schema), both in the order of the rows.
+    """(the instructions, one `BrokenRowError` for each row that breaks the schema), both in the order of the rows.
 
     path: a JSON Lines or parquet file, a directory that the `datasets` library saved, a directory of such files, or a
-      hub id ("sastpg/HIR-16K"). An instruction's `source` is "FILE:NUMBER", the line's or row's number from 1;
+      hub id ("sastpg/HIR-16K"). An instruction's `source` is "FILE:NUMBER", with the number of the line or row from 1;
       its label "source" is the row's (type1 to type4).
-    template: that of rows which name none; without, they are errors.
-    Errors are `BrokenRowError`s, with a `reason` to count by. Soft constraints have the id "soft", those with a checker
-    "code:python"; both need a decider (see `checks.verifier`), and leaving out rows that have none is the caller's
-    part. Raises RowError for what cannot be read at all or holds no rows, ValueError for an unknown template.
+    template: of rows that name none; if not given, such rows are errors.
+
+    Soft constraints have the id "soft", those with a checker "code:python". Both need a decider (`checks.verifier`); the
+    caller leaves out the rows for which there is none. Raises RowError if the path cannot be read at all or holds no rows,
+    ValueError for an unknown template.
     """
     if template is not None and template not in REWRITABLE:
         raise ValueError(f"unknown template {template!r}; known: {', '.join(REWRITABLE)}")
@@ -221,7 +222,7 @@ def read(path: str | Path, *, template: str | None = None) -> tuple[list[Instruc
         place, _, detail = str(error).partition(": ")
         errors.append(BrokenRowError(place, "not a row", detail))
 
-    for place, row in tables.rows(path, not_a_row):
+    for place, row in read_rows(path, not_a_row):
         try:
             instruction = _instruction(row, place, template)
             if instruction.key in seen:

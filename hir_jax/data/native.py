@@ -1,4 +1,4 @@
-"""Native JSONL: the format in which users write their own instructions.
+"""Reads and writes native JSONL, the format in which users write their own instructions.
 
 One JSON object a line, UTF-8, blank lines ignored:
 
@@ -11,18 +11,18 @@ One JSON object a line, UTF-8, blank lines ignored:
 (on one line). The fields:
 
 - `task` (text): the request without its constraints.
-- `constraints` (list, at least one): `id` of the registry, `arguments` of its check (optional where it takes none) and
-  `text`, the constraint's wording in the instruction (optional: empty or left out means the registry's own wording).
+- `constraints` (list, at least one): `id` of the registry, `arguments` of its check (optional if it takes none) and
+  `text`, the constraint's wording in the instruction (optional; if empty or absent, the registry's own wording).
 - `template` (text): how they are joined, one of `templates.TEMPLATES`.
-- `key` (text or integer, optional): a name of the row.
-- `response` (text, optional): an answer that meets the constraints, used by `method = "sft"` only.
+- `key` (text or integer, optional): a name for the row.
+- `response` (text, optional): a response that meets the constraints, used by `method = "sft"` only.
 
-Every row is checked when it is read: a row that cannot be used is a `RowError` that names file and line.
+Every row is checked when it is read; one that cannot be used raises a `RowError` that names file and line.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,8 @@ from hir_jax.run.files import write_jsonl
 from hir_jax.textfiles import RowError, read_jsonl
 from hir_jax.types import Constraint, Instruction
 
+Pair = tuple[Instruction, str]  # an instruction with its response, "" if it has none
+
 _ROW = {"task": (str,), "constraints": (list,), "template": (str,), "key": (str, int), "response": (str,)}
 _ROW_NEEDS = ("task", "constraints", "template")
 _CONSTRAINT = {"id": (str,), "arguments": (dict,), "text": (str,)}
@@ -40,8 +42,13 @@ _CONSTRAINT_NEEDS = ("id",)
 _NAMES = {str: "a string", int: "an integer", list: "a list", dict: "an object"}
 
 
+def unanswered(instructions: Iterable[Instruction]) -> list[Pair]:
+    """Pairs without responses."""
+    return [(instruction, "") for instruction in instructions]
+
+
 class _FaultError(Exception):
-    """What is wrong with a row, still without its place."""
+    """What is wrong with a row; the reader adds its file and line."""
 
 
 def _check_fields(row: Any, fields: Mapping[str, tuple[type, ...]], needs: Sequence[str], what: str) -> None:
@@ -85,8 +92,8 @@ def _instruction(row: Any, source: str) -> Instruction:
     return Instruction(row["task"], constraints, row["template"], row.get("key", ""), source)
 
 
-def _rows(path: str | Path, *, needs_response: bool) -> list[tuple[Instruction, str]]:
-    rows = []
+def _pairs(path: str | Path, *, needs_response: bool) -> list[Pair]:
+    pairs = []
     for line, row in read_jsonl(path):
         source = f"{path}:{line}"
         try:
@@ -96,23 +103,23 @@ def _rows(path: str | Path, *, needs_response: bool) -> list[tuple[Instruction, 
                 raise _FaultError("field 'response' is missing or blank; each row needs an answer here")
         except _FaultError as fault:
             raise RowError(f"{source}: {fault}") from fault
-        rows.append((instruction, response))
-    if not rows:
+        pairs.append((instruction, response))
+    if not pairs:
         raise RowError(f"{path}: holds no rows")
-    return rows
+    return pairs
 
 
 def read(path: str | Path) -> list[Instruction]:
-    """The instructions of a native JSONL file, `source` set to "FILE:LINE"; responses are not returned.
+    """The instructions of a native JSONL file, without responses; their `source` is "FILE:LINE".
 
-    Raises RowError for a file that cannot be read or is empty and for the first row that cannot be used.
+    Raises RowError for a file that cannot be read or is empty, and for the first row that cannot be used.
     """
-    return [instruction for instruction, _ in _rows(path, needs_response=False)]
+    return [instruction for instruction, _ in _pairs(path, needs_response=False)]
 
 
-def read_pairs(path: str | Path) -> list[tuple[Instruction, str]]:
-    """(instruction, response) of every row, for supervised training. A row without response is a RowError."""
-    return _rows(path, needs_response=True)
+def read_pairs(path: str | Path) -> list[Pair]:
+    """(instruction, response) of every row, for supervised training. Raises RowError for a row without a response."""
+    return _pairs(path, needs_response=True)
 
 
 def _row(instruction: Instruction) -> dict[str, Any]:
@@ -126,9 +133,10 @@ def _row(instruction: Instruction) -> dict[str, Any]:
 
 
 def write(path: str | Path, instructions: Sequence[Instruction], responses: Sequence[str] | None = None) -> None:
-    """Write the file that `read` (with `responses`, one for each instruction, `read_pairs`) gives back.
+    """Writes the file that `read` reads, or with `responses`, one for each instruction, the file that `read_pairs` reads.
 
-    `source` is not written: reading sets it to the place in the file. How: `files.write_atomically`.
+    `source` is not written, since reading sets it to the place in the file. The file appears whole or not at all
+    (`files.write_atomically`).
     """
     rows = [_row(instruction) for instruction in instructions]
     if responses is not None:

@@ -1,18 +1,18 @@
-"""Prepare instructions once as a TFDS data set in array_record files, to be read by name and directory.
+"""Writes instructions once as a TFDS data set in array_record files; runs read it by directory and name.
 
     python -m hir_jax.data.prepare --dataset=generated --directory=data --size=2000 --heldout_size=64 --seed=0
     python -m hir_jax.data.prepare --dataset=hir16k --directory=data --path=HIR-16K.parquet
 
---dataset names what is prepared, and the result:
+--dataset says what is prepared, and is the name of the result:
 
-- generated: rows of `synthesis`, splits train and heldout.
-- native, hir16k: --path (the user's JSONL, HIR-16K in any form that `hir16k.read` takes) is the split train and
-  --heldout_path, if given, the split heldout. Responses of native rows are kept with --responses; every row must then
-  have one. --template is that of HIR-16K rows which name none.
-- ifeval, ifbench, muldimif: the published prompts in --path, split test.
+- generated: rows of `synthesis`, as the splits train and heldout.
+- native, hir16k: --path (the user's JSONL, or HIR-16K in any form that `hir16k.read` takes) becomes the split train, and
+  --heldout_path, if given, the split heldout. --responses keeps the responses of native rows; every row must then have
+  one. --template is used for HIR-16K rows that name none.
+- ifeval, ifbench, muldimif: the published prompts in --path, as the split test.
 
 HIR-16K rows that break its schema are left out, each named and all counted by reason; other broken rows are errors.
-The result is DIRECTORY/hir_instructions/DATASET/VERSION. One that is there already is never touched.
+The result is DIRECTORY/hir_instructions/DATASET/VERSION. An existing one is never changed.
 """
 
 from __future__ import annotations
@@ -26,53 +26,47 @@ from typing import NamedTuple
 from absl import flags, logging
 
 from hir_jax import config, pathflags
-from hir_jax.data import hir16k, muldimif, native, readers
+from hir_jax.data import hir16k, native, readers
 from hir_jax.data.generate import synthesis
-from hir_jax.data.prepared import Row
+from hir_jax.data.native import Pair, unanswered
 from hir_jax.data.templates import REWRITABLE
 from hir_jax.textfiles import RowError
-from hir_jax.types import InputError, Instruction
+from hir_jax.types import InputError
 
+BENCHMARKS = {"ifeval": readers.read_ifeval, "ifbench": readers.read_ifbench, "muldimif": readers.read_muldimif}
 _OPTIONS = {
     "generated": ("size", "heldout_size", "seed", "min_constraints", "max_constraints", "families"),
     "native": ("path", "heldout_path", "responses"),
     "hir16k": ("path", "heldout_path", "template"),
-    "ifeval": ("path",),
-    "ifbench": ("path",),
-    "muldimif": ("path",),
+    **dict.fromkeys(BENCHMARKS, ("path",)),
 }
-BENCHMARKS = {"ifeval": readers.read_ifeval, "ifbench": readers.read_ifbench, "muldimif": muldimif.read}
 
 
 class Made(NamedTuple):
-    """What there is to write: rows by split, the errors of rows left out, where all is from."""
+    """Rows by split, the errors of rows that were left out, and the facts about the sources that TFDS stores."""
 
-    splits: dict[str, list[Row]]
+    splits: dict[str, list[Pair]]
     left_out: list[RowError]
     facts: dict[str, object]
-
-
-def _unanswered(instructions: Sequence[Instruction]) -> list[Row]:
-    return [(instruction, "") for instruction in instructions]
 
 
 def _generated(options: flags.FlagValues) -> Made:
     limits = {name: options[name].value for name in ("min_constraints", "max_constraints", "families")}
     sizes = {"train": options.size, "heldout": options.heldout_size}
     splits = {
-        split: _unanswered(synthesis.generate(options.seed, size, split=split, **limits))
+        split: unanswered(synthesis.generate(options.seed, size, split=split, **limits))
         for split, size in sizes.items()
     }
     return Made(splits, [], {name: options[name].value for name in _OPTIONS["generated"]})
 
 
-def _read(options: flags.FlagValues, path: str) -> tuple[list[Row], list[RowError]]:
+def _read(options: flags.FlagValues, path: str) -> tuple[list[Pair], list[RowError]]:
     if options.dataset == "native":
-        return native.read_pairs(path) if options.responses else _unanswered(native.read(path)), []
+        return native.read_pairs(path) if options.responses else unanswered(native.read(path)), []
     if options.dataset == "hir16k":
         instructions, errors = hir16k.read(path, template=options.template)
-        return _unanswered(instructions), errors
-    return _unanswered(BENCHMARKS[options.dataset](path)), []
+        return unanswered(instructions), errors
+    return unanswered(BENCHMARKS[options.dataset](path)), []
 
 
 def _from_files(options: flags.FlagValues) -> Made:
@@ -101,7 +95,7 @@ def _check(options: flags.FlagValues) -> None:
 def main(argv: Sequence[str]) -> None:
     options = flags.FLAGS
     _check(options)
-    from hir_jax.data import tfds_builder  # TFDS takes a second or two, so only for options that can be used
+    from hir_jax.data import tfds_builder  # slow to import, hence only after the options are checked
 
     logging.set_verbosity(logging.WARNING)
     tfds_builder.require_absent(options.directory, options.dataset)

@@ -1,17 +1,16 @@
-"""Instructions prepared once and read many times: rows of a TFDS data set in array_record files.
+"""Reads prepared instructions: a TFDS data set in array_record files, written once by `hir_jax.data.prepare`.
 
-`python -m hir_jax.data.prepare` writes them (`tfds_builder`, no TensorFlow), under
-DIRECTORY/hir_instructions/NAME/VERSION. They are found again by directory, name and split:
+The files are in DIRECTORY/hir_instructions/NAME/VERSION and are named by directory, name and split:
 
-    instructions = prepared.read("data", "generated", "train")  # the list that went in, in its order
+    instructions = prepared.read("data", "generated", "train")  # the list that was written, in its order
     instructions = prepared.read("data", "hir16k", "train[:-500]")  # TFDS's slices of a split
 
-or, not held in memory, through grain, here on each process of a run:
+or streamed through grain instead of held in memory, here on each process of a run:
 
     source = prepared.open_split("data", "hir16k", "train")
-    rows = epochs(source, seed, process=jax.process_index(), processes=jax.process_count()).map(prepared.decode)
-    instruction, response = rows[step]  # by index, or
-    iterator = iter(rows.to_iter_dataset())  # with get_state() and set_state()
+    pairs = epochs(source, seed, process=jax.process_index(), processes=jax.process_count()).map(prepared.decode)
+    instruction, response = pairs[step]  # by index, or
+    iterator = iter(pairs.to_iter_dataset())  # with get_state() and set_state()
 
 A row's features: the texts `task`, `template`, `source` and `response` ("": none); `key` and every further field of
 Instruction as JSON texts, so that types survive; `constraints`, a sequence of `id`, `arguments` (JSON) and `text`.
@@ -30,6 +29,8 @@ from typing import TYPE_CHECKING, Any
 import grain
 
 from hir_jax.checks import registry
+from hir_jax.data.native import Pair
+from hir_jax.textfiles import first_line
 from hir_jax.types import Constraint, InputError, Instruction
 
 if TYPE_CHECKING:
@@ -41,8 +42,7 @@ JSONS = tuple(f.name for f in dataclasses.fields(Instruction) if f.name not in (
 CONSTRAINT = ("id", "arguments", "text")
 _WRITE_IT = "`python -m hir_jax.data.prepare` writes them"
 
-Row = tuple[Instruction, str]  # with its response, "" where there is none
-Example = Mapping[str, Any]  # a row's features, texts as UTF-8, constraints as one list for each of their features
+Example = Mapping[str, Any]  # a row's features: texts as UTF-8, constraints as one list for each of their features
 
 
 def _json(value: Any) -> bytes:
@@ -50,10 +50,10 @@ def _json(value: Any) -> bytes:
     return json.dumps(plain, ensure_ascii=False, allow_nan=False).encode()
 
 
-def encode(row: Row) -> Example:
-    """The example of a row. Raises InputError for what would not come back as it is: values JSON has no form for
-    (tuples, NaN, keys that are not text, ...) and text that is not Unicode (lone surrogates)."""
-    instruction, response = row
+def encode(pair: Pair) -> Example:
+    """The example of a pair. Raises InputError if it could not be read back unchanged: JSON has no form for some values
+    (tuples, NaN, keys that are not text, ...), UTF-8 none for lone surrogates."""
+    instruction, response = pair
     try:
         example: dict[str, Any] = {name: getattr(instruction, name).encode() for name in TEXTS}
         example |= {name: _json(getattr(instruction, name)) for name in JSONS}
@@ -63,7 +63,7 @@ def encode(row: Row) -> Example:
             "text": [c.text.encode() for c in instruction.constraints],
         }
         example["response"] = response.encode()
-        if decode(example) != row:
+        if decode(example) != pair:
             raise ValueError("JSON changes an argument or a field (tuples become lists, keys become text)")
     except (TypeError, ValueError, RecursionError) as error:
         place = instruction.source or f"row {instruction.key!r}"
@@ -71,8 +71,8 @@ def encode(row: Row) -> Example:
     return example
 
 
-def decode(example: Example) -> Row:
-    """The row of an example of `open_split`."""
+def decode(example: Example) -> Pair:
+    """The pair of an example of `open_split`."""
     fields = {name: bytes(example[name]).decode() for name in TEXTS}
     fields |= {name: json.loads(example[name]) for name in JSONS}
     ids, arguments, texts = (example["constraints"][name] for name in CONSTRAINT)
@@ -84,7 +84,7 @@ def decode(example: Example) -> Row:
 
 
 def _versions(folder: Path) -> list[str]:
-    """Prepared versions in the folder of a name, oldest first; one that was cut off has another form."""
+    """Prepared versions in the folder of a name, oldest first. Folders of unfinished writes have other names."""
     names = [p.name for p in folder.iterdir() if p.is_dir() and re.fullmatch(r"\d+\.\d+\.\d+", p.name)]
     return sorted(names, key=lambda name: [int(n) for n in name.split(".")])
 
@@ -113,10 +113,10 @@ def _open(folder: Path) -> tfds.core.DatasetBuilder:
 
 
 def open_split(directory: str | Path, name: str, split: str) -> Sequence[Example]:
-    """The examples of a prepared split in the order they were written, read by index; `decode` makes a row of each.
+    """The examples of a prepared split, by index, in the order in which they were written; `decode` makes a pair of each.
 
-    `name` may carry a version ("generated/1.0.0"; default the newest), `split` a slice in TFDS's form ("train[:90%]").
-    Raises InputError for a directory, name, version or split that is not there (naming what is) or not readable.
+    `name` may give a version ("generated/1.0.0"; default: the newest), `split` a slice in TFDS's form ("train[:90%]").
+    Raises InputError for a directory, name, version or split that cannot be read, or does not exist; it lists those that do.
     """
     folder = _folder(directory, name)
     builder = _open(folder)
@@ -132,43 +132,38 @@ def open_split(directory: str | Path, name: str, split: str) -> Sequence[Example
         raise InputError(f"{folder}: no split {split!r}: {first_line(error)} There is {there}") from error
 
 
-def first_line(error: Exception) -> str:
-    """The part of a library's message that fits in one of ours."""
-    return str(error).splitlines()[0]
-
-
 def read(directory: str | Path, name: str, split: str) -> list[Instruction]:
-    """The instructions of a prepared split (see `open_split` for names, slices and errors), equal to those written.
-    An id that is not registered, or arguments that its check cannot use, are an InputError that names the row's source."""
+    """The instructions of a prepared split, equal to those written; see `read_pairs`."""
     return [instruction for instruction, _ in read_pairs(directory, name, split)]
 
 
-def read_pairs(directory: str | Path, name: str, split: str) -> list[Row]:
-    """(instruction, response) of every row, "" where a row has none; otherwise as `read`."""
+def read_pairs(directory: str | Path, name: str, split: str) -> list[Pair]:
+    """(instruction, response) of every row; see `open_split` for names, slices and errors. Also raises InputError, naming the
+    row's source, for a constraint id that is not registered and for arguments that its check cannot use."""
     try:
-        rows = [decode(example) for example in open_split(directory, name, split)]
+        pairs = [decode(example) for example in open_split(directory, name, split)]
     except RuntimeError as error:  # array_record's, for a file that is missing, cut short or changed
         raise InputError(f"{directory}: {name!r} cannot be read: {first_line(error)}; prepare it again") from error
-    for instruction, _ in rows:
+    for instruction, _ in pairs:
         for constraint in instruction.constraints:
             try:
                 registry.validate_published(constraint)
             except registry.ConstraintError as error:
                 raise InputError(f"{directory}: {name!r}: {instruction.source}: {error}") from error
-    return rows
+    return pairs
 
 
 def read_heldout(directory: str | Path, name: str) -> list[Instruction]:
-    """The instructions of the split "heldout", none where the data set has no such split; otherwise as `read`."""
+    """The instructions of the split "heldout", none if the data set has no such split; otherwise as `read`."""
     return read(directory, name, "heldout") if "heldout" in _open(_folder(directory, name)).info.splits else []
 
 
 def epochs(source: Sequence[Any], seed: int, *, process: int = 0, processes: int = 1) -> grain.MapDataset:
-    """Endless stream over a source of random access: every row once an epoch, shuffled anew each epoch.
+    """Endless stream over a random-access source: every row once an epoch, in a new order each epoch.
 
-    Element i is a function of (len(source), seed, i), so an index is all that a resume needs; iterators of it resume
-    exactly as well. Of several processes each gets the elements process, process + processes, ... of the one stream:
-    together they see what one process sees, whatever their number.
+    Element i is a function of (len(source), seed, i), so a resume needs nothing but an index; the stream's iterators resume
+    exactly as well. With several processes, each gets the elements process, process + processes, ... of the same stream, so
+    that together they see what one process would see.
     """
     if not 0 <= process < processes:
         raise ValueError(f"process {process} of {processes}")

@@ -1,8 +1,8 @@
-"""Rows of a data set, with their place, from what they are handed around in.
+"""Reads rows, with their "FILE:NUMBER", from JSON Lines, Parquet, directories of the `datasets` library, or the Hub.
 
 A path may be a JSON Lines file, a parquet file, a directory that the `datasets` library saved, or a directory of JSON
-Lines or parquet files; a name OWNER/NAME that is no path is a data set of the Hugging Face hub. Nothing of these is
-executed: no loading scripts, no pickles.
+Lines or parquet files. A name OWNER/NAME that is not a path is a data set of the Hugging Face hub. No loading script is run
+and no pickle is read.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hir_jax.textfiles import RowError, read_json, read_jsonl
+from hir_jax.textfiles import RowError, first_line, read_json, read_jsonl
 
 if TYPE_CHECKING:
     import pyarrow
 
 _SUFFIXES = (".jsonl", ".json", ".parquet", ".arrow")  # never a hub id, even where there is no such file
 
-Row = tuple[str, dict[str, Any]]  # ("FILE:NUMBER", the row); NUMBER is the line or, in a table, the row, from 1
+PlacedRow = tuple[str, dict[str, Any]]  # ("FILE:NUMBER", the row); NUMBER is the line or, in a table, the row, from 1
 
 
-def rows(path: str | Path, on_error: Callable[[RowError], None]) -> Iterator[Row]:
-    """The rows in order, a directory's files by name. A line that is no JSON object goes to `on_error`.
+def read_rows(path: str | Path, on_error: Callable[[RowError], None]) -> Iterator[PlacedRow]:
+    """The rows in order, a directory's files by name. A line that is not a JSON object goes to `on_error`.
 
-    In a table every row has all columns, at all depths: where it has no value there is None. Raises RowError for what
-    cannot be read at all.
+    In a table every row has all columns, at all depths, with None for missing values. Raises RowError if the path cannot be
+    read at all.
     """
     for file in _files(Path(path)):
         if file.suffix == ".parquet":
@@ -61,7 +61,7 @@ def _files_of(directory: Path) -> list[Path]:
 
 
 def _split(directory: Path) -> Path:
-    """Of several splits that the `datasets` library saved together: the one named train, or the only one."""
+    """The split named train, or the only split, of those that the `datasets` library saved together."""
     splits = read_json(directory / "dataset_dict.json")["splits"]
     if "train" not in splits and len(splits) != 1:
         raise RowError(f"{directory}: holds the splits {', '.join(splits)}; give the path of the one to read")
@@ -83,7 +83,7 @@ def _downloaded(hub_id: str) -> Path:
 
 
 def _parquet(file: Path) -> Iterator[pyarrow.RecordBatch]:
-    import pyarrow.parquet  # takes a moment, and only tables need it
+    import pyarrow.parquet  # slow to import, and only tables need it
 
     with pyarrow.parquet.ParquetFile(file) as table:
         yield from table.iter_batches(batch_size=1000)
@@ -96,7 +96,7 @@ def _arrow(file: Path) -> Iterator[pyarrow.RecordBatch]:
         yield from batches
 
 
-def _numbered(file: Path, batches: Iterator[pyarrow.RecordBatch]) -> Iterator[Row]:
+def _numbered(file: Path, batches: Iterator[pyarrow.RecordBatch]) -> Iterator[PlacedRow]:
     import pyarrow
 
     number = 0
@@ -106,4 +106,4 @@ def _numbered(file: Path, batches: Iterator[pyarrow.RecordBatch]) -> Iterator[Ro
                 number += 1
                 yield f"{file}:{number}", row
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise RowError(f"{file}: cannot be read: {str(error).splitlines()[0]}") from error
+        raise RowError(f"{file}: cannot be read: {first_line(error)}") from error

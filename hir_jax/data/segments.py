@@ -1,9 +1,10 @@
-"""Tokenising an instruction by roles, so that any rewriting of it is a gather on device (architecture.md).
+"""Tokenises each constraint once for each role it can have, so that rewriting a prompt is a gather of segments on the device.
 
-What a constraint looks like in tokens depends only on its place among the kept ones: its ordinal (its number in a
-numbered list; else only first or not) and whether it is the last. Each constraint is therefore tokenised once per role,
-cut by character offsets out of rendered contexts. `hir.relabel` puts the pieces together again. Whether that equals
-tokenising the rewritten prompt is checked for each row; a row that fails is refused with the reason.
+A constraint's role is its place among the kept constraints: its ordinal (its number in a numbered list, otherwise only first
+or not first) and whether it is the last. Its tokens depend on nothing else. So the segment of each constraint in each role is
+cut, by character offsets, out of prompts that are rendered and tokenised as a whole, and `hir.relabel` joins the segments of
+the kept constraints. For each row we check that this equals tokenising the rewritten prompt; a row that fails is refused with
+the reason.
 """
 
 from __future__ import annotations
@@ -17,19 +18,19 @@ import numpy as np
 from tokenizers import normalizers
 
 from hir_jax.checks.responses import begins_thinking
-from hir_jax.data.chat import Chat, EncodeError
+from hir_jax.data.chat import SENTINEL, Chat, EncodeError
 from hir_jax.data.templates import is_numbered, number, render, render_pieces
 from hir_jax.types import Instruction, PromptBatch, PromptParts
 
-_SENTINEL = "\ue000content\ue001"
-_ALL_CHECKED = 6  # constraints; of longer rows a fixed sample of the kept sets is checked
-_SAMPLED = 24  # kept sets of a longer row, beside those that grow with its constraints
-_MARKS_OF_SPACES = (normalizers.Prepend, normalizers.Replace)  # "\u2581" for a space: no text to show
+_ALL_CHECKED = 6  # constraints up to which all kept sets of a row are checked; above it, a fixed sample
+_SAMPLED = 24  # random kept sets checked of a row with more constraints
+# These write "\u2581" for a space, which is not to be shown.
+_SPACE_MARKERS = (normalizers.Prepend, normalizers.Replace)
 
 
 @dataclass(frozen=True)
 class ChatFrame:
-    """What the chat template puts before and after the user's request, and the tokenizer that goes with it."""
+    """A chat template and the texts that it puts before and after the user's request."""
 
     chat: Chat
     before: str
@@ -41,15 +42,15 @@ class ChatFrame:
 
     @property
     def thinks(self) -> bool:
-        """Whether the template opens the reasoning that a response goes on with."""
+        """Whether the template opens a reasoning block, which the response continues."""
         return begins_thinking(self.after)
 
     def encode(self, texts: Sequence[str]):
-        """Token ids and character offsets of full chat texts; special tokens come from the template alone."""
+        """Token ids and character offsets of full chat texts. The tokenizer adds no special tokens: the template has them."""
         return self.tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True)
 
     def normal_form(self, instruction: Instruction) -> Instruction:
-        """The instruction as the tokenizer reads it: its texts in Unicode NFC, lower case, or what else it normalises to."""
+        """The instruction with its texts as the tokenizer normalises them (Unicode NFC or lower case, for example)."""
         steps = _text_normalizers(self.tokenizer.backend_tokenizer.normalizer)
         if not steps:
             return instruction
@@ -64,8 +65,8 @@ def _normal(steps: Sequence[normalizers.Normalizer], text: str) -> str:
 
 
 def _text_normalizers(normalizer) -> list:
-    """The steps of a tokenizer's normalizer, but those that only mark spaces."""
-    if normalizer is None or isinstance(normalizer, _MARKS_OF_SPACES):
+    """The steps of a tokenizer's normalizer, except those that only mark spaces."""
+    if normalizer is None or isinstance(normalizer, _SPACE_MARKERS):
         return []
     if isinstance(normalizer, normalizers.Sequence):
         return [step for part in normalizer for step in _text_normalizers(part)]
@@ -74,9 +75,10 @@ def _text_normalizers(normalizer) -> list:
 
 @dataclass(frozen=True)
 class Encoded:
-    """One instruction as ragged token lists; `segments[c][role]` with role = 2 * ordinal class + is_last, or None.
+    """One instruction as ragged token lists. `segments[c][role]`, with role = 2 * ordinal class + is_last, is None for a role
+    that constraint c cannot have.
 
-    `instruction` is in the tokenizer's normal form: what is shown of a row is what was tokenised.
+    `instruction` is in the tokenizer's normal form, so that the text shown of a row is the text that was tokenised.
     """
 
     instruction: Instruction
@@ -84,23 +86,23 @@ class Encoded:
     head: list[int]
     segments: list[list[list[int] | None]]
     tail: list[int]
-    ordinals: int
+    ordinals: int  # number of ordinal classes
 
     @property
     def longest(self) -> int:
-        """Upper bound in tokens over every rewriting."""
+        """Upper bound on the tokens of any rewriting."""
         return len(self.head) + len(self.tail) + sum(max((len(r) for r in s if r), default=0) for s in self.segments)
 
 
 def chat_frame(tokenizer, arguments: Mapping[str, Any] | None = None, system: str = "") -> ChatFrame:
-    """arguments, system: see `Chat`; the system prompt is taken in the tokenizer's normal form. Raises EncodeError if the
-    tokenizer has no usable chat template."""
+    """The ChatFrame of a tokenizer. arguments, system: see `Chat`; the system prompt is brought into the tokenizer's normal
+    form. Raises EncodeError if the tokenizer has no usable chat template."""
     system = _normal(_text_normalizers(tokenizer.backend_tokenizer.normalizer), system)
     chat = Chat(tokenizer, arguments or {}, system)
-    before, found, after = chat.text(_SENTINEL).partition(_SENTINEL)
+    before, found, after = chat.text(SENTINEL).partition(SENTINEL)
     if not found:
         raise EncodeError("the chat template changes the user's text: rewritten prompts cannot be cut out of it")
-    if _SENTINEL in after:
+    if SENTINEL in after:
         raise EncodeError(
             "the chat template shows the user's text more than once: rewritten prompts cannot be cut out of it"
         )
@@ -111,8 +113,8 @@ def chat_frame(tokenizer, arguments: Mapping[str, Any] | None = None, system: st
 
 @dataclass(frozen=True)
 class _Context:
-    """The chat text that keeps the constraints `kept`; `bounds` are the ends in it (characters) of the head and of each
-    constraint's number and body, in turn."""
+    """The chat text with only the constraints `kept`. `bounds` are the character positions in it where the head ends, and then
+    in turn where each constraint's number and its body end."""
 
     kept: tuple[int, ...]
     text: str
@@ -120,8 +122,8 @@ class _Context:
 
     @staticmethod
     def of(frame: ChatFrame, instruction: Instruction, kept: tuple[int, ...], *, ask: bool) -> _Context:
-        """Raises EncodeError where the chat template does more than to put `frame` around the request and to strip it. Without
-        `ask` the template, which is slow, is asked only about a request with outer white space."""
+        """Raises EncodeError if the chat template does more than put `frame` around the request and strip it. Without `ask`, the
+        template, which is slow, is rendered only for a request with outer white space; otherwise `frame` gives the text."""
         texts = [instruction.constraints[c].text for c in kept]
         before, pieces, after = render_pieces(instruction.task, texts, instruction.template)
         content = before + "".join(pieces) + after
@@ -143,7 +145,7 @@ class _Context:
         return _Context(kept, text, [len(frame.before) + min(max(end - trimmed, 0), len(shown)) for end in ends])
 
     def cut(self, ids: Sequence[int], offsets: Sequence[tuple[int, int]]) -> list[list[int]]:
-        """Tokens between successive bounds; one that straddles a bound belongs to where it begins."""
+        """Tokens between successive bounds. A token that crosses a bound belongs to the piece in which it begins."""
         pieces: list[list[int]] = [[] for _ in range(len(self.bounds) + 1)]
         for token, place in zip(
             ids, np.searchsorted(self.bounds, [start for start, _ in offsets], side="right"), strict=True
@@ -153,23 +155,23 @@ class _Context:
 
 
 def _difference(frame: ChatFrame, text: str) -> str:
-    """Where the text departs from the frame, for a message."""
+    """The place where the text first differs from the frame, for a message."""
     if not text.startswith(frame.before):
-        at = next((i for i, (a, b) in enumerate(zip(text, frame.before, strict=False)) if a != b), len(text))
+        at = len(_common([text, frame.before]))
         return f"{text[max(0, at - 20) : at + 20]!r} was {frame.before[max(0, at - 20) : at + 20]!r}"
     return f"it ends in {text[-40:]!r}, and the other in {frame.after[-40:]!r}"
 
 
 def _contexts(count: int, numbered: bool) -> list[tuple[int, ...]]:
-    """Subsequences of the constraints that show each in each role it can have, all of them last. A numbered constraint is
-    put together from its number and the text behind it, so these grow with `count`, not with its square."""
+    """Kept sets that together show each constraint in each of its roles; the set of all constraints comes last. A numbered
+    constraint is joined from its number and the text after it, so the sets grow with `count` and not with its square."""
     pairs = [] if numbered else [(c, c + 1) for c in range(count - 1)]
     return list(dict.fromkeys([*((c,) for c in range(count)), *pairs, tuple(range(count))]))
 
 
 def _checked(count: int) -> list[tuple[int, ...]]:
-    """Kept sets on which a row's pieces are held against rendering and tokenising: all of few constraints, else each behind
-    the first and before the last, and a fixed sample."""
+    """Kept sets for which a row's segments are compared with rendering and tokenising: all sets of few constraints; otherwise
+    each constraint after the first and before the last, and a fixed sample."""
     if count <= _ALL_CHECKED:
         return [tuple(c for c in range(count) if bits >> c & 1) for bits in range(1, 2**count)]
     draw = random.Random(count)
@@ -180,10 +182,10 @@ def _checked(count: int) -> list[tuple[int, ...]]:
 
 
 def encode(frame: ChatFrame, instruction: Instruction, *, roles: bool = True) -> Encoded:
-    """Tokenise by roles. Raises EncodeError where putting the roles together differs from tokenising the rendering: for any
-    kept set of up to six constraints, for a sample of those of more.
+    """Tokenises an instruction by roles. Raises EncodeError if joining the segments differs from tokenising the rendered prompt
+    for one of the kept sets of `_checked`.
 
-    Without `roles`, as for the "verbatim" template, the prompt is one piece, which is quick and cannot be rewritten.
+    Without `roles`, and for the "verbatim" template, the prompt is one piece, which is quick but cannot be rewritten.
     """
     given, instruction = instruction, frame.normal_form(instruction)
     count, numbered = len(instruction.constraints), is_numbered(instruction.template)
@@ -197,14 +199,14 @@ def encode(frame: ChatFrame, instruction: Instruction, *, roles: bool = True) ->
     texts = [context.text for context in contexts]
     if given != instruction:
         texts += [frame.chat.text(render(given, _marks(context.kept, count))) for context in contexts]
-    encoded = frame.encode(texts)  # one call: each has a price of its own
+    encoded = frame.encode(texts)  # one call, because each call has a fixed cost
     ids = [list(tokens) for tokens in encoded["input_ids"]]
     cuts = [context.cut(*one) for context, *one in zip(contexts[: len(needed)], ids, encoded["offset_mapping"])]
     head, tail = _common([cut[0] for cut in cuts]), _common([cut[-1][::-1] for cut in cuts])[::-1]
     numbers: dict[int, list[int]] = {}
     bodies: dict[tuple[int, int, bool], list[int]] = {}
     for kept, (start, *cut, end) in zip(needed, cuts, strict=True):
-        # What depends on the neighbour in head and tail (a space that is part of the next word's token) is its own.
+        # Tokens of head and tail that depend on the neighbouring constraint (" The") become part of its segment.
         cut[0 if numbered else 1] = start[len(head) :] + cut[0 if numbered else 1]
         cut[-1] = cut[-1] + end[: len(end) - len(tail)]
         for ordinal, c in enumerate(kept):
@@ -219,7 +221,7 @@ def encode(frame: ChatFrame, instruction: Instruction, *, roles: bool = True) ->
     roles_of = [(ordinal, last) for ordinal in range(ordinals) for last in (False, True)]
     segments = [[segment(c, *role) for role in roles_of] for c in range(count)]
     result = Encoded(instruction, ids[len(needed) - 1], head, segments, tail, ordinals)
-    as_given = ids[-len(contexts) :]  # of the row before its normal form was taken, or the contexts' once more
+    as_given = ids[-len(contexts) :]  # before normalisation, or the contexts' again if that changed nothing
     for context, whole, original in zip(contexts, ids, as_given, strict=False):
         pieces = gather(result, _marks(context.kept, count))
         if pieces != whole:
@@ -233,10 +235,10 @@ def encode(frame: ChatFrame, instruction: Instruction, *, roles: bool = True) ->
     return result
 
 
-def _common(lists: Sequence[list[int]]) -> list[int]:
-    """The longest list with which all of them begin."""
-    shortest = min(lists, key=len)
-    return shortest[: next((i for i, x in enumerate(shortest) if any(one[i] != x for one in lists)), len(shortest))]
+def _common(sequences: Sequence[Any]) -> Any:
+    """The longest common prefix of lists or of texts."""
+    shortest = min(sequences, key=len)
+    return shortest[: next((i for i, x in enumerate(shortest) if any(s[i] != x for s in sequences)), len(shortest))]
 
 
 def _marks(kept: Sequence[int], count: int) -> list[bool]:
@@ -246,7 +248,7 @@ def _marks(kept: Sequence[int], count: int) -> list[bool]:
 def _joined(
     frame: ChatFrame, instruction: Instruction, kept: Sequence[int], whole: list[int], pieces: list[int]
 ) -> EncodeError:
-    """The refusal of a row whose pieces do not add up to the tokens of the prompt that keeps `kept`."""
+    """The error for a row whose segments, joined, are not the tokens of the prompt that keeps `kept`."""
     blank = [i for i, c in enumerate(instruction.constraints, start=1) if not c.text.strip()]
     if blank and instruction.template == "type6":
         return EncodeError(
@@ -263,8 +265,8 @@ def _joined(
 
 
 def _apart(frame: ChatFrame, one: Sequence[int], other: Sequence[int]) -> str:
-    """The first tokens in which two encodings of a prompt differ, for a message."""
-    at = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    """The first tokens that differ in two encodings of a prompt, for a message."""
+    at = len(_common([one, other]))
     show = frame.tokenizer.decode
     first, second = (
         [show([t], clean_up_tokenization_spaces=False) for t in ids[max(0, at - 1) : at + 2]] for ids in (one, other)
@@ -273,7 +275,7 @@ def _apart(frame: ChatFrame, one: Sequence[int], other: Sequence[int]) -> str:
 
 
 def gather(encoded: Encoded, keep: Sequence[bool]) -> list[int]:
-    """The rewriting that keeps the marked constraints, from the pieces; the host twin of `hir.relabel`."""
+    """Tokens of the prompt that keeps the marked constraints, joined from the segments; `hir.relabel` does this on the device."""
     kept = [c for c, k in enumerate(keep) if k]
     out = list(encoded.head)
     for ordinal, c in enumerate(kept):
@@ -283,14 +285,14 @@ def gather(encoded: Encoded, keep: Sequence[bool]) -> list[int]:
 
 
 def tokenise_rendering(frame: ChatFrame, instruction: Instruction, keep: Sequence[bool] | None = None) -> list[int]:
-    """The oracle: render, apply the chat template, tokenise."""
+    """Tokens of the prompt that keeps the marked constraints, by rendering and tokenising it: the reference for `gather`."""
     text = frame.chat.text(render(instruction, keep))
     return list(frame.encode([text])["input_ids"][0])
 
 
 @dataclass(frozen=True)
 class PartShapes:
-    """Padded sizes of PromptParts, fixed for a data set so that no batch compiles anew."""
+    """Padded sizes of PromptParts, fixed for a data set so that functions compile once for all its batches."""
 
     constraints: int
     head: int
@@ -300,7 +302,7 @@ class PartShapes:
 
     @staticmethod
     def of(rows: Sequence[Encoded], constraints: int) -> PartShapes:
-        """Smallest shapes (head, tail, segment in multiples of 8 tokens) that hold all rows."""
+        """The smallest shapes (head, tail and segment in multiples of 8 tokens) that hold all rows."""
 
         def up(values):
             return -(-max(values, default=1) // 8) * 8
@@ -316,7 +318,7 @@ class PartShapes:
 
 
 def prompt_batch(rows: Sequence[Encoded], shapes: PartShapes, length: int, pad_id: int) -> PromptBatch:
-    """NumPy PromptBatch of N rows, prompts right-aligned in `length` columns (every row's `longest` must fit)."""
+    """NumPy PromptBatch of N rows, with prompts right-aligned in `length` columns, in which every row's `longest` must fit."""
     n, c, q = len(rows), shapes.constraints, 2 * shapes.ordinals
     parts = PromptParts(
         head=np.full((n, shapes.head), pad_id, np.int32),

@@ -1,6 +1,6 @@
-"""Rendering an instruction: the six templates of the released data (`q_type`), and where each constraint lies in the text.
+"""Renders an instruction with one of the six templates of the released data (`q_type`), whole or as one piece per constraint.
 
-type1, type2, type5 join sentences by spaces; type3 numbers lines, type4 bullets them, type6 writes one a line,
+type1, type2 and type5 join sentences by spaces; type3 numbers lines, type4 bullets them, type6 writes one constraint a line,
 without white space before it. type5 puts the constraints before the task. `verbatim` is the task alone, for published prompts
 whose wording holds their constraints.
 """
@@ -17,12 +17,12 @@ TEMPLATES = (*REWRITABLE, "verbatim")
 
 
 def is_numbered(template: str) -> bool:
-    """Whether a constraint's text depends on its ordinal among the kept ones."""
+    """Whether a constraint is rendered with its number among the kept ones."""
     return template == "type3"
 
 
 def number(ordinal: int) -> str:
-    """What a numbered template puts before a space and the constraint at this ordinal (from 0)."""
+    """The number that a numbered template shows for the constraint at this ordinal (from 0)."""
     return f"{ordinal + 1}."
 
 
@@ -31,11 +31,11 @@ def _sentence(text: str) -> str:
 
 
 def render_pieces(task: str, texts: Sequence[str], template: str) -> tuple[str, list[str], str]:
-    """(before, one piece per constraint, after): their concatenation is the rendered instruction.
+    """(before, one piece per constraint, after), whose concatenation is the rendered instruction.
 
-    A space between pieces belongs to the one that follows, a newline to the one before: so do tokens (" The", ".\\n"), and
-    what a piece looks like in tokens then depends on its place alone. Source: method.md step 5 (released code's templates), whose
-    final `strip` is part of the pieces here. Raises ValueError for an unknown template.
+    A space between pieces belongs to the piece after it, a newline to the piece before it. Tokens are cut in the same way
+    (" The", ".\\n"), so that the tokens of a piece depend only on its place. Source: the templates of HiR's released code, whose
+    final `strip` is already applied to the pieces here. Raises ValueError for an unknown template.
     """
     if template == "verbatim":
         return task, ["" for _ in texts], ""
@@ -57,13 +57,13 @@ def render_pieces(task: str, texts: Sequence[str], template: str) -> tuple[str, 
         lines = [f"{number(i)} {t}" for i, t in enumerate(texts)]
     else:
         before = task + "\n\n"
-        # A newline at a line's beginning would become one token with the one before it, whosever that is.
+        # A newline at the beginning of a line would become one token with the newline that ends the line before it.
         lines = [f"- {t}" if template == "type4" else t.lstrip() for t in texts]
     return before.lstrip(), [line + "\n" for line in lines[:-1]] + [lines[-1].rstrip()], ""
 
 
 def render(instruction: Instruction, keep: Sequence[bool] | None = None) -> str:
-    """The user's request in full; with `keep` (bool per constraint), the hindsight instruction q' of the kept ones."""
+    """The whole request as text; with `keep` (one bool per constraint), the hindsight instruction q' of the kept constraints."""
     texts = [c.text for i, c in enumerate(instruction.constraints) if keep is None or keep[i]]
     before, pieces, after = render_pieces(instruction.task, texts, instruction.template)
     return before + "".join(pieces) + after

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hir_jax.checks.verifier import Row, Verifier
-from hir_jax.data import hir16k, muldimif
-from hir_jax.data.readers import read_ifbench, read_ifeval
+from hir_jax.data import hir16k
+from hir_jax.data.readers import read_ifbench, read_ifeval, read_muldimif
 from hir_jax.data.templates import render
 from hir_jax.eval.statistics import pass_at_k
 from hir_jax.textfiles import RowError
@@ -65,7 +65,7 @@ def _strictly(read: Callable[[str | Path], list[Instruction]]):
 BENCHMARKS = {
     "ifeval": Benchmark(_strictly(read_ifeval), True, "key"),
     "ifbench": Benchmark(_strictly(read_ifbench), True, "key"),
-    "muldimif": Benchmark(_strictly(muldimif.read), False, "id", ("pattern", "level")),
+    "muldimif": Benchmark(_strictly(read_muldimif), False, "id", ("pattern", "level")),
     # Published rows name no template. To a verdict only the words of the request matter, which are the same in each.
     "hir16k": Benchmark(partial(hir16k.read, template="type1"), False, "id", ("source",)),
 }

@@ -1,4 +1,4 @@
-"""The mesh and the rules from logical axes to it. Nobody else builds a mesh or a sharding.
+"""Builds the device mesh, and shardings by rules from logical axes to mesh axes. No other module builds a mesh or a sharding.
 
 Axes: `data` (rows, parameters replicated), `fsdp` (rows, parameters split), `tensor` (heads, MLP, vocabulary split).
 """
@@ -21,7 +21,7 @@ from hir_jax.types import InputError
 AXES = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")
 
-# logical axis -> mesh axes, for parameters (and their optimiser state) ...
+# logical axis -> mesh axes, for parameters and their optimiser state
 PARAMETER_RULES: Mapping[str, Any] = {
     "vocab": "tensor",
     "embed": "fsdp",
@@ -32,10 +32,10 @@ PARAMETER_RULES: Mapping[str, Any] = {
     "head_dim": None,
     "rank": None,
 }
-# ... half-way from those that `fsdp` shares to the same devices as data x tensor: each `tensor` group has exchanged its parts,
-# and what is left to gather from the other groups is a device's own part of a stack ...
+# For parameters half-way from shards over `fsdp` to the same devices as data x tensor: each `tensor` group has exchanged its
+# shards, and a device still gathers from the other groups only its own part of a stack.
 HALF_WAY_RULES: Mapping[str, Any] = {**PARAMETER_RULES, "embed": "data"}
-# ... and for activations
+# For activations
 ACTIVATION_RULES: Mapping[str, Any] = {
     "batch": ROWS,
     "length": None,
@@ -44,7 +44,7 @@ ACTIVATION_RULES: Mapping[str, Any] = {
     "kv_heads": "tensor",
     "mlp": "tensor",
     "vocab": "tensor",
-    # looking up embeddings, and log-probs: the devices of `fsdp` share the width, or the words, and not the rows
+    # Embedding lookup and log-probs: the devices of `fsdp` split the width or the vocabulary, not the rows.
     "lookup_batch": "data",
     "lookup_embed": "fsdp",
     "lookup_vocab": ("fsdp", "tensor"),
@@ -52,44 +52,49 @@ ACTIVATION_RULES: Mapping[str, Any] = {
 
 
 class MeshError(InputError):
-    """A mesh that the devices or the batch cannot fill; the message says what to change."""
+    """The mesh does not fit the devices or the batch; the message says what to change."""
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None) -> Mesh:
-    """A (data, fsdp, tensor) mesh; at most one size may be -1, which takes the devices that are left."""
+    """A (data, fsdp, tensor) mesh. At most one size may be -1, which takes the remaining devices."""
     devices = jax.devices() if devices is None else devices
     sizes = [data, fsdp, tensor]
     if sizes.count(-1) > 1 or any(s == 0 or s < -1 for s in sizes):
         raise MeshError(f"mesh (data, fsdp, tensor) = {tuple(sizes)}: sizes are positive, and at most one is -1")
     if -1 in sizes:
-        others = int(np.prod([s for s in sizes if s != -1]))
+        others = math.prod(s for s in sizes if s != -1)
         sizes[sizes.index(-1)] = max(1, len(devices) // others)
-    if int(np.prod(sizes)) != len(devices):
+    if math.prod(sizes) != len(devices):
         raise MeshError(
-            f"mesh (data, fsdp, tensor) = {tuple(sizes)} wants {int(np.prod(sizes))} devices, there are {len(devices)}: "
+            f"mesh (data, fsdp, tensor) = {tuple(sizes)} wants {math.prod(sizes)} devices, there are {len(devices)}: "
             "change config.mesh, or give one of its sizes as -1"
         )
     return Mesh(np.asarray(devices).reshape(sizes), AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def row_devices(mesh: Mesh) -> int:
-    """How many ways the rows of a batch are split."""
-    return mesh.shape["data"] * mesh.shape["fsdp"]
+    """Into how many parts the rows of a batch are split."""
+    return _parts(mesh, ROWS)
+
+
+def _parts(mesh: Mesh, axes: str | tuple[str, ...] | None) -> int:
+    """Into how many parts these mesh axes split an array axis."""
+    return math.prod(mesh.shape[a] for a in ([axes] if isinstance(axes, str) else axes or ()))
 
 
 def _spec(mesh: Mesh, rules: Mapping[str, Any], names: tuple[str | None, ...], shape: tuple[int, ...]) -> PartitionSpec:
-    """Axes whose size the mesh does not divide stay whole: three key/value heads on two devices, say."""
+    """The PartitionSpec of logical axes. An axis that does not divide evenly (3 key/value heads on 2 devices) stays whole."""
     chosen = []
     for name, size in zip(names, shape, strict=True):
         axes = rules[name] if name is not None else None
-        ways = int(np.prod([mesh.shape[a] for a in ([axes] if isinstance(axes, str) else axes or ())]))
-        chosen.append(axes if ways > 1 and size % ways == 0 else None)
+        parts = _parts(mesh, axes)
+        chosen.append(axes if parts > 1 and size % parts == 0 else None)
     return PartitionSpec(*chosen)
 
 
 @dataclass(frozen=True)
 class ActivationShard:
-    """The `shard(x, logical axes)` that models take; hashable, hence a static argument."""
+    """The function `shard(x, logical axes)` that models call to lay out activations. Hashable, so it can be a static argument."""
 
     mesh: Mesh
 
@@ -98,29 +103,28 @@ class ActivationShard:
         return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
 
     def parameters(self, params, axes, rules: Mapping[str, Any] = PARAMETER_RULES):
-        """A tree like the parameters, split as they are; axes: `decoder.param_axes`."""
+        """A tree like the parameters, constrained to their shardings. axes: `decoder.param_axes`."""
         return jax.lax.with_sharding_constraint(params, parameter_shardings(self.mesh, axes, params, rules))
 
     def map(self, function, axes, arrays):
-        """function(*arrays) under jax.shard_map; the result is laid out like the first of the arrays."""
+        """function(*arrays) under jax.shard_map. The result is laid out like the first array."""
         specs = tuple(_spec(self.mesh, ACTIVATION_RULES, names, x.shape) for names, x in zip(axes, arrays, strict=True))
         run = jax.shard_map(function, mesh=self.mesh, in_specs=specs, out_specs=specs[0], check_vma=False)
         return run(*arrays)
 
     def ways(self, name: str, size: int) -> int:
-        """How many devices an axis of this size is split over."""
-        spec = _spec(self.mesh, ACTIVATION_RULES, (name,), (size,))[0]
-        return int(np.prod([self.mesh.shape[a] for a in ([spec] if isinstance(spec, str) else spec or ())]))
+        """Over how many devices a logical axis of this size is split."""
+        return _parts(self.mesh, _spec(self.mesh, ACTIVATION_RULES, (name,), (size,))[0])
 
 
 def parameter_shardings(mesh: Mesh, axes, shapes, rules: Mapping[str, Any] = PARAMETER_RULES):
-    """A tree of NamedShardings from a tree of logical axis names and the matching tree of shapes."""
+    """The tree of NamedShardings for a tree of logical axis names and a matching tree of shapes."""
     return jax.tree.map(lambda shape, names: NamedSharding(mesh, _spec(mesh, rules, names, shape.shape)), shapes, axes)
 
 
 def state_shardings(mesh: Mesh, shapes, parameters):
-    """Shardings of any state that holds copies of the parameters (moments): leaves follow the parameter whose path they
-    end in and whose shape they have; everything else is replicated."""
+    """Shardings of a state that holds arrays like the parameters (an optimiser's moments). A leaf is sharded like the parameter
+    whose path its own path ends with; every other leaf is replicated."""
     known = {
         jax.tree_util.keystr(path): sharding for path, sharding in jax.tree_util.tree_flatten_with_path(parameters)[0]
     }
@@ -140,12 +144,12 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def rows(mesh: Mesh) -> NamedSharding:
-    """Leading axis split over data and fsdp."""
+    """The sharding that splits the leading axis over data and fsdp."""
     return NamedSharding(mesh, PartitionSpec(ROWS))
 
 
 def put_rows(mesh: Mesh, tree):
-    """Host arrays to the devices, rows split. Raises MeshError if they do not split evenly."""
+    """Puts host arrays on the devices, rows split. Raises MeshError if they do not split evenly."""
     ways = row_devices(mesh)
     for leaf in jax.tree.leaves(tree):
         if leaf.shape[0] % ways:
@@ -157,7 +161,7 @@ def put_rows(mesh: Mesh, tree):
 
 
 def put(sharding: NamedSharding, tree):
-    """Arrays to the devices. Host arrays are the same in all processes; each puts the shards of its own devices."""
+    """Puts arrays on the devices. Host arrays must be equal in all processes; each process puts its own devices' shards."""
     if sharding.is_fully_addressable:
         return jax.device_put(tree, sharding)
 
@@ -176,16 +180,17 @@ def _gathering(mesh: Mesh):
 
 
 def gather(mesh: Mesh, tree):
-    """Arrays that this process can read whole: themselves, or where other processes hold some of their shards a copy on every
-    device. Asked of all processes at once, as any computation."""
+    """Arrays that this process can read whole: a copy on every device if other processes hold shards of them, otherwise the
+    arrays themselves. All processes must call this together."""
     return tree if replicated(mesh).is_fully_addressable else _gathering(mesh)(tree)
 
 
 def connect(mesh: Mesh) -> None:
-    """Opens the connections between the processes of a mesh: one sum over each group of its axes.
+    """Opens the connections between the processes of a mesh, by one sum over each group of its axes.
 
-    Called while all are at the same place. Later one may still be compiling what another one read from the cache (on CPUs the
-    first process alone finds anything there), and gloo gives up after 30 s without an answer; once connected it waits.
+    Call it while all processes are at the same place. Later one may still be compiling a function that another has read from
+    the cache (on CPUs only the first process finds anything there), and gloo gives up connecting after 30 s without an answer;
+    an open connection waits.
     """
     if replicated(mesh).is_fully_addressable:
         return
@@ -196,16 +201,15 @@ def connect(mesh: Mesh) -> None:
 
 
 def fetch(mesh: Mesh, tree):
-    """NumPy of arrays on the mesh, the whole of them in every process."""
+    """Whole NumPy copies of arrays on the mesh, in every process."""
     return jax.device_get(gather(mesh, tree))
 
 
 def for_first_host(mesh: Mesh, params):
-    """Parameters as the first process can write them. With several processes, all of which have to ask, it gets NumPy arrays, one
-    layer of a stack at a time, so that no device has to hold a whole stack; the others get None in their place."""
+    """Parameters in a form that the first process can write. With several processes, which must all call this, the first gets
+    NumPy arrays, fetched one layer of a stack at a time so that no device holds a whole stack; the others get None instead."""
     if replicated(mesh).is_fully_addressable:
         return params
-
     layer = jax.jit(lambda x, i: x[i], out_shardings=replicated(mesh))
 
     def whole(x):

@@ -1,8 +1,8 @@
-"""Several processes as one program: joining a group, who does what, and how all end when one does.
+"""Runs several processes as one program: joins them in a group, divides work among them, and ends all when one ends.
 
 All processes run the same program on the same files and hold the same host arrays of a step (512 samples of 4,096 tokens: 27 MB);
-the devices hold shards. What is slow on a host, turning tokens into text and checking it, is shared out (`share`, `union`).
-The first process alone writes what is not sharded, and decides what hangs on files (`agree`).
+the devices hold shards. Slow host work, which is decoding tokens to text and checking it, is divided (`share`, `union`).
+Only the first process writes what is not sharded and makes decisions that depend on files (`agree`).
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from jax.experimental import multihost_utils
 
 from hir_jax.types import InputError
 
-# A process that was silent for so long is gone. jax's default of 100 s would keep the others hanging for longer than a minute.
+# After this time without a heartbeat a process counts as dead. With jax's default of 100 s the others would wait over a minute.
 HEARTBEAT_SECONDS = 30
-_JOIN_SECONDS = 300  # hosts of a slice start at different times
-_WAIT_SECONDS = 24 * 3600  # for a process at work, which may write a large model; heartbeats tell of one that is gone
+_JOIN_SECONDS = 300  # the hosts of a slice start at different times
+_WAIT_SECONDS = 24 * 3600  # for a process at work, which may be writing a large model; heartbeats detect a dead one
 _FAREWELL_SECONDS = 10  # for the others to read why a process ends
 _AGAIN = "Start all processes again with the same command: the run continues from its last checkpoint"
-# What jax.distributed.initialize() looks for, by its names there: Open MPI's mpirun (OMPI_MCA_orte_hnp_uri, and
+# Launchers that jax.distributed.initialize() detects, by jax's names for them: Open MPI's mpirun (OMPI_MCA_orte_hnp_uri, and
 # OMPI_COMM_WORLD_SIZE, _RANK, _LOCAL_RANK; version 5 through mpi4py with jax 0.12, not at all with 0.10), a SLURM step
 # (SLURM_JOB_ID, _STEP_NODELIST, _NTASKS, _PROCID, _LOCALID, all set by srun), Cloud TPU hosts (worker-network-endpoints and
 # agent-worker-number of the metadata server), TPU pods on GKE (TPU_WORKER_HOSTNAMES or TPU_PROCESS_ADDRESSES, TPU_WORKER_ID),
@@ -42,11 +42,11 @@ _LAUNCHERS = ("ompi", "slurm", "gcetpu", "gketpu")
 
 
 class ProcessError(InputError):
-    """A group of processes that cannot be joined, or whose members disagree; the message says what to change."""
+    """A group of processes cannot be joined, or its members disagree; the message says what to change."""
 
 
 def define_flags() -> None:
-    """Declares --coordinator, --processes and --process, which come before HIR_COORDINATOR, HIR_PROCESSES and HIR_PROCESS."""
+    """Defines --coordinator, --processes and --process, which override HIR_COORDINATOR, HIR_PROCESSES and HIR_PROCESS."""
     flags.DEFINE_string("coordinator", None, "HOST:PORT at which the first of several processes can be reached.")
     flags.DEFINE_integer("processes", None, "How many processes there are.", lower_bound=1)
     flags.DEFINE_integer("process", None, "Which of them this one is, from 0.", lower_bound=0)
@@ -56,7 +56,7 @@ def define_flags() -> None:
 
 
 def _named_group() -> dict[str, Any] | None:
-    """Arguments for jax of a group that flags or variables describe, or None."""
+    """jax's arguments for the group that flags or environment variables describe, or None."""
     values = {}
     for name in ("coordinator", "processes", "process"):
         flag, variable = flags.FLAGS[name].value, os.environ.get(f"HIR_{name.upper()}")
@@ -81,7 +81,7 @@ def _named_group() -> dict[str, Any] | None:
 
 
 def _launched_group() -> dict[str, Any] | None:
-    """The same of a group of several processes that a launcher describes, for jax to read for itself."""
+    """jax's arguments for a group of several processes that a launcher describes, or None. jax reads the details itself."""
     for launcher in clusters.ClusterEnv._cluster_types:
         if launcher.name not in _LAUNCHERS or not launcher.is_env_present():
             continue
@@ -101,10 +101,10 @@ def _launched_group() -> dict[str, Any] | None:
 
 
 class _Witness:
-    """Says this process's last words if it ends without saying anything itself.
+    """Prints this process's last message if it ends without printing one itself.
 
-    When a process of the group is gone, jax ends the others from a thread of its own by abort(), where no Python runs any more;
-    so a small process waits for the end of a pipe.
+    When a process of the group dies, jax ends the others by abort() in a thread of its own, where no Python can run. So a small
+    helper process waits for the end of a pipe.
     """
 
     _PROGRAM = (
@@ -121,7 +121,7 @@ class _Witness:
         self._process.stdin.flush()
 
     def close(self) -> None:
-        """Nothing is to be said."""
+        """Ends the helper process without a message."""
         self.last_words("")
         self._process.stdin.close()
         self._process.wait()
@@ -133,11 +133,11 @@ def _name() -> str:
 
 @contextmanager
 def joined(*, preemption: bool) -> Iterator[None]:
-    """The group that flags, HIR_ variables or a launcher describe, or a single process; before anything else of jax is used.
+    """Joins the group that flags, HIR_ variables or a launcher describe; without one, does nothing. Call before other jax code.
 
-    Where there is a group, its processes end together: an error inside ends all with its message and status 1, and when one is
-    killed the others end within HEARTBEAT_SECONDS. With `preemption` jax hears SIGTERM, for
-    `jax.experimental.multihost_utils.reached_preemption_sync_point`; without, it ends the process as usual.
+    The processes of a group end together: an error inside ends all with its message and status 1, and when one is killed the
+    others end within HEARTBEAT_SECONDS. With `preemption` jax handles SIGTERM for
+    `jax.experimental.multihost_utils.reached_preemption_sync_point`; without it, SIGTERM ends the process as usual.
     """
     arguments = _named_group() or _launched_group()
     if arguments is None:
@@ -166,7 +166,7 @@ def joined(*, preemption: bool) -> Iterator[None]:
 
 
 class _Group:
-    """The group that this process is in: hears of the failure of others, and tells of its own."""
+    """The group that this process has joined. Learns of the failure of other processes and tells them of its own."""
 
     _FAILURES = "hir_jax/failures"
 
@@ -176,14 +176,14 @@ class _Group:
         threading.Thread(target=self._listen, daemon=True).start()
 
     def leave(self) -> None:
-        """Waits for all, the first of which may still be writing."""
+        """Waits for all processes, of which the first may still be writing, and leaves the group."""
         self._client.wait_at_barrier("hir_jax/end", _WAIT_SECONDS * 1000)
         self._ending.set()
         jax.distributed.shutdown()
         self._witness.close()
 
     def fail(self, error: BaseException) -> NoReturn:
-        """Says what is wrong, here and to the others, which may be waiting for this one where no exception reaches them."""
+        """Prints the error, sends it to the other processes, which may be waiting where no exception reaches them, and ends."""
         self._ending.set()
         if not isinstance(error, InputError | OSError):
             traceback.print_exception(error)
@@ -209,31 +209,31 @@ class _Group:
         self._witness.close()
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(1)  # at a usual exit jax would wait for the others, which wait for this one
+        os._exit(1)  # a normal exit would deadlock: jax waits for the others, which wait for this process
 
 
 # ---- working together
 
 
 def first() -> bool:
-    """Whether this process writes files and the terminal."""
+    """Whether this process is the first, which alone writes to files and to the terminal."""
     return jax.process_index() == 0
 
 
 def share(items: Sequence) -> Sequence:
-    """This process's part of what all of them hold: every n-th, so that what belongs together is spread."""
+    """This process's part of a list that all processes hold: every n-th item, so that neighbours go to different processes."""
     return items[jax.process_index() :: jax.process_count()]
 
 
 def union(tree):
-    """Element-wise "or" over the processes, of a tree of bool NumPy arrays."""
+    """Element-wise "or" of a tree of bool NumPy arrays over the processes."""
     if jax.process_count() == 1:
         return tree
     return jax.tree.map(lambda x: x.any(0), multihost_utils.process_allgather(tree))
 
 
 def total(values: Mapping[str, float]) -> dict[str, float]:
-    """Sums over the processes."""
+    """The sum of each value over the processes."""
     if jax.process_count() == 1:
         return dict(values)
     bits = np.array(list(values.values()), np.float64).view(np.uint32)  # jax would round to float32
@@ -245,7 +245,7 @@ _decisions = iter(range(sys.maxsize))
 
 
 def agree(decide: Callable[[], Any]) -> Any:
-    """What `decide` returns (as JSON has it) in the first process, in all of them; its InputError is raised in all."""
+    """In all processes, the value (after a round trip through JSON) or the InputError of `decide` in the first process."""
     if jax.process_count() == 1:
         return decide()
     client, key, found = distributed.global_state.client, f"hir_jax/decisions/{next(_decisions)}", {}
@@ -262,7 +262,7 @@ def agree(decide: Callable[[], Any]) -> Any:
 
 
 def same(value: Any, name: str, advice: str) -> None:
-    """ProcessError in all processes if `value`, of which JSON can be made, is not the same in all."""
+    """Raises ProcessError in all processes if `value`, which must be serialisable as JSON, is not the same in all."""
     if jax.process_count() == 1:
         return
     marks = multihost_utils.process_allgather(np.uint32(zlib.crc32(json.dumps(value, sort_keys=True).encode())))

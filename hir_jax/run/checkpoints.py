@@ -1,4 +1,4 @@
-"""Orbax checkpoints of a run. The only module that imports orbax."""
+"""Saves and restores a run's checkpoints with Orbax. No other module imports orbax."""
 
 from __future__ import annotations
 
@@ -17,38 +17,39 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
+from hir_jax.textfiles import first_line
 from hir_jax.types import InputError
 
 
 class CheckpointError(InputError):
-    """A checkpoint that cannot be read or written; the message names the directory and what to do."""
+    """A checkpoint cannot be read or written; the message names the directory and what to do."""
 
 
 _LOGS = [logging.getLogger(name) for name in ("absl", "asyncio")]
 
 
 def _not_of_orbax(record: logging.LogRecord) -> bool:
-    """Drops the pages of tracebacks that Orbax's threads and tasks log of a failure: `Checkpoints` raises it in the caller."""
+    """Drops the long tracebacks that Orbax's threads and tasks log for a failure, which `Checkpoints` raises in the caller."""
     frames = traceback.extract_tb(record.exc_info[2]) if record.exc_info else []
     places = [record.pathname, *(frame.filename for frame in frames)]
     return record.levelno < logging.ERROR or not any(f"{os.sep}orbax{os.sep}" in place for place in places)
 
 
 def _unraisable(usual: Callable[[Any], None], found: Any) -> None:
-    if str(found.exc_value) != "Event loop is closed":  # tensorstore's, when Orbax has given up waiting for it
+    if str(found.exc_value) != "Event loop is closed":  # from tensorstore, after Orbax has given up waiting for it
         usual(found)
 
 
 def _reason(error: Exception) -> str:
-    """The system's words for a failed write, or the first line of others."""
+    """The operating system's message for a failed write; for any other error its first line."""
     code = getattr(error, "errno", None) or (re.search(r"os_error_code='(\d+)'", str(error)) or [0, 0])[1]
-    return os.strerror(int(code)) if code else (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    return os.strerror(int(code)) if code else first_line(error)[:200]
 
 
 class Checkpoints:
-    """Asynchronous, atomic saves of (state, meta) by step; the newest `keep` stay. Use as a context manager.
+    """Asynchronous, atomic saves of (state, meta) by step, of which the newest `keep` are kept. Use as a context manager.
 
-    keep None: for reading alone, beside a run that may be saving: its unfinished saves are left in peace.
+    keep None: for reading only. A run may be saving there at the same time; its unfinished saves are not touched.
     """
 
     def __init__(self, directory: Path, keep: int | None = None):
@@ -70,8 +71,8 @@ class Checkpoints:
         self.close()
 
     def close(self) -> None:
-        """Waits for the save under way. Raises CheckpointError if it fails; one that is known to have failed is no news."""
-        if self._failed:  # what is left of a failed save speaks when it is collected, perhaps at the end of the process
+        """Waits for the save under way. Raises CheckpointError if it fails, unless that failure has been raised already."""
+        if self._failed:  # the remains of a failed save warn when they are collected, perhaps at the end of the process
             warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
             return
         self._written(self._manager.wait_until_finished)
@@ -81,7 +82,7 @@ class Checkpoints:
             log.removeFilter(_not_of_orbax)
 
     def _written(self, act: Callable[[], Any]) -> None:
-        """Calls what writes, or hears of what was written. Raises CheckpointError."""
+        """Calls a function that writes, or that reports earlier writes. Raises CheckpointError for its errors."""
         try:
             act()
         except (OSError, ValueError, RuntimeError) as error:
@@ -91,7 +92,7 @@ class Checkpoints:
             ) from error
 
     def latest(self) -> int | None:
-        """The last committed step, or None; a save that was cut off does not count."""
+        """The last committed step, or None. An interrupted save is not committed."""
         return self._manager.latest_step()
 
     def steps(self) -> list[int]:
@@ -99,31 +100,32 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def reached_preemption(self, step: int) -> bool:
-        """Whether a process of several has had SIGTERM and this is the step after which all are to stop: to be asked after every
-        step. False in a single process."""
+        """Whether one of several processes has received SIGTERM and all must stop after this step. Call it after every step.
+        False in a single process."""
         return self._manager.reached_preemption(step)
 
     def save(self, step: int, state: Any, meta: dict) -> None:
-        """Starts a save; returns once `state` may be donated. Does nothing for a step that is already saved.
+        """Starts a save and returns when `state` may be donated. Does nothing for a step that is already saved.
 
-        Raises CheckpointError if it cannot be started, or if the one before has failed."""
+        Raises CheckpointError if the save cannot be started or the previous one has failed."""
         if step == self.latest():
             return
-        # On CPU the host copy that orbax writes from may be the device buffer itself, which the next update reuses.
+        # On CPU the host copy from which orbax writes may be the device buffer itself, which the next update reuses.
         state = jax.tree.map(jnp.copy, state)
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
         self._written(lambda: self._manager.save(step, args=args))
 
     def wait(self) -> None:
-        """Until the save under way is done. Raises CheckpointError if it fails."""
+        """Waits until the save under way is done. Raises CheckpointError if it fails."""
         self._written(self._manager.wait_until_finished)
 
     def restore(self, step: int, abstract_state: Any) -> tuple[Any, dict]:
-        """State as `abstract_state` (ShapeDtypeStructs with shardings) and meta. Raises CheckpointError naming the step."""
+        """(state, meta), the state as `abstract_state` (ShapeDtypeStructs with shardings) describes it. Raises CheckpointError
+        that names the step."""
         return self._read(step, ocp.args.StandardRestore(abstract_state))
 
     def restore_params(self, step: int, abstract_params: Any) -> tuple[Any, dict]:
-        """The same of the state's `params` alone: neither read nor held are the moments, twice as large."""
+        """(params, meta) of a state. The optimiser's moments, which are twice as large, are not read."""
         part = {"params": abstract_params}
         how = ocp.checkpoint_utils.construct_restore_args(part)
         found, meta = self._read(step, ocp.args.PyTreeRestore(part, restore_args=how, partial_restore=True))
@@ -133,16 +135,16 @@ class Checkpoints:
         try:
             found = self._manager.restore(step, args=ocp.args.Composite(state=state_args, meta=ocp.args.JsonRestore()))
         except (ValueError, KeyError, FileNotFoundError, OSError) as error:
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
             raise CheckpointError(
-                f"{self.directory / str(step)}: cannot be read ({first}); delete that directory to resume from the step "
-                "before it"
+                f"{self.directory / str(step)}: cannot be read ({first_line(error)[:200]}); delete that directory to resume "
+                "from the step before it"
             ) from error
         return found.state, found.meta
 
 
 def step_of(workdir: Path, step: int | None) -> int:
-    """`step`, or the newest one that has a checkpoint. InputError where there is none; 0 needs none, but has to be named."""
+    """`step`, or if it is None the newest step with a checkpoint. Raises InputError if there is none. Step 0, the start, needs no
+    checkpoint but must be asked for."""
     if step == 0:
         return 0
     directory = workdir / "checkpoints"

@@ -1,4 +1,4 @@
-"""Writing files, and a run's directory: config.json, metrics, replays and kept.jsonl, TensorBoard; truncated on resume."""
+"""Writes files atomically, and the files of a run's directory: metrics, replays and kept.jsonl, TensorBoard events, W&B."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import secrets
 import stat
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,25 @@ LINES = ("metrics", "replays", "kept")  # JSON Lines files, each row with its st
 
 
 class RunError(InputError):
-    """A run directory that cannot be used; the message names it and what to do."""
+    """A run directory cannot be used; the message names it and what to do."""
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------
 
 
+@contextmanager
+def named_in_errors(path: Path | str) -> Iterator[None]:
+    """An OSError raised inside names `path` as its file."""
+    try:
+        yield
+    except OSError as error:
+        if not error.errno:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
 def _status(path: Path) -> os.stat_result | None:
-    """What is at the path, through links; None: nothing."""
+    """The status of the file at the path, after following links; None if there is none."""
     try:
         return os.stat(path)
     except FileNotFoundError:
@@ -37,35 +49,29 @@ def _status(path: Path) -> os.stat_result | None:
 
 
 def is_stream(path: Path | str) -> bool:
-    """Whether a device, a pipe or a socket is at the path: something to write into, with nothing to read back or to replace."""
+    """Whether the path is a device, a pipe or a socket, which can be written to but neither read back nor replaced."""
     found = _status(Path(path))
     return found is not None and not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode)
 
 
 def write_atomically(path: Path | str, text: str | Iterable[str]) -> None:
-    """Either the old file or the whole new one is there, whatever happens. `text`: the content, or parts of it in order.
+    """Writes a file so that either the old one or the whole new one is there. `text`: the content, or its parts in order.
 
-    A symbolic link stays, and what it points to is replaced; permissions stay. What is no file cannot be replaced: text goes
-    into a device or a pipe as it comes, and where `path` is this program's own standard output or error (/dev/stdout), behind
-    what was written there before. The directory is made if need be. Raises OSError that names `path`.
+    A symbolic link is kept and its target replaced; permissions are kept. A device or a pipe cannot be replaced and is written
+    to directly; if `path` is this program's own standard output or error (/dev/stdout), the text follows what is there
+    already. Missing directories are made. Raises OSError that names `path`.
     """
     path, parts = Path(path), [text] if isinstance(text, str) else text
-    try:
+    with named_in_errors(path):
         old = _status(path)
         own = next((f for f in (1, 2) if old and _is_open(f, old)), None)
+        if own is None and not is_stream(path):
+            _replace(Path(os.path.realpath(path)), parts, old)
+            return
         if own is not None:
             sys.stdout.flush()
-            with open(own, "w", encoding="utf-8", newline="", closefd=False) as file:
-                file.writelines(parts)
-        elif is_stream(path):
-            with open(path, "w", encoding="utf-8", newline="") as file:
-                file.writelines(parts)
-        else:
-            _replace(Path(os.path.realpath(path)), parts, old)
-    except OSError as error:
-        if not error.errno:
-            raise
-        raise OSError(error.errno, error.strerror, str(path)) from error
+        with open(path if own is None else own, "w", encoding="utf-8", newline="", closefd=own is None) as file:
+            file.writelines(parts)
 
 
 def _is_open(descriptor: int, found: os.stat_result) -> bool:
@@ -79,9 +85,8 @@ def _replace(target: Path, parts: Iterable[str], old: os.stat_result | None) -> 
     if old and stat.S_ISDIR(old.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     target.parent.mkdir(parents=True, exist_ok=True)
-    draft = target.with_name(
-        f".{os.getpid()}-{secrets.token_hex(4)}.tmp"
-    )  # short, whatever the length of the file's name
+    # The draft's name does not grow with the target's, which may be as long as the file system allows.
+    draft = target.with_name(f".{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         with open(draft, "x", encoding="utf-8", newline="") as file:
             if old:
@@ -96,20 +101,20 @@ def _replace(target: Path, parts: Iterable[str], old: os.stat_result | None) -> 
 
 
 def json_line(row: Mapping[str, Any]) -> str:
-    """A row of a JSON Lines file."""
+    """The line of a row in a JSON Lines file."""
     return json.dumps(row, ensure_ascii=False) + "\n"
 
 
 def write_jsonl(path: Path | str, rows: Iterable[Mapping[str, Any]]) -> None:
-    """`write_atomically` of rows."""
+    """Writes rows as a JSON Lines file by `write_atomically`."""
     write_atomically(path, map(json_line, rows))
 
 
-# --- whose directory it is -------------------------------------------------------------------------------------------
+# --- the run that a directory belongs to -----------------------------------------------------------------------------
 
 
 def commit() -> str:
-    """The commit of this checkout ("-dirty" where files differ from it), or "unknown" where there is none."""
+    """The commit of this checkout, with "-dirty" if files differ from it, or "unknown" outside a checkout."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
@@ -117,11 +122,16 @@ def commit() -> str:
         return "unknown"
 
 
-def read_config(workdir: Path) -> dict[str, Any] | None:
-    """The flattened config that the directory was started with, or None. Raises RunError if it cannot be read."""
-    path = Path(workdir) / "config.json"
-    if path.parent.exists() and not path.parent.is_dir():
+def refuse_file(workdir: Path) -> None:
+    """Raises RunError if the path exists and is not a directory."""
+    if workdir.exists() and not workdir.is_dir():
         raise RunError(f"{workdir}: not a directory; give --workdir one, or a name that is not there yet")
+
+
+def read_config(workdir: Path) -> dict[str, Any] | None:
+    """The flattened config of the run in the directory, or None if there is none. Raises RunError if it cannot be read."""
+    path = Path(workdir) / "config.json"
+    refuse_file(path.parent)
     if not path.exists():
         return None
     try:
@@ -134,7 +144,7 @@ def read_config(workdir: Path) -> dict[str, Any] | None:
 
 
 def refuse_other_config(workdir: Path, changed: Iterable[str]) -> None:
-    """Raises RunError if the directory belongs to a run of another config (`changed`: the keys that differ)."""
+    """Raises RunError if any config keys differ from those of the directory's run (`changed`: these keys)."""
     changed = list(changed)
     if changed:
         raise RunError(
@@ -144,7 +154,7 @@ def refuse_other_config(workdir: Path, changed: Iterable[str]) -> None:
 
 
 def refuse_foreign(workdir: Path) -> None:
-    """Raises RunError if a directory without config.json holds what a run would write over."""
+    """Raises RunError if a directory without config.json holds files that a run would overwrite."""
     names = (*(f"{name}.jsonl" for name in LINES), "checkpoints", "model")
     found = [name for name in names if (Path(workdir) / name).exists()]
     if found:
@@ -158,7 +168,7 @@ def refuse_foreign(workdir: Path) -> None:
 
 
 def truncate_after(path: Path, step: int) -> None:
-    """Drops the rows of a JSON Lines file that are later than `step`, and lines that are no rows (a kill may cut one off)."""
+    """Drops the rows of a JSON Lines file after `step`, and lines that are not rows (a kill may leave half a line)."""
     if not path.exists():
         return
     kept = []
@@ -175,20 +185,20 @@ def truncate_after(path: Path, step: int) -> None:
 
 
 def _start_wandb(project: str, workdir: Path, config: Mapping | None):
-    """A Weights & Biases run of the directory's name, resumed where there is one."""
+    """A Weights & Biases run named after the directory; an existing one is resumed."""
     import wandb
 
     name = str(workdir.resolve())
-    key = hashlib.sha256(name.encode()).hexdigest()[:16]  # the same directory is the same run
+    key = hashlib.sha256(name.encode()).hexdigest()[:16]  # the same for the same directory
     return wandb.init(project=project, name=name, id=key, resume="allow", dir=str(workdir), config=dict(config or {}))
 
 
 class Appender:
-    """Rows at the end of a JSON Lines file, a device or a pipe: each is in there when `write` returns. OSError names the file."""
+    """Appends rows to a JSON Lines file, a device or a pipe. Each is written when `write` returns; an OSError names the file."""
 
     def __init__(self, path: Path | str):
         self._path = Path(path)
-        self._file = self._path.open("ab", buffering=0)  # without a buffer nothing is left for `close` to write
+        self._file = self._path.open("ab", buffering=0)  # unbuffered, so that `close` has nothing left to write
 
     def __enter__(self):
         return self
@@ -198,16 +208,13 @@ class Appender:
 
     def write(self, row: Mapping[str, Any]) -> None:
         left = json_line(row).encode("utf-8")
-        try:
+        with named_in_errors(self._path):
             while left:
                 left = left[self._file.write(left) :]
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, str(self._path)) from error
 
 
 class RunFiles:
-    """Appends to the run's files, one row at a time. `step` is the last one that is kept (resume);
-    a fresh run keeps none."""
+    """Appends to the run's files, one row at a time. On resume rows after `step` are dropped; a fresh run drops all."""
 
     def __init__(
         self,
@@ -244,7 +251,7 @@ class RunFiles:
             self._wandb.finish()
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """One object a step; what is not finite becomes null (JSON has neither NaN nor infinity)."""
+        """Writes one object for a step. Values that are not finite become null, since JSON has neither NaN nor infinity."""
         clean = {k: (v if math.isfinite(v) else None) for k, v in values.items()}
         self._files["metrics"].write({"step": step, **clean})
         if self._board:
@@ -254,7 +261,7 @@ class RunFiles:
             self._wandb.log(clean, step=step)
 
     def distributions(self, step: int, values: Mapping[str, Any], replays: Iterable[Mapping[str, Any]]) -> None:
-        """Histograms of arrays, and replayed pairs as texts, in TensorBoard."""
+        """Writes histograms of arrays, and replayed pairs as texts, to TensorBoard."""
         if not self._board:
             return
         for name, array in values.items():
@@ -268,11 +275,11 @@ class RunFiles:
         self._board.flush()
 
     def replays(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
-        """A sample of the replayed pairs of a step."""
+        """Writes a sample of a step's replayed pairs."""
         for row in rows:
             self._files["replays"].write({"step": step, **row})
 
     def kept(self, step: int, counts: Mapping[str, tuple[int, int]]) -> None:
-        """Of all replays of a step: constraint type -> (how often it was kept, how often the originals asked for it)."""
+        """Writes counts over all replays of a step: constraint type -> (times kept, times asked for by the originals)."""
         if counts:
             self._files["kept"].write({"step": step, "kept": counts})

@@ -1,13 +1,13 @@
-"""One run at a time in a directory: DIR/run.lock, which says whose the directory is while a run is under way.
+"""Lets only one run at a time use a directory. DIR/run.lock names the process that holds it.
 
-The lock is the kernel's (flock), on NFS the server's: it ends with its process, however that ends, so that none is left behind by
-a kill. Where the file system has no such lock, or only one that holds within a machine (NFS mounted with nolock), the file is a
-lease: its holder touches it every BEAT_SECONDS, and it counts as left behind when its process is gone from this machine or, on
-another machine, when the file server says that it was not touched for SILENT_SECONDS.
+The lock is the kernel's flock, on NFS the server's. It ends with its process, however that ends, so a kill leaves none behind.
+If the file system has no flock, or one that holds only within a machine (NFS mounted with nolock), the file is a lease instead:
+its holder touches it every BEAT_SECONDS. A lease has expired when its process no longer exists on this machine or, if it is on
+another machine, when by the file server's clock it was not touched for SILENT_SECONDS.
 
-What a lease cannot do: after a kill on another machine a start is refused for up to SILENT_SECONDS; and of two starts within
-SETTLE_SECONDS, or beside a process that was stopped for longer than SILENT_SECONDS, both may go on until the first one looks
-again, at most BEAT_SECONDS later, and ends (`Lock.check`).
+Limits of a lease: after a kill on another machine, a start is refused for up to SILENT_SECONDS. If two runs start within
+SETTLE_SECONDS, or one starts beside a process that was suspended for longer than SILENT_SECONDS, both may run until the first
+looks again, at most BEAT_SECONDS later, and ends (`Lock.check`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from hir_jax.run.files import RunError, write_atomically
+from hir_jax.run.files import RunError, refuse_file, write_atomically
 
 NAME = "run.lock"
 BEAT_SECONDS, SILENT_SECONDS, SETTLE_SECONDS = 10.0, 60.0, 1.0
@@ -34,7 +34,7 @@ _LOCAL = {"nolock", "local_lock=flock", "local_lock=all", "localflock"}  # mount
 
 
 def _read(path: str) -> str:
-    """A file of /proc; "" where there is none."""
+    """The text of a file of /proc, "" if there is none."""
     try:
         return Path(path).read_text(errors="replace")
     except OSError:
@@ -42,20 +42,20 @@ def _read(path: str) -> str:
 
 
 def _started(pid: int) -> str:
-    """When a process of this machine started, in the kernel's ticks; "" if there is none, or only a dead one."""
+    """The time at which a process of this machine started, in the kernel's ticks; "" if it does not exist or is dead."""
     fields = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
     return fields[19] if fields and fields[0] not in "ZX" else ""
 
 
 def _machine() -> str:
-    """What processes that can see one another have in common; "" where the system (macOS) does not say."""
+    """An identifier shared by all processes that can see one another; "" if the system (macOS) has none."""
     with suppress(OSError):
         return f"{_read('/proc/sys/kernel/random/boot_id').strip()} {os.readlink('/proc/self/ns/pid')}"
     return ""
 
 
 def _local_locks(path: Path) -> bool:
-    """Whether flock on this file system is not heard of by other machines."""
+    """Whether other machines do not see an flock on this file system."""
     device = os.stat(path).st_dev
     mounts = [line.split() for line in _read("/proc/self/mountinfo").splitlines()]
     here = f"{os.major(device)}:{os.minor(device)}"
@@ -63,7 +63,7 @@ def _local_locks(path: Path) -> bool:
 
 
 def _owner(path: Path) -> dict[str, Any]:
-    """What the file says of who holds it; {} where it says nothing."""
+    """The holder that the lock file names; {} if it names none."""
     with suppress(OSError, ValueError):
         found = json.loads(path.read_text(encoding="utf-8"))
         return found if isinstance(found, dict) else {}
@@ -76,13 +76,13 @@ def _refusal(workdir: Path, owner: Mapping[str, Any]) -> RunError:
 
 
 class Lock:
-    """A directory that is held. `check` raises RunError if it is not any more, which only a lease can come to."""
+    """A lock on a directory. `check` raises RunError if it was lost, which can happen only to a lease."""
 
     def __init__(self, workdir: Path):
         self._workdir, self._path = workdir, workdir / NAME
         pid = os.getpid()
         self._me = {"host": socket.gethostname(), "pid": pid, "machine": _machine(), "started": _started(pid)}
-        self._me["token"] = secrets.token_hex(8)  # tells apart what has the same host and process id
+        self._me["token"] = secrets.token_hex(8)  # distinguishes processes with the same host and process id
         self._lost: dict[str, Any] | None = None
         self._ended = threading.Event()
         self._file = None if _local_locks(workdir) else self._lock()
@@ -102,12 +102,12 @@ class Lock:
             os.close(self._file)
 
     def _lock(self) -> int | None:
-        """The open file that is locked, None where there are no locks. Raises RunError."""
+        """The descriptor of the locked file, None if the file system has no locks. Raises RunError if another run holds it."""
         while True:
             file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                # Who ends removes the file before it gives up the lock: the one that was locked here may be gone by now.
+                # A run that ends removes the file and then releases the lock, so the file locked here may be gone already.
                 if self._path.exists() and os.path.samestat(os.fstat(file), os.stat(self._path)):
                     os.ftruncate(file, 0)
                     os.pwrite(file, json.dumps(self._me).encode(), 0)
@@ -123,7 +123,7 @@ class Lock:
                 return None
 
     def _holder(self) -> dict[str, Any]:
-        """The owner's own words, which come a moment after it has the lock."""
+        """The owner as the file names it. It writes its name shortly after it gets the lock, so this waits up to a second."""
         for _ in range(20):
             if owner := _owner(self._path):
                 return owner
@@ -134,8 +134,11 @@ class Lock:
         draft = self._path.with_name(f"{NAME}.{self._me['token']}")
         write_atomically(draft, json.dumps(self._me))
         try:
-            owner, now = _owner(self._path), draft.stat().st_mtime  # by the clock that the other file's time is of
-            if owner and not self._left_behind(owner, now):
+            owner, now = (
+                _owner(self._path),
+                draft.stat().st_mtime,
+            )  # the file server's clock, as for the other file's time
+            if owner and not self._expired(owner, now):
                 raise _refusal(self._workdir, owner)
             os.replace(draft, self._path)
         finally:
@@ -144,7 +147,7 @@ class Lock:
         if (owner := _owner(self._path)).get("token") != self._me["token"]:
             raise _refusal(self._workdir, owner)
 
-    def _left_behind(self, owner: Mapping[str, Any], now: float) -> bool:
+    def _expired(self, owner: Mapping[str, Any], now: float) -> bool:
         if owner.get("machine") and owner["machine"] == self._me["machine"]:
             return _started(owner.get("pid", 0)) != owner.get("started")
         with suppress(FileNotFoundError):
@@ -153,7 +156,7 @@ class Lock:
 
     def _beat(self) -> None:
         while not self._ended.wait(BEAT_SECONDS):
-            with suppress(OSError):  # the server is away: its clock goes on when it is back
+            with suppress(OSError):  # the file server does not answer: try again at the next beat
                 owner = _owner(self._path)
                 if owner and owner.get("token") != self._me["token"]:
                     self._lost = owner
@@ -163,10 +166,9 @@ class Lock:
 
 @contextmanager
 def held(workdir: Path) -> Iterator[Lock]:
-    """The directory, made if need be, as this run's own. Raises RunError while another run holds it. A directory that was made
-    here goes again if nothing was written there."""
-    if workdir.exists() and not workdir.is_dir():
-        raise RunError(f"{workdir}: not a directory; give --workdir one, or a name that is not there yet")
+    """Holds the lock on a directory, which is made if it does not exist and removed again if nothing was written there. Raises
+    RunError while another run holds it."""
+    refuse_file(workdir)
     made = [path for path in (workdir, *workdir.parents) if not path.exists()]
     workdir.mkdir(parents=True, exist_ok=True)
     try:

@@ -1,20 +1,20 @@
-"""Keeping freed memory: on a CPU the C library would hand a step's buffers back to the system and ask for them again."""
+"""Makes the C library keep freed memory, which on a CPU it would return to the system after a step and request again."""
 
 from __future__ import annotations
 
 import ctypes
 
-# Names and numbers of glibc's <malloc.h>. No buffer gets a mapping of its own, nothing at the end of the heap is given
-# back, and all threads share that heap (the others' heaps end at 64 MB).
+# Names and numbers of glibc's <malloc.h>. No buffer gets a mapping of its own, nothing at the end of the heap is returned,
+# and all threads share that heap (heaps of other threads are limited to 64 MB).
 _SETTINGS = {"M_MMAP_MAX": (-4, 0), "M_TRIM_THRESHOLD": (-1, -1), "M_ARENA_MAX": (-8, 1)}
 
 
 def keep_freed_memory() -> bool:
-    """Tells glibc's malloc to keep what is freed, for the whole process; False where the C library is another one.
+    """Tells glibc's malloc to keep freed memory in this process. Returns False if the C library is another one.
 
-    XLA's CPU backend allocates the temporary buffers of each call and frees them behind it. Large ones came fresh from
-    the system every time, and touching their pages anew took 53 of the 145 ms of processor time of an update whose
-    buffers are 68 MB. Call it before the first computation. The process stays as large as it once was.
+    XLA's CPU backend allocates temporary buffers for each call and frees them after it. By default large buffers come from
+    the system every time, and the page faults took 53 of the 145 ms of processor time of an update with 68 MB of buffers.
+    Call this before the first computation. The process never shrinks afterwards.
     """
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt

@@ -1,4 +1,4 @@
-"""What a run shows on the terminal: a bar with step, ILA, following, CLA, replays and so on; replayed pairs in colour."""
+"""Shows a run on the terminal: a progress bar with step, ILA, following, CLA, replays and so on, and replayed pairs in colour."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ log = logging.getLogger(__name__)
 
 
 def use_compilation_cache(directory: str) -> None:
-    """Keep what takes over 0.2 s to compile in `directory`, for the next process; "" leaves jax as it is set."""
+    """Stores functions that take over 0.2 s to compile in `directory` for later processes; "" keeps jax's own setting."""
     if directory:
         jax.config.update("jax_compilation_cache_dir", str(Path(directory).expanduser()))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 class Compilations:
-    """Counts XLA compilations and their seconds, and logs each; jax reports them through its monitoring events.
+    """Counts XLA compilations and their seconds, as jax's monitoring events report them, and logs the long ones.
 
-    What comes from the cache on disk counts too, with the seconds that reading took, and once more in `cached`.
+    Functions read from the cache on disk are included, with the seconds that reading took; `cached` counts them alone.
     """
 
     EVENT = "/jax/core/compile/backend_compile_duration"
@@ -87,7 +87,7 @@ class RunProgress:
 
 
 def show_replay(console: Console, step: int, row: Mapping) -> None:
-    """One replayed pair: the original instruction's constraints, met or not, the response, the rewritten instruction."""
+    """Prints a replayed pair: the original instruction's constraints, met or not, the response, the rewritten instruction."""
     console.rule(
         f"step {step}: a failure replayed as a success (integrity {row['integrity']:.2f}, score {row['score']:.2f})"
     )

@@ -1,4 +1,4 @@
-"""What a run reports of a step's samples and replays: metrics, distributions, rows of replays.jsonl and kept.jsonl."""
+"""Computes what a run logs about a step's samples and replays: metrics, histograms, rows of replays.jsonl and kept.jsonl."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hir_jax.types import PromptBatch, Replays, Rollout, Verdicts
 
 
 def rollout_metrics(engine, rollout: Rollout, verdicts: Verdicts, replays: Replays, rounds: int) -> dict[str, float]:
-    """What a step's samples and selection looked like (learner metrics come from the update)."""
+    """Metrics of a step's samples and selection. The update returns those of the learner."""
     replay, limit = engine.config.replay, engine.config.rollout.max_response
     wanted = (replay.k - rounds) * len(rollout.filled) // engine.settings.samples if len(replays.row) else 0
     filled = rollout.filled
@@ -51,8 +51,8 @@ def rollout_metrics(engine, rollout: Rollout, verdicts: Verdicts, replays: Repla
 
 
 def decode_busy(engine: Engine, prompts: PromptBatch, rollout: Rollout) -> float:
-    """The share of the rows that the decoding loops had room for, over all their steps, that were still running: 1 less the idle
-    share. What keeps it low is a long tail of lengths; `rollout.slots` is against that."""
+    """The share of slots in the decoding loops, over all their steps, that were not idle. A long tail of lengths makes it low;
+    `rollout.slots` raises it."""
     n, columns = prompts.tokens.shape
     lengths, first = rollout.mask.sum(-1).reshape(n, -1), engine.settings.first_samples
     calls = [lengths[:, :first]] + [one[:, None] for one in lengths[:, first:].T if one.any()]
@@ -60,13 +60,13 @@ def decode_busy(engine: Engine, prompts: PromptBatch, rollout: Rollout) -> float
     for part in calls:
         slots = engine.settings.slots(n, columns, part.shape[1], engine.config.rollout.max_response) or part.size
         slots = min(slots, part.size)
-        busy += int(np.maximum(part - 1, 0).sum())  # the first token is the prefill's
+        busy += int(np.maximum(part - 1, 0).sum())  # the prefill gives the first token
         places += slots * decode_steps(part.reshape(engine.settings.queues, -1), slots)
     return busy / places if places else 1.0
 
 
 def distributions(rollout: Rollout, verdicts: Verdicts, replays: Replays) -> dict[str, np.ndarray]:
-    """Of a step's samples: response lengths, shares of constraints met, entropies; and the integrity of what is replayed."""
+    """For histograms: the lengths, CLA and entropies of a step's samples, and the integrity of its replays."""
     filled = np.asarray(rollout.filled)
     integrity, lengths = np.asarray(select.cla(verdicts)), rollout.mask.sum(-1)
     return {
@@ -105,7 +105,7 @@ def replay_rows(
 def kept_by_type(
     engine: Engine, rows: list[Encoded], verdicts: Verdicts, replays: Replays
 ) -> dict[str, tuple[int, int]]:
-    """Over all replays of a step: constraint type -> (how often it was kept, how often the originals asked for it)."""
+    """Counts over all replays of a step: constraint type -> (times kept, times asked for by the originals)."""
     kept, asked = Counter(), Counter()
     for row in replays.row[replays.valid]:
         constraints = rows[row // engine.settings.samples].instruction.constraints

@@ -1,4 +1,4 @@
-"""Small tokenizers with the special tokens and chat templates of the published families, made here."""
+"""Small tokenizers with the special tokens and chat templates of the published families, built here."""
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -37,7 +37,7 @@ TEMPLATES = {"llama3": LLAMA3, "qwen3": QWEN3, "llama2": LLAMA2}
 
 
 def tokenizer(family, template=None, words=(), special=()):
-    """One token per byte, the family's special tokens, and `words` (as Qwen3's think tags) that are tokens and not special."""
+    """One token per byte, the family's special tokens, and `words` as tokens that are not special (like Qwen3's think tags)."""
     core = Tokenizer(models.BPE({c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, []))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()

@@ -25,7 +25,7 @@ TASKS = (
     "Tell me about « la fête de la musique » – what is it & when is it?",
 )
 
-# (id, arguments, text) by source; texts end with and without a mark, and may hold several sentences.
+# (id, arguments, text) by source. Texts end with or without a punctuation mark, and may hold several sentences.
 IFEVAL = (
     ("punctuation:no_comma", {}, "Do without commas"),
     ("length_constraints:number_words", {"relation": "at least", "num_words": 120}, "Use 120 words or more."),
@@ -67,7 +67,7 @@ JUDGED = (
 
 
 def rendered(task: str, texts: list[str], template: str) -> str:
-    """The six templates, written down once more from the description of the released data."""
+    """The six templates, written independently from the description of the released data."""
     sentences = " ".join(text if text[-1] in ",.?!" else text + "." for text in texts)
     numbered = "\n".join(f"{number}. {text}" for number, text in enumerate(texts, start=1))
     return {
@@ -85,7 +85,7 @@ def _some(options: tuple, start: int, count: int) -> list:
 
 
 def _truth(source: str, start: int, count: int) -> tuple[Row, list[Constraint]]:
-    """(ground truth, the constraints that it stands for)."""
+    """(ground truth, the constraints that it describes)."""
     if source in ("type1", "type2"):
         chosen = _some(IFEVAL if source == "type1" else IFBENCH, start, count)
         truth = {"instruction_id_list": [id for id, _, _ in chosen], "kwargs": [dict(given) for _, given, _ in chosen]}
@@ -122,7 +122,7 @@ def good_row(number: int, source: str, template: str) -> tuple[Row, Instruction]
 
 
 def good_rows() -> list[tuple[Row, Instruction]]:
-    """168 rows, seven of each source and template, in the published form and in others that mean the same."""
+    """168 rows, seven of each source and template, in the published form and in equivalent ones."""
     found = []
     for number in range(168):
         source, template = f"type{number % 4 + 1}", f"type{number // 4 % 6 + 1}"
@@ -165,7 +165,7 @@ def _with_nulls(row: Row) -> None:
 
 _VARIANTS = (lambda row: None, _as_json, _as_chat, _for_verl, _criteria_once, _with_task_as_prompt, _with_nulls)
 
-# (reason, source, what is done to a good row). A row is left as it is but for that.
+# (reason, source, the change that breaks a good row)
 _FAULTS: tuple[tuple[str, str, Any], ...] = (
     ("field", "type1", lambda row: row.update(id=None)),
     ("field", "type1", lambda row: row.update(id=True)),
@@ -203,7 +203,7 @@ _FAULTS: tuple[tuple[str, str, Any], ...] = (
 
 
 def bad_rows() -> list[tuple[Row, str]]:
-    """32 rows with one fault each; their ids go on from the good ones."""
+    """32 rows with one fault each; their ids continue those of the good rows."""
     found = []
     for number, (reason, source, spoil) in enumerate(_FAULTS, start=168):
         row = copy.deepcopy(good_row(number, source, f"type{number % 6 + 1}")[0])
@@ -213,7 +213,7 @@ def bad_rows() -> list[tuple[Row, str]]:
 
 
 def all_rows() -> Iterator[tuple[Row, Instruction | str]]:
-    """The 200 rows: a bad one after every five good ones, up to the last of them."""
+    """The 200 rows: one bad row after every five good ones, until no bad row is left."""
     bad = bad_rows()
     for number, good in enumerate(good_rows()):
         yield good

@@ -1,4 +1,4 @@
-"""Rows whose texts are hard to cut into tokens: odd white space, marks that combine, scripts, emoji, special tokens."""
+"""Rows whose texts are hard to tokenise in segments: odd white space, combining marks, scripts, emoji, special tokens."""
 
 import random
 
@@ -18,13 +18,13 @@ OUTER = ("", "", "", "", " ", "  ", "\n", "\n\n", "\t", "\r\n", "\u00a0", "\u300
 
 
 def text(draw: random.Random) -> str:
-    """One to six parts, in and out of white space."""
+    """One to six parts, with and without white space between them."""
     inner = draw.choice(("", " ")).join(draw.choice(PARTS) for _ in range(draw.randint(1, 6)))
     return draw.choice(OUTER) + inner + draw.choice(OUTER)
 
 
 def row(seed: int) -> Instruction:
-    """A row of one to six constraints; one in sixteen has no task but white space."""
+    """A row of one to six constraints; the task of one in sixteen is only white space."""
     draw = random.Random(seed)
     task = draw.choice(("", " ", "\n")) if draw.random() < 1 / 16 else text(draw)
     texts = [text(draw) for _ in range(draw.randint(1, 6))]

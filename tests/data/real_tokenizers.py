@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 _CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hir_jax_tokenizers"
 DIRECTORY = Path(os.environ.get("HIR_JAX_TOKENIZERS") or _CACHE)
 NAMES = ("llama3_1", "qwen2_5", "qwen3", "llama2", "llama2_normalizer")
-# The package of Llama 2 has no chat template; this is how Meta's reference code writes a turn of the user.
+# The package of Llama 2 has no chat template; this one renders a user turn like Meta's reference code.
 LLAMA2_CHAT = (
     "{% for m in messages %}{{ bos_token + '[INST] ' + m.content | trim + ' [/INST]' if m.role == 'user' "
     "else ' ' + m.content | trim + ' ' + eos_token }}{% endfor %}"
@@ -23,7 +23,7 @@ LLAMA2_CHAT = (
 @functools.cache
 def load(name: str):
     """A tokenizer with its chat template. "qwen2_5" is Qwen3's without its last four added tokens; "llama2_normalizer" is
-    Llama 2's as the tokenizers library itself reads it, with a normalizer that writes the space before a text."""
+    Llama 2's as the tokenizers library reads it, with a normalizer that adds a space before a text."""
     package = {"qwen2_5": "qwen3", "llama2_normalizer": "llama2"}.get(name, name)
     directory = DIRECTORY / package
     if not (directory / "tokenizer.json").is_file():

@@ -1,4 +1,4 @@
-"""Chat templates: the date they see, their arguments and system prompt, the token that ends a turn, and those that are broken."""
+"""Chat templates: the fixed date, arguments, the system prompt, the token that ends a turn, and broken templates."""
 
 from datetime import datetime
 
@@ -14,7 +14,7 @@ from hir_jax.types import Constraint, Instruction
 
 
 def at(monkeypatch, *day):
-    """The clock that transformers gives to templates says that it is `day`."""
+    """Makes the clock that transformers gives to templates return `day`."""
 
     class Clock:
         @staticmethod
@@ -36,7 +36,7 @@ def test_prompts_do_not_depend_on_the_day(monkeypatch):
         texts.add(Chat(tokenizer).text("Hi."))
         assert f"Today Date: 0{day} May 2031" in theirs(tokenizer)
     at(monkeypatch, 2024, 7, 26)
-    assert texts == {theirs(tokenizer)}  # the template's own fallback
+    assert texts == {theirs(tokenizer)}  # the template's own default
     assert f"Today Date: {DATE}\n" in texts.pop()
     assert "Date: 03 Feb 2023\n" in Chat(tokenizer, {"date_string": "03 Feb 2023"}).text("Hi.")
 
@@ -44,7 +44,7 @@ def test_prompts_do_not_depend_on_the_day(monkeypatch):
 @pytest.mark.parametrize("layout", ["%Y-%m-%d", "%d %B %Y", "%-d.%-m.%y, %A (%j)", "%H:%M:%S %p", "%c %% %x %X"])
 @pytest.mark.parametrize("date", ["26 Jul 2024", "03 Feb 2023"])
 def test_a_template_s_own_use_of_the_clock_gets_the_same_date(layout, date, monkeypatch):
-    """In any layout, inside a loop and a macro, and with the white space of the template's beginning kept as it is."""
+    """In any layout, inside a loop and a macro, and with the white space at the template's beginning unchanged."""
     template = (
         "\n  {% if strftime_now is defined %}\n{% macro day() %}{{ strftime_now('" + layout + "') }}{% endmacro %}\n"
         "{% for m in messages %}[{{ strftime_now('"
@@ -81,7 +81,7 @@ def test_arguments_and_the_system_prompt_reach_the_template():
 
 
 def test_rewritten_prompts_hold_the_arguments_and_the_system_prompt():
-    """Also a system prompt that is not in the tokenizer's normal form, which moved every offset behind it."""
+    """Also for a system prompt that is not in the tokenizer's normal form, which once shifted all offsets after it."""
     tokenizer = chat_cases.tokenizer("qwen3")
     tokenizer.backend_tokenizer.normalizer = normalizers.NFC()
     system, arguments = "Parle du cafe\u0301 au the\u0301.", {"enable_thinking": False}
@@ -108,12 +108,12 @@ def test_whether_the_prompt_opens_the_reasoning():
 @pytest.mark.parametrize(
     ("family", "template", "wanted"),
     [
-        ("llama3", None, "<|eot_id|>"),  # and not its eos_token, <|end_of_text|>
+        ("llama3", None, "<|eot_id|>"),  # not the tokenizer's eos_token, <|end_of_text|>
         ("qwen3", None, "<|im_end|>"),
-        ("llama2", None, "</s>"),  # behind a space
+        ("llama2", None, "</s>"),  # after a space
         ("qwen3", "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}", "<|im_end|>"),  # shows none
         ("llama3", "{% for m in messages %}{% if m.role == 'assistant' %}{{ raise_exception('no') }}{% endif %}{{ m.content }}"
-         "{% endfor %}", "<|end_of_text|>"),  # knows no such turn
+         "{% endfor %}", "<|end_of_text|>"),  # the template shows no such turn
     ],
 )  # fmt: skip
 def test_the_token_that_ends_a_turn(family, template, wanted):

@@ -1,4 +1,4 @@
-"""What the generators' streams hold: constraint types kept out of training are in no training row."""
+"""The data set of a run: constraint types and rows kept out of training, rows left out by reason."""
 
 import copy
 from collections import Counter
@@ -34,21 +34,21 @@ def test_unseen_types_are_never_trained_on(source):
 
     unseen = UNSEEN[source]
     config, without = config_of(source, unseen_ids=unseen), config_of(source)
-    trained = types(instruction for instruction, _ in dataset._training(config, Counter()))
+    trained = types(instruction for instruction, _ in dataset._pairs(config, "train", Counter()))
     assert trained and not trained & set(unseen) and not types(dataset.heldout(config)) & set(unseen)
     assert types(dataset.unseen(config)) == set(unseen)
-    assert types(instruction for instruction, _ in dataset._training(without, Counter())) >= set(unseen)
+    assert types(instruction for instruction, _ in dataset._pairs(without, "train", Counter())) >= set(unseen)
 
 
 @pytest.mark.parametrize("source", ["witness", "generated"])
 def test_a_misspelt_type_is_named(source):
     config = config_of(source, unseen_ids=("punctuation:no_coma", "startend:quotation"))
     with pytest.raises(dataset.InputError, match="punctuation:no_coma"):
-        dataset._training(config, Counter())
+        dataset._pairs(config, "train", Counter())
 
 
 def test_refused_rows_are_counted_by_their_reason(caplog):
-    """Two of four rows have a normal form that renders otherwise; the first of them is logged."""
+    """Two of four rows render differently in normal form; the first of them is logged."""
     tokenizer = copy.deepcopy(open_checkpoint("smollm2-135m-gguf").tokenizer)
     tokenizer.backend_tokenizer.normalizer = normalizers.NFKC()
     texts = (("Be brief.", "Why？"), ("Be brief.", "Why?"), ("Why？",), ("No comma", "No dots"))
@@ -76,7 +76,7 @@ def file_config(path, tasks, **data):
 
 
 def test_rows_held_out_of_a_file(tmp_path):
-    """With all rows of their tasks, whatever the file's order; at most eval_size of them are evaluated, none is trained on."""
+    """Tasks are held out with all their rows, whatever the file's order. At most eval_size rows are evaluated."""
     tasks = [f"write {i} words" for i in range(20)]
     config = file_config(tmp_path / "rows.jsonl", tasks, hold_out=5)
     pairs, held = dataset._read(config, Counter())

@@ -1,4 +1,4 @@
-"""HIR-16K's rows, from every kind of file, to instructions or to a reason."""
+"""Rows of HIR-16K from every kind of file become instructions, or errors with a reason."""
 
 import json
 from collections import Counter
@@ -14,8 +14,8 @@ from hir_jax.checks.sandbox import code
 from hir_jax.checks.verifier import Row, Verifier
 from hir_jax.checks.worker import Outcome
 from hir_jax.data import hir16k
-from hir_jax.data import rows as tables
 from hir_jax.data.readers import RowError
+from hir_jax.data.rows import read_rows
 from hir_jax.data.templates import REWRITABLE, render
 from hir_jax.types import InputError
 
@@ -65,7 +65,7 @@ def test_prompts_are_rendered_as_published(lines):
 
 
 def test_white_space_before_a_criterion_is_no_other_prompt(tmp_path):
-    """The published lines are the criteria as they are; type6 leaves out the white space before them."""
+    """Published lines are the unchanged criteria, except that type6 strips the white space before them."""
     row, _ = hir16k_rows.good_row(0, "type1", "type6")
     texts = row["criteria"] = ["\n" + row["criteria"][0], *row["criteria"][1:-1], "  " + row["criteria"][-1]]
     row["extra_info"]["criteria"] = texts
@@ -102,7 +102,7 @@ def test_lines_that_are_no_rows(tmp_path):
 
 
 def test_rows_without_template(tmp_path):
-    """The published file: the prompt is the task, and nothing says how the two are joined."""
+    """In the published file the prompt is the task, and no template is named."""
     pairs = [hir16k_rows.good_row(number, f"type{number % 4 + 1}", "type4") for number in range(8)]
     rows = [row | {"prompt": row["extra_info"]["question"]} for row, _ in pairs]
     path = write_lines(tmp_path / "HIR.jsonl", [{k: v for k, v in row.items() if k != "extra_info"} for row in rows])
@@ -118,13 +118,13 @@ def test_rows_without_template(tmp_path):
 
 
 def table_rows(truth_as_json):
-    """Good rows as a table can hold them: equal types in a column."""
+    """Good rows in a form that a table can hold, with one type a column."""
     for number in range(48):
         row, instruction = hir16k_rows.good_row(number, f"type{number % 4 + 1}", f"type{number // 4 % 6 + 1}")
         if truth_as_json:
             row["ground_truth"] = json.dumps(row["ground_truth"])
             row["prompt"] = [{"role": "user", "content": row["prompt"]}]
-        else:  # in a column of objects all have the keys of all, null where they have none of their own
+        else:  # all objects of a column have the same keys, with null for those they lack
             for arguments in row["ground_truth"].get("kwargs", []):
                 arguments |= {name: float(value) for name, value in arguments.items() if isinstance(value, int)}
         yield row, instruction
@@ -259,4 +259,4 @@ def test_rows_of_all_sources_are_decided(lines):
 
 def test_tables_hand_over_rows_in_order(tmp_path):
     path = write_lines(tmp_path / "rows.jsonl", [{"a": 1}, {"a": None}])
-    assert list(tables.rows(path, pytest.fail)) == [(f"{path}:1", {"a": 1}), (f"{path}:2", {"a": None})]
+    assert list(read_rows(path, pytest.fail)) == [(f"{path}:1", {"a": 1}), (f"{path}:2", {"a": None})]

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hir_jax.data.muldimif import read
-from hir_jax.data.readers import RowError
+from hir_jax.data.readers import RowError, read_muldimif
 from hir_jax.data.templates import render
 from hir_jax.types import Constraint, Instruction
 
@@ -30,7 +29,7 @@ def _written(tmp_path, *rows):
 
 def test_a_row(tmp_path):
     path = _written(tmp_path, GOOD)
-    (instruction,) = read(path)
+    (instruction,) = read_muldimif(path)
     arguments = {"name": "Length_Words: At most", "wording": "at most nine words"}
     assert instruction == Instruction(
         task="Describe a fig in at most nine words.",
@@ -63,21 +62,21 @@ def test_a_row(tmp_path):
 def test_a_broken_row_is_named(tmp_path, change, message):
     path = _written(tmp_path, GOOD, GOOD | {"id": "8"} | change)
     with pytest.raises(RowError, match=f"^{path}:2: .*{message}"):
-        read(path)
+        read_muldimif(path)
 
 
 def test_a_repeated_id_and_an_empty_file_are_refused(tmp_path):
     path = _written(tmp_path, GOOD, GOOD)
     with pytest.raises(RowError, match=f"^{path}:2: key '7' was used before, in {path}:1"):
-        read(path)
+        read_muldimif(path)
     path.write_text("\n")
     with pytest.raises(RowError, match="holds no rows"):
-        read(path)
+        read_muldimif(path)
 
 
 @pytest.mark.skipif(not PROMPTS.is_file(), reason="the benchmark fixtures (../shared/benchmarks) are absent")
 def test_the_published_prompts():
-    instructions = read(PROMPTS)
+    instructions = read_muldimif(PROMPTS)
     assert len(instructions) == 1200
     assert sum(len(instruction.constraints) for instruction in instructions) == 4180
     patterns = collections.Counter(instruction.labels["pattern"] for instruction in instructions)

@@ -1,4 +1,4 @@
-"""The native JSONL format: what is written is read back, and a bad row is named with its place."""
+"""The native JSONL format: rows are read back as written, and the error for a bad row names its file and line."""
 
 import json
 import string

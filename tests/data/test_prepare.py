@@ -152,7 +152,7 @@ def test_tfds_finds_them_by_name_and_knows_where_they_are_from(generated):
     info = tfds.builder("hir_instructions/generated", data_dir=generated).info
     assert info.file_format == tfds.core.FileFormat.ARRAY_RECORD
     assert info.metadata["seed"] == 3 and info.metadata["size"] == 31
-    assert set(tfds_builder.HirInstructions.builder_configs) == set(tfds_builder.LICENSES)
+    assert set(tfds_builder.HirInstructions.builder_configs) == set(tfds_builder.CONFIGS)
 
 
 def test_what_cannot_be_done_is_one_message_and_changes_nothing(programs):

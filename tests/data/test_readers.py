@@ -1,4 +1,4 @@
-"""Reading JSON Lines and the prompts of IFEval and IFBench."""
+"""Reading JSON Lines, and the published prompts of IFEval and IFBench."""
 
 import json
 import math
@@ -21,7 +21,7 @@ GOOD = {
 
 
 def _second(**arguments):
-    """A change of the arguments of the second constraint."""
+    """A row's kwargs with changed arguments of the second constraint."""
     return {"kwargs": [GOOD["kwargs"][0], GOOD["kwargs"][1] | arguments]}
 
 

@@ -1,4 +1,4 @@
-"""The six templates against strings written out by hand from method.md, and pieces that add up to them."""
+"""The six templates against strings written by hand from their published description, and pieces that add up to these."""
 
 import pytest
 from hypothesis import given

@@ -50,7 +50,7 @@ def write_model(directory: Path, config: ModelConfig) -> Path:
     return directory
 
 
-# A tied model whose file may hold an output matrix all the same; the words are those of `chat_cases`' Llama tokenizer.
+# A tied model whose file may still hold an output matrix, with the vocabulary of `chat_cases`' Llama tokenizer.
 TIED = dataclasses.replace(CASES["llama_tied"], vocab_size=264)
 
 
@@ -74,7 +74,7 @@ def positions_of(valid):
 
 @partial(jax.jit, static_argnums=0)
 def logits_of(config, params, tokens, valid):
-    """f32[B, T, V] of a full pass."""
+    """Logits f32[B, T, V] of a full pass."""
     hidden = decoder.hidden_states(config, params, tokens, positions_of(valid), valid)
     return decoder.logits(config, params, hidden)
 

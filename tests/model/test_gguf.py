@@ -1,4 +1,4 @@
-"""GGUF files: SmolLM2 from its wheel, and small ones written here with the gguf package."""
+"""GGUF files: SmolLM2 from its wheel, and small files written here with the gguf package."""
 
 import hashlib
 
@@ -89,7 +89,7 @@ def llama_cpp_rows(matrix: np.ndarray, heads: int) -> np.ndarray:
 
 
 def write_gguf(path, config, pre="qwen2", extra_tensors=(), kind="gpt2"):
-    """A float32 GGUF file of a random model, with a tokenizer of bytes alone."""
+    """A float32 GGUF file of a random model, with a tokenizer whose tokens are single bytes."""
     writer = gguf_package.GGUFWriter(str(path), config.family)
     writer.add_context_length(config.max_position)
     writer.add_embedding_length(config.hidden_size)

@@ -1,4 +1,4 @@
-"""Hugging Face directories: what is read, what is refused and how, what is written."""
+"""Hugging Face directories: reading, refusing and writing."""
 
 import dataclasses
 import json
@@ -273,7 +273,8 @@ def test_only_slices_that_devices_hold_are_read(directory):
 MESH_PROGRAM = """
 import sys
 import jax, numpy as np
-from hir_jax.models import decoder, hf
+from hir_jax.model import decoder
+from hir_jax.model.files import hf
 jax.config.update("jax_num_cpu_devices", 8)
 config = hf.parse_config(hf.read_json(hf.Path(sys.argv[1]) / "config.json"), "config.json")
 mesh = jax.make_mesh((4, 2), ("fsdp", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 2)

@@ -29,7 +29,7 @@ def test_parameters_are_those_of_the_model_that_transformers_builds(name):
     theirs = AutoConfig.for_model(raw.pop("model_type"), **raw)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(theirs)
-    assert sum(p.numel() for p in model.parameters()) == count  # tied matrices are counted once
+    assert sum(p.numel() for p in model.parameters()) == count  # tied matrices count once
     config, rope = found.config, theirs.rope_parameters
     assert rope["rope_theta"] == config.rope_theta and theirs.rms_norm_eps == config.rms_norm_eps
     assert model.model.layers[0].self_attn.head_dim == config.head_dim

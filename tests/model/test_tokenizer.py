@@ -82,7 +82,7 @@ def test_recorded_sizes(tmp_path):
 
 @pytest.mark.parametrize("place", ["generation_config.json", "config.json"])
 def test_stop_ids_without_a_row_are_refused_when_a_checkpoint_is_opened(place, tmp_path):
-    """A row of padding is one: an embedding is often larger than its tokenizer."""
+    """A stop id may be a padding row, since an embedding is often larger than its tokenizer."""
     ids = ids_of(chat_cases.tokenizer("llama3"))
     config = replace(CASES["llama_tied"], vocab_size=ids + 3)
     directory = tokenizer_directory(write_model(tmp_path / "model", config))
@@ -98,10 +98,10 @@ def test_stop_ids_without_a_row_are_refused_when_a_checkpoint_is_opened(place, t
 
 
 def test_opening_a_model_warns_once(tmp_path, caplog):
-    """Through the engine, of the tokenizer's end and of the turn's at once."""
+    """One warning, through the engine, about the tokenizer's end token and the turn's end token."""
     tokenizer = chat_cases.tokenizer("llama3")
     config = replace(CASES["llama_tied"], vocab_size=ids_of(tokenizer))
-    directory = tokenizer_directory(write_model(tmp_path / "model", config))  # whose config.json says 1
+    directory = tokenizer_directory(write_model(tmp_path / "model", config))  # its config.json has 1
     with caplog.at_level(logging.WARNING, logger="hir_jax"):
         Engine(small_config(model__checkpoint=str(directory)))
     (record,) = caplog.records

@@ -63,7 +63,7 @@ def case_config(checkpoint: str, mesh: tuple[int, int, int]):
 
 
 def fixed_batch(config, vocabulary: int) -> TrainBatch:
-    """Twelve rows of random tokens in the shapes of a whole step: three of each of four prompts, one without weight."""
+    """Twelve rows of random tokens in the shapes of a whole step: three for each of four prompts, one with weight 0."""
     rng = np.random.default_rng(5)
     rows, prompt, response = configs.sequences(config), config.data.max_prompt, config.rollout.max_response
     mask = np.arange(response) < rng.integers(1, response + 1, rows)[:, None]
@@ -87,7 +87,7 @@ def named(prefix: str, tree) -> dict[str, np.ndarray]:
 
 
 def comparable(metrics) -> dict:
-    """Metrics without those of the layout: bins are dealt to the devices."""
+    """Metrics that do not depend on the layout. Bins do, because they are divided among the devices."""
     return {name: value for name, value in metrics.items() if name not in ("padding", "shared")}
 
 
@@ -122,7 +122,7 @@ def batch_of(engine: Engine, state, reference, prompts, rollout, verdicts, round
 
 
 def whole_steps(engine: Engine, config, state, reference) -> dict[str, np.ndarray]:
-    """STEPS training steps from prompts to parameters, as train.py strings them together."""
+    """STEPS training steps from prompts to parameters, composed as in train.py."""
     data = dataset.load(config, engine.backbone.frame, engine.backbone.stop_ids[0])
     found = {}
     with Verifier(0, config.constraints.timeout_seconds) as verifier:
@@ -147,7 +147,7 @@ def layout(tree) -> dict[str, list]:
 
 
 def for_sampling(checkpoint: str) -> dict[str, np.ndarray]:
-    """Parameters that eight devices share by fsdp, in the layout of a sampler of 4 x 2: what comes out, and what was sent."""
+    """Parameters moved from fsdp shards on eight devices to a sampler's layout of 4 x 2: the result, and the data sent."""
     config = case_config(checkpoint, (1, 8, 1))
     config.rollout.tensor = 2
     engine = Engine(config)

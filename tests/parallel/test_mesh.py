@@ -57,7 +57,7 @@ def test_rows_that_do_not_split():
 
 
 def test_parameters_split_where_the_mesh_divides_them():
-    """Heads, MLP and vocabulary over tensor, the width over fsdp; three key/value heads of size 1 stay whole."""
+    """Heads, MLP and vocabulary split over tensor, the width over fsdp; three key/value heads do not divide and stay whole."""
     model = ModelConfig("qwen2", 50, 24, 16, 2, 4, 2, 6, attention_bias=True, tie_embeddings=False)
     mesh = abstract_mesh(**MESH)
     found = meshes.parameter_shardings(mesh, decoder.param_axes(model), decoder.abstract_params(model))
@@ -157,7 +157,7 @@ def test_loaded_parameters_and_moments_are_really_split(pair, checkpoint):
 
 
 def test_no_device_gathers_a_stack_to_bring_it_to_the_sampler(pair):
-    """From an eighth of the width to half of the heads: parts change places, and at most a device's own half is gathered."""
+    """From an eighth of the width to half of the heads: devices exchange parts, and gather at most their own half."""
     eight = pair[1]
     for name in names(eight, "given["):
         np.testing.assert_array_equal(eight[name.replace("given", "for_sampling", 1)], eight[name])

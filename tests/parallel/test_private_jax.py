@@ -1,4 +1,4 @@
-"""The private names of jax that `parallel/processes.py` uses, which a new jax may rename; no other module uses any."""
+"""The private names of jax that `parallel/processes.py` uses, which a new version may rename. No other module uses any."""
 
 import re
 from pathlib import Path

@@ -26,7 +26,7 @@ from hir_jax.parallel import processes
 from hir_jax.run.checkpoints import Checkpoints
 
 COMPARED = 5  # steps of the comparison with one process
-STEPS = 20  # long enough to be disturbed on the way
+STEPS = 20  # long enough to be interrupted
 SETTINGS = {
     "total_steps": STEPS, "eval_every": 5, "checkpoint_every": 5, "checkpoint_keep": 20, "data__batch_prompts": 8,
     "data__eval_size": 8, "data__eval_batch": 8, "logging__tensorboard": False, "rollout__response_buckets": (6,),
@@ -72,7 +72,7 @@ class Group:
         return "\n".join(f"---- {output}\n{output.read_text()[-6000:]}" for output in self.outputs)
 
     def wait(self, *statuses: int | tuple[int, ...], seconds=LIMIT):
-        """Until all have ended, with these statuses (or one of several)."""
+        """Waits until all have ended, and checks their statuses (each given as one, or as several allowed ones)."""
         try:
             found = [process.wait(seconds) for process in self.members]
         except subprocess.TimeoutExpired:
@@ -99,7 +99,7 @@ def lines(path):
 
 
 def trajectory(workdir):
-    """metrics.jsonl without what a clock says, or what follows from the layout."""
+    """metrics.jsonl without times and without metrics that depend on the layout."""
     clocks = re.compile("seconds|per_s|padding|decode_busy")
     return [{k: v for k, v in row.items() if not clocks.search(k)} for row in lines(workdir / "metrics.jsonl")]
 
@@ -121,7 +121,7 @@ def undisturbed(place, name, **changes):
     group = Group(place / name, place / "cache", record=place / name, **changes)
     group.wait(0, 0)
     assert "metrics:" in group.said(0)
-    # The other one says nothing that a run says of itself, and both have left in good order.
+    # Only the first process reports on the run, and both end in order.
     assert "metrics:" not in group.said(1) and "step " not in group.said(1)
     assert "error" not in group.said(0) + group.said(1), group.all_said()
     return place / name
@@ -139,7 +139,7 @@ def split(place):
 
 @pytest.fixture(scope="module")
 def one(place):
-    """The same by one process."""
+    """The same run in one process."""
     Group(place / "one", place / "cache", count=1, devices=8, record=place / "one", total_steps=COMPARED).wait(0)
     return place / "one"
 
@@ -172,7 +172,7 @@ def test_the_model_that_all_processes_held_parts_of_is_written_whole(split):
 
 
 def said_soon(group, i, pattern):
-    """Last words may be another process's, and take a moment."""
+    """The last message may be another process's and may come late."""
     end = time.monotonic() + 30
     while not re.search(pattern, group.said(i)) and time.monotonic() < end:
         time.sleep(0.1)
@@ -219,7 +219,7 @@ def test_stopped_and_killed_it_resumes_exactly(place, split):
 
 
 def test_a_run_goes_on_with_fewer_devices_and_says_so(place, split):
-    """From a checkpoint that eight devices of two processes wrote their parts of."""
+    """From a checkpoint of which eight devices of two processes wrote their parts."""
     workdir, kept = place / "moved", STEPS - 5
     shutil.copytree(split, workdir)
     shutil.rmtree(workdir / "checkpoints" / str(STEPS))
@@ -233,7 +233,7 @@ def test_a_run_goes_on_with_fewer_devices_and_says_so(place, split):
 
 
 def test_what_one_process_cannot_do_ends_all(place, two):
-    """A refusal that the first decides, flags that differ, and a fault that one process alone has."""
+    """A refusal by the first process, flags that differ, and an error in one process only."""
     group = Group(two, place / "cache", seed=7)
     group.wait(1, 1)
     for i in (0, 1):
@@ -317,7 +317,7 @@ def test_launchers(given, values, launcher):
     assert processes._launched_group() == (launcher and {"cluster_detection_method": launcher})
 
 
-# What the metadata server of a Cloud TPU host says: worker-network-endpoints in its older and its newer form
+# Answers of the metadata server of a Cloud TPU host: worker-network-endpoints in its older and its newer form
 FIRST = {"worker-network-endpoints": "a:1:10.0.0.2,b:2:10.0.0.3", "agent-worker-number": "0", "tpu-env": "ZONE: 'z'"}
 GKE = {"TPU_WORKER_HOSTNAMES": "pod-0.tpu,pod-1.tpu", "TPU_WORKER_ID": "1"}
 SLICES = {"MEGASCALE_NUM_SLICES": "2", "MEGASCALE_SLICE_ID": "1", "MEGASCALE_COORDINATOR_ADDRESS": "pod-0.tpu:8080"}
@@ -337,7 +337,7 @@ SLICES = {"MEGASCALE_NUM_SLICES": "2", "MEGASCALE_SLICE_ID": "1", "MEGASCALE_COO
     ids=["gce-0", "gce-1", "gce-one-host", "gce-slices", "gke", "gke-slices", "gke-one-host"],
 )
 def test_cloud_tpu_hosts(given, monkeypatch, metadata, values, launcher, count, index):
-    """jax's own detection, where libtpu is and the metadata server says this."""
+    """jax's own detection, with libtpu installed and this answer of the metadata server."""
     for name in ("TPU_SKIP_MDS_QUERY", "TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(cloud_tpu_cluster, "running_in_cloud_tpu_vm", True)

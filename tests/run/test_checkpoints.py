@@ -1,4 +1,4 @@
-"""Checkpoints: what is saved comes back bit for bit, a broken one is named, a save does not see what comes after it."""
+"""Checkpoints: states are restored bit for bit, errors name a broken checkpoint, later updates do not change a save."""
 
 import gc
 import logging
@@ -24,7 +24,7 @@ def sharding():
 
 
 def make_state(sharding, step, size=64):
-    """A state whose numbers depend on the step, non-finite and denormal ones among them."""
+    """A state whose numbers depend on the step and include non-finite and denormal ones."""
     values = np.random.default_rng(step).normal(size=(size, size)).astype(np.float32)
     values.flat[:4] = np.nan, np.inf, 1e-45, -0.0
     params = {"layers": {"q": values}, "norm": np.arange(4, dtype=jnp.bfloat16)}
@@ -84,7 +84,7 @@ def test_newest_are_kept_and_a_step_is_saved_once(tmp_path, sharding):
 
 
 def test_a_save_that_was_cut_off_does_not_count(tmp_path, sharding):
-    """What a kill in the middle of a save leaves: a directory under a temporary name."""
+    """A kill in the middle of a save leaves a directory with a temporary name."""
     with Checkpoints(tmp_path / "checkpoints", keep=3) as saved:
         saved.save(1, make_state(sharding, 1), {})
     whole = tmp_path / "checkpoints" / "1"
@@ -125,7 +125,7 @@ def break_meta(step):
             path.write_text('{"step": ')
 
 
-# Orbax leaves the reads it gave up on to the garbage collector.
+# Orbax leaves abandoned reads to the garbage collector.
 gives_up_reading = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
@@ -171,7 +171,7 @@ with Checkpoints(sys.argv[1], keep=2) as saved:
 
 @pytest.mark.parametrize("size", [600, 20_000])  # the metadata, the arrays
 def test_a_full_disk_is_one_message(tmp_path, sharding, size, capfd, caplog):
-    """Writes beyond `size` bytes of a file fail as those on a full disk do, but for the errno."""
+    """Writes beyond `size` bytes of a file fail as on a full disk, except for the errno."""
     logging.getLogger("absl").setLevel(logging.WARNING)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
@@ -184,7 +184,7 @@ def test_a_full_disk_is_one_message(tmp_path, sharding, size, capfd, caplog):
     wrong = f"{tmp_path}/checkpoints: a checkpoint cannot be written: File too large; the same command resumes from the last one"
     assert str(caught.value) == wrong
     assert capfd.readouterr().err == "" and not [one for one in caplog.records if one.levelno >= logging.ERROR]
-    # the same command again is a new process: threads of the save that failed may still be at work in this one
+    # a restart is a new process; here threads of the failed save may still be running
     done = subprocess.run(
         [sys.executable, "-c", SAVED_AFTER_ALL, str(tmp_path / "checkpoints")],
         cwd=Path(__file__).parent, env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
@@ -196,7 +196,7 @@ def test_a_full_disk_is_one_message(tmp_path, sharding, size, capfd, caplog):
 
 
 def test_words_of_a_full_disk():
-    """As tensorstore and Python say it."""
+    """In the words of tensorstore and of Python."""
     message = (
         "RESOURCE_EXHAUSTED: Error writing \"q\": Failed to write 4424 bytes to file 4: No space [os_error_code='28']"
     )

@@ -1,4 +1,4 @@
-"""A run's files: cut back on resume, one object a step, events that TensorBoard can read, whose directory it is."""
+"""A run's files: truncated on resume, one object a step, readable by TensorBoard; and the run that owns a directory."""
 
 import contextlib
 import errno
@@ -29,7 +29,7 @@ ROWS = st.lists(st.tuples(st.integers(0, 9), st.text(max_size=5)), max_size=12)
 
 @given(rows=ROWS, last=st.integers(0, 9), cut=st.text(max_size=20).filter(lambda t: "\n" not in t))
 def test_truncate_keeps_whole_rows_up_to_the_step(tmp_path_factory, rows, last, cut):
-    """Whatever was written, and whatever half line a kill left behind; doing it again changes nothing."""
+    """Truncation works for any rows and any half line that a kill leaves; repeating it changes nothing."""
     path = tmp_path_factory.mktemp("truncate") / "metrics.jsonl"
     lines = [json.dumps({"step": step, "text": text}, ensure_ascii=False) + "\n" for step, text in rows]
     path.write_text("".join(lines) + cut, encoding="utf-8", newline="\n")
@@ -41,7 +41,7 @@ def test_truncate_keeps_whole_rows_up_to_the_step(tmp_path_factory, rows, last, 
 
 @pytest.mark.parametrize("line", ['{"step": 2, "x": 1', "{}\n", "[1]\n", "null\n", '{"step": "2"}\n', "\x00\x00\n"])
 def test_truncate_drops_lines_that_are_no_rows(tmp_path, line):
-    """A file system that lost its last block leaves such lines too."""
+    """A file system that lost its last block leaves such lines."""
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n' + line)
     files.truncate_after(path, 5)
@@ -88,7 +88,7 @@ def test_rows_are_on_disk_at_once_and_are_strict_json(tmp_path):
 
 
 def events(directory):
-    """(step, tag, value) out of TensorBoard's record files: u64 length, u32, that many bytes, u32."""
+    """(step, tag, value) from TensorBoard's record files: u64 length, u32, that many bytes, u32."""
     for path in sorted(directory.iterdir()):
         data, at = path.read_bytes(), 0
         while at < len(data):
@@ -141,12 +141,12 @@ def test_what_a_link_points_to_is_replaced_and_the_link_stays(tmp_path):
     there, link = tmp_path / "far" / "file", tmp_path / "link"
     link.symlink_to(tmp_path / "second")
     (tmp_path / "second").symlink_to("far/file")
-    for text in ("one", "two"):  # the first time it points to nothing
+    for text in ("one", "two"):  # at first the link points to nothing
         files.write_atomically(link, text)
         assert link.is_symlink() and there.read_text() == text
     os.link(there, tmp_path / "old")
     files.write_atomically(link, ["th", "ree"])
-    assert (there.read_text(), (tmp_path / "old").read_text()) == ("three", "two")  # replaced, not written over
+    assert (there.read_text(), (tmp_path / "old").read_text()) == ("three", "two")  # a new file, not overwritten
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["far", "file", "link", "old", "second"]
 
 
@@ -189,8 +189,8 @@ def test_text_goes_into_pipes_and_devices(tmp_path):
 
 @pytest.mark.parametrize("to_file", [False, True])
 def test_standard_output_by_its_name(tmp_path, to_file):
-    """Also where it is a file, which what is printed before and after goes to as well."""
-    code = "from hir_jax.runs import files; print('before'); files.write_atomically('/dev/stdout', 'rows\\n'); print('after')"
+    """Also if standard output is a file, to which other output is printed before and after."""
+    code = "from hir_jax.run import files; print('before'); files.write_atomically('/dev/stdout', 'rows\\n'); print('after')"
     with open(tmp_path / "out", "wb") as out:
         to = out if to_file else subprocess.PIPE
         done = subprocess.run([sys.executable, "-c", code], stdout=to, check=True)
@@ -199,7 +199,7 @@ def test_standard_output_by_its_name(tmp_path, to_file):
 
 @contextlib.contextmanager
 def no_file_beyond(size):
-    """Writes beyond `size` bytes of a file fail with EFBIG, as they do with ENOSPC where a disk is full."""
+    """Writes beyond `size` bytes of a file fail with EFBIG, like writes to a full disk with ENOSPC."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:

@@ -1,4 +1,4 @@
-"""One run at a time in a directory: by the kernel's lock, and by a lease where there is none."""
+"""Only one run at a time in a directory, by the kernel's lock or by a lease."""
 
 import errno
 import json
@@ -17,7 +17,7 @@ from hir_jax.run.files import RunError
 HOLD = """
 import errno, sys, time
 from pathlib import Path
-from hir_jax.runs import lock
+from hir_jax.run import lock
 if sys.argv[2] == "lease":
     lock._local_locks = lambda path: True
     lock.SETTLE_SECONDS = 0.1
@@ -29,7 +29,7 @@ with lock.held(Path(sys.argv[1])):
 
 @pytest.fixture(params=["lock", "lease"])
 def kind(request, monkeypatch):
-    """How this process holds directories; a lease where flock is not there, as on NFS without a lock server."""
+    """The way this process holds directories: by flock, or by a lease, as on NFS without a lock server."""
     if request.param == "lease":
 
         def unsupported(*_):
@@ -89,7 +89,7 @@ def test_one_process_holds_a_directory_once(tmp_path, kind):
 
 
 def lease(path, **changes):
-    """What a process of another machine has left in the directory."""
+    """Writes a lease of a process on another machine."""
     owner = {"host": "far", "pid": 7, "machine": "another", "started": "1", "token": "t"} | changes
     (path / lock.NAME).write_text(json.dumps(owner))
     return path / lock.NAME
@@ -119,13 +119,13 @@ def test_a_process_id_that_was_given_anew_holds_nothing(tmp_path, monkeypatch):
 
 
 def test_a_lease_that_another_has_taken_is_noticed(tmp_path, monkeypatch):
-    """This process was stopped for so long that the other one took it for dead."""
+    """This process was suspended for so long that another took over the directory."""
     monkeypatch.setattr(lock, "_local_locks", lambda path: True)
     for name, seconds in (("SETTLE_SECONDS", 0.1), ("BEAT_SECONDS", 0.05)):
         monkeypatch.setattr(lock, name, seconds)
     with lock.held(tmp_path) as own:
         before = (tmp_path / lock.NAME).stat().st_mtime_ns
-        while (tmp_path / lock.NAME).stat().st_mtime_ns == before:  # it is touched
+        while (tmp_path / lock.NAME).stat().st_mtime_ns == before:  # until it is touched
             time.sleep(0.01)
         own.check()
         path = lease(tmp_path)
@@ -133,7 +133,7 @@ def test_a_lease_that_another_has_taken_is_noticed(tmp_path, monkeypatch):
             time.sleep(0.01)
         with pytest.raises(RunError, match="process 7 on far"):
             own.check()
-    assert json.loads(path.read_text())["host"] == "far"  # and not taken away
+    assert json.loads(path.read_text())["host"] == "far"  # and not removed
 
 
 @pytest.mark.parametrize(

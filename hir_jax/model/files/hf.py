@@ -1,6 +1,6 @@
-"""Hugging Face model directories: config.json, generation_config.json, safetensors, tokenizer. Read and written.
+"""Reads and writes Hugging Face model directories: config.json, generation_config.json, safetensors, tokenizer.
 
-Nothing in a directory is run or unpickled: weights come from safetensors only, and trust_remote_code is never set.
+Nothing in a directory is executed or unpickled: weights are read from safetensors only, and trust_remote_code is never set.
 """
 
 from __future__ import annotations
@@ -28,10 +28,19 @@ from hir_jax.model.files.weights import HF_NAMES, CheckpointError, Index, refuse
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+# Keys of config.json and of its llama3 rope scaling -> fields of ModelConfig and RopeScaling
+_SIZES = {
+    "vocab_size": "vocab_size", "hidden_size": "hidden_size", "intermediate_size": "intermediate_size",
+    "num_hidden_layers": "num_layers", "num_attention_heads": "num_heads",
+}  # fmt: skip
+_SCALING = {
+    "factor": "factor", "low_freq_factor": "low_freq_factor", "high_freq_factor": "high_freq_factor",
+    "original_max_position_embeddings": "original_max_position",
+}  # fmt: skip
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises CheckpointError naming the file (and line)."""
+    """The object in a JSON file. Raises CheckpointError that names the file and, if known, the line."""
     if not path.exists():
         raise CheckpointError(f"{path}: no such file; a Hugging Face model directory has one")
     try:
@@ -48,7 +57,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _number(raw: Mapping[str, Any], key: str, where: str, default: float | None = None, kind: type = int) -> Any:
-    """The positive number under `key`, as an int or a finite float; `default` where the key is absent."""
+    """The positive number under `key`, as an int or a finite float; `default` if the key is absent."""
     value = raw.get(key, default)
     if type(value) not in ((int,) if kind is int else (int, float)) or not (0 < value < math.inf):
         wanted = "positive integer" if kind is int else "positive number"
@@ -57,8 +66,8 @@ def _number(raw: Mapping[str, Any], key: str, where: str, default: float | None 
 
 
 def _rope(raw: Mapping[str, Any], where: str) -> tuple[float, RopeScaling | None]:
-    """theta and scaling, from `rope_theta` and `rope_scaling` (transformers 4) or `rope_parameters` (5). As transformers 5.23
-    does, `rope_scaling` is taken where both are there, and then nothing of `rope_parameters`."""
+    """(theta, scaling), from `rope_theta` and `rope_scaling` (transformers 4) or `rope_parameters` (5). If both are there, only
+    `rope_scaling` is used, as in transformers 5.23."""
     name = "rope_scaling" if raw.get("rope_scaling") else "rope_parameters"
     rope = raw.get(name) or {}
     if not isinstance(rope, dict):
@@ -76,13 +85,12 @@ def _rope(raw: Mapping[str, Any], where: str) -> tuple[float, RopeScaling | None
         return theta, None
     if kind != "llama3":
         raise CheckpointError(f"{where}: rope type {kind!r} is not supported, only 'default' and 'llama3'")
-    fields = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-    missing = [field for field in fields if field not in rope]
-    if missing:
+    if missing := [key for key in _SCALING if key not in rope]:
         raise CheckpointError(f"{where}: llama3 rope scaling lacks {', '.join(missing)}")
-    scaling = (_number(rope, field, where, kind=float) for field in fields[:3])
+    *factors, length = _SCALING
+    scaling = [_number(rope, key, where, kind=float) for key in factors]
     try:
-        return theta, RopeScaling(*scaling, _number(rope, fields[3], where))
+        return theta, RopeScaling(*scaling, _number(rope, length, where))
     except ValueError as error:
         raise CheckpointError(f"{where}: {error}") from None
 
@@ -98,7 +106,7 @@ def _refuse_unsupported(raw: Mapping[str, Any], where: str) -> None:
         or any(kind != "full_attention" for kind in layers),
         f"hidden_act {raw.get('hidden_act')!r}": raw.get("hidden_act", "silu") != "silu",
         "mlp_bias": raw.get("mlp_bias"),
-        # For these two families transformers puts a bias on the output projection too; Qwen2 never asks for this key.
+        # In Llama and Qwen3 transformers then adds a bias to the output projection too; Qwen2 does not use this key.
         "attention_bias": family != "qwen2" and raw.get("attention_bias"),
         "partial_rotary_factor": (raw.get("partial_rotary_factor") or 1.0) != 1.0,
         "quantization_config": raw.get("quantization_config"),
@@ -109,14 +117,14 @@ def _refuse_unsupported(raw: Mapping[str, Any], where: str) -> None:
 
 
 def parse_config(raw: Mapping[str, Any], where: str) -> ModelConfig:
-    """The ModelConfig of a config.json. where: the file, for messages. Raises CheckpointError by feature's name."""
+    """The ModelConfig of a config.json. where: the file, for messages. Raises CheckpointError that names what is unsupported."""
     _refuse_unsupported(raw, where)
-    required = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-    missing = [key for key in required if raw.get(key) is None]
-    if missing:
+    if missing := [key for key in _SIZES if raw.get(key) is None]:
         raise CheckpointError(f"{where}: lacks {', '.join(missing)}; is this the config.json of a language model?")
     optional = {key: raw[key] for key in ("head_dim", "num_key_value_heads") if raw.get(key) is not None}  # may be null
-    family, (vocab, hidden, intermediate, layers, heads) = raw["model_type"], (_number(raw, k, where) for k in required)
+    family, sizes = raw["model_type"], {field: _number(raw, key, where) for key, field in _SIZES.items()}
+    heads = sizes["num_heads"]
+    head_dim = 128 if family == "qwen3" else sizes["hidden_size"] // heads
     theta, scaling = _rope(raw, where)
     tied = raw.get("tie_word_embeddings", False)
     if not isinstance(tied, bool):
@@ -124,13 +132,9 @@ def parse_config(raw: Mapping[str, Any], where: str) -> ModelConfig:
     try:
         return ModelConfig(
             family=family,
-            vocab_size=vocab,
-            hidden_size=hidden,
-            intermediate_size=intermediate,
-            num_layers=layers,
-            num_heads=heads,
+            **sizes,
             num_kv_heads=_number(optional, "num_key_value_heads", where, heads),
-            head_dim=_number(optional, "head_dim", where, 128 if family == "qwen3" else hidden // heads),
+            head_dim=_number(optional, "head_dim", where, head_dim),
             rope_theta=theta,
             rope_scaling=scaling,
             rms_norm_eps=_number(raw, "rms_norm_eps", where, 1e-6, float),
@@ -146,42 +150,31 @@ def parse_config(raw: Mapping[str, Any], where: str) -> ModelConfig:
 def config_json(
     config: ModelConfig, stop_ids: Sequence[int], pad_id: int | None, dtype: str, bos_id: int | None = None
 ) -> dict[str, Any]:
-    """A config.json that transformers 4 and 5 read (5 turns the rope keys of 4 into its own)."""
-    raw = {
+    """A config.json that transformers 4 and 5 read (5 converts the rope keys of 4)."""
+    scaling = config.rope_scaling
+    if scaling is not None:
+        scaling = {"rope_type": "llama3"} | {key: getattr(scaling, field) for key, field in _SCALING.items()}
+    return {
         "architectures": [ARCHITECTURES[config.family]],
         "model_type": config.family,
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.intermediate_size,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
+        **{key: getattr(config, field) for key, field in _SIZES.items()},
         "num_key_value_heads": config.num_kv_heads,
         "head_dim": config.head_dim,
         "hidden_act": "silu",
         "rope_theta": config.rope_theta,
-        "rope_scaling": None,
+        "rope_scaling": scaling,
         "rms_norm_eps": config.rms_norm_eps,
         "tie_word_embeddings": config.tie_embeddings,
         "max_position_embeddings": config.max_position,
-        "bos_token_id": bos_id,  # named even if there is none: transformers would take 1
+        "bos_token_id": bos_id,  # written even if None, because transformers' default is 1
         "eos_token_id": list(stop_ids),
         "pad_token_id": pad_id,
         "dtype": dtype,
     }
-    scaling = config.rope_scaling
-    if scaling is not None:
-        raw["rope_scaling"] = {
-            "rope_type": "llama3",
-            "factor": scaling.factor,
-            "low_freq_factor": scaling.low_freq_factor,
-            "high_freq_factor": scaling.high_freq_factor,
-            "original_max_position_embeddings": scaling.original_max_position,
-        }
-    return raw
 
 
 def read_stop_ids(directory: Path) -> tuple[int, ...]:
-    """The ids that end a response: `eos_token_id` (one or a list) of generation_config.json, else of config.json."""
+    """The ids that end a response: `eos_token_id` (one id or a list) of generation_config.json, otherwise of config.json."""
     generation = directory / "generation_config.json"
     for path in (generation, directory / "config.json"):
         found = read_json(path).get("eos_token_id") if path.exists() else None
@@ -197,7 +190,7 @@ def read_stop_ids(directory: Path) -> tuple[int, ...]:
 
 
 class Kept(NamedTuple):
-    """What is written again as it was read, for whoever loads a trained model: its begin token and how it is sampled."""
+    """Settings of a checkpoint that are written unchanged with the trained model: its begin token and sampling defaults."""
 
     bos_id: int | None = None
     generation: Mapping[str, Any] = {}  # of generation_config.json
@@ -208,7 +201,7 @@ _SAMPLING = ("do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p",
 
 
 def read_kept(directory: Path) -> Kept:
-    """Of config.json and generation_config.json. Raises CheckpointError."""
+    """Reads Kept from config.json and generation_config.json. Raises CheckpointError."""
     raw, generation = read_json(directory / "config.json"), directory / "generation_config.json"
     found = {key: raw[key] for key in _SAMPLING if key in raw}
     found |= read_json(generation) if generation.exists() else {}
@@ -219,7 +212,7 @@ def read_kept(directory: Path) -> Kept:
 
 
 class SafetensorsSource:
-    """The tensors of a directory's model.safetensors, or of the shards its index names, read slice by slice."""
+    """The tensors of a directory's model.safetensors, or of the shards that its index names, read slice by slice."""
 
     def __init__(self, directory: Path):
         self.path = str(directory)
@@ -270,6 +263,7 @@ class SafetensorsSource:
 
 
 _DTYPES = ("F64", "F32", "F16", "BF16")
+_COMPARED = 4096  # rows at a time
 
 
 def _plain_name(file: object) -> bool:
@@ -277,26 +271,22 @@ def _plain_name(file: object) -> bool:
 
 
 def really_tied(config: ModelConfig, source: weights.TensorSource) -> ModelConfig:
-    """The config, with `tie_embeddings` False where the file holds an output matrix other than the embedding: as in
-    transformers 5.23, the weights then decide against config.json."""
+    """The config, with `tie_embeddings` False if the file holds an output matrix that differs from the embedding. As in
+    transformers 5.23, the weights then override config.json."""
     names = HF_NAMES["embed"], HF_NAMES["unembed"]
     if not config.tie_embeddings or any(name not in source.shapes for name in names):
         return config
-    same = source.shapes[names[0]] == source.shapes[names[1]]
     rows = source.shapes[names[0]][0]
-    for start in range(0, rows if same else 0, _COMPARED):
-        part = (slice(start, min(start + _COMPARED, rows)), slice(None))
-        if not np.array_equal(*(source.read(name, part) for name in names)):
-            same = False
-            break
+    parts = [(slice(start, min(start + _COMPARED, rows)), slice(None)) for start in range(0, rows, _COMPARED)]
+    same = source.shapes[names[0]] == source.shapes[names[1]] and all(
+        np.array_equal(*(source.read(name, part) for name in names)) for part in parts
+    )
     return config if same else dataclasses.replace(config, tie_embeddings=False)
 
 
-_COMPARED = 4096  # rows at a time
-
-
 def ignorable(config: ModelConfig):
-    """Tensors that some checkpoints hold beside the parameters: rotary tables, and a tied output matrix."""
+    """A function of a name: whether some checkpoints hold this tensor beside the parameters (rotary tables, a tied output
+    matrix)."""
 
     def ignored(name: str) -> bool:
         return name.endswith("rotary_emb.inv_freq") or (config.tie_embeddings and name == HF_NAMES["unembed"])
@@ -305,39 +295,16 @@ def ignorable(config: ModelConfig):
 
 
 def load_params(path: str | Path, config: ModelConfig, param_dtype="float32", shardings=None) -> decoder.Params:
-    """The parameters in a directory, straight to their shards (see weights.load_tree). Raises CheckpointError."""
+    """The parameters of a directory, loaded to their shards (`weights.load_tree`). Raises CheckpointError."""
     source = SafetensorsSource(Path(path))
     return weights.load_tree(config, source, HF_NAMES, ignorable(config), param_dtype, shardings)
-
-
-# ---- hub ---------------------------------------------------------------------------------------------------------
-
-
-def is_hub_id(name: str) -> bool:
-    return re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None
-
-
-def download(hub_id: str) -> Path:
-    """The local directory of a hub model: safetensors, configs and tokenizer files only. Raises CheckpointError."""
-    from huggingface_hub import errors, snapshot_download
-
-    patterns = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
-    try:
-        return Path(snapshot_download(hub_id, allow_patterns=patterns))
-    except (errors.RepositoryNotFoundError, errors.GatedRepoError, errors.RevisionNotFoundError) as error:
-        raise CheckpointError(f"{hub_id}: the hub does not give this model out ({error})") from None
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, errors.HfHubHTTPError, OSError) as error:
-        raise CheckpointError(
-            f"{hub_id}: not in the local hub cache and the hub was not reached ({type(error).__name__}); if a "
-            "directory was meant, it does not exist; else go online or give the path of a downloaded directory"
-        ) from None
 
 
 # ---- writing -----------------------------------------------------------------------------------------------------
 
 
 def _write_weights(path: Path, config: ModelConfig, params: decoder.Params, dtype: str, shard_bytes: int) -> None:
-    """One model.safetensors, or shards of at most `shard_bytes` (or one tensor) each and an index."""
+    """Writes one model.safetensors, or shards of at most `shard_bytes` (or of one larger tensor) and an index."""
     shards: list[list[str]] = [[]]
     sizes = [0]
     for name, shape in weights.expected_shapes(config, HF_NAMES).items():
@@ -351,7 +318,7 @@ def _write_weights(path: Path, config: ModelConfig, params: decoder.Params, dtyp
     if len(shards) > 1:
         files = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
     tensors = weights.named_tensors(config, params, HF_NAMES, dtype)
-    for file, names in zip(files, shards, strict=True):  # both run through the tree in the same order
+    for file, names in zip(files, shards, strict=True):  # `tensors` comes in the order of `expected_shapes`
         save_file(dict(next(tensors) for _ in names), path / file, metadata={"format": "pt"})
     if len(shards) > 1:
         weight_map = {name: file for file, names in zip(files, shards, strict=True) for name in names}
@@ -363,15 +330,15 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def refuse_filled(path: Path) -> None:
-    """Raises CheckpointError unless a directory may be written there: nothing is there, or an empty one."""
+    """Raises CheckpointError unless the path does not exist or is an empty directory."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise CheckpointError(f"{path}: exists and is not empty; nothing is overwritten, name another directory")
 
 
 @contextmanager
 def new_directory(path: Path) -> Iterator[Path]:
-    """A directory to fill, which is named `path` only when that is done. Raises CheckpointError (`refuse_filled`), and OSError
-    where something cannot be written; nothing stays then."""
+    """Yields a directory to fill, which is renamed to `path` when that is done and removed if it fails. Raises CheckpointError
+    (`refuse_filled`), and OSError if something cannot be written."""
     refuse_filled(path)
     unfinished = path.with_name(path.name + ".unfinished")
     if unfinished.exists():
@@ -381,7 +348,7 @@ def new_directory(path: Path) -> Iterator[Path]:
         yield unfinished
     except BaseException as error:
         shutil.rmtree(unfinished, ignore_errors=True)
-        code = re.search(r"os error (\d+)", str(error))  # so say the libraries that write weights and tokenizers
+        code = re.search(r"os error (\d+)", str(error))  # the libraries that write weights and tokenizers are in Rust
         if not code:
             raise
         raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from error
@@ -403,9 +370,9 @@ def save(
     """Writes a directory that transformers loads: config, weights in `dtype` (LoRA adapters merged in float32), generation
     config, tokenizer.
 
-    tokenizer: a transformers tokenizer, or None for weights and configs alone. kept: of the checkpoint that training began
-    with; None: the tokenizer's begin token alone. The directory must not exist or be empty; it appears only when complete.
-    Raises CheckpointError.
+    tokenizer: a transformers tokenizer, or None to write only weights and configs. kept: of the checkpoint that training
+    started from; None: only the tokenizer's begin token. The directory must not exist, or must be empty; it appears only when
+    it is complete. Raises CheckpointError.
     """
     with new_directory(Path(path)) as unfinished:
         pad_id = None if tokenizer is None else tokenizer.pad_token_id

@@ -1,4 +1,4 @@
-"""LoRA adapters as a directory that Hugging Face's `peft` loads: adapter_config.json and adapter_model.safetensors."""
+"""Writes LoRA adapters as a directory that Hugging Face's `peft` loads: adapter_config.json and adapter_model.safetensors."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from hir_jax.model.lora import LoraSettings
 
 
 def _module(name: str) -> str:
-    """peft's path of one of a layer's matrices, with {} for the layer."""
+    """peft's module path of a layer's matrix, with {} for the layer's number."""
     return f"base_model.model.{hf.HF_NAMES['layers'][name].removesuffix('.weight')}"
 
 
 def adapter_config(settings: LoraSettings, base: str | None) -> dict:
-    """The adapter_config.json; what it does not say has peft's default. base: directory or hub id, None where it has none."""
+    """The adapter_config.json; other keys have peft's defaults. base: directory or hub id of the base model, or None."""
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -41,7 +41,8 @@ def save(
     tokenizer,
     dtype: str = "float32",
 ) -> None:
-    """Writes the adapters in `params`, and the tokenizer. The directory must not exist or be empty. Raises CheckpointError."""
+    """Writes the adapters in `params` and the tokenizer to a directory that must not exist, or must be empty. Raises
+    CheckpointError."""
     tensors = {}
     for name in settings.targets:
         for factor in "ab":  # peft's are [r, in] and [out, r]

@@ -1,7 +1,7 @@
-"""Shapes of published checkpoints, for what has to be known without downloading one (`hir_jax.aot`).
+"""Shapes of published checkpoints, with which functions are compiled without downloading one (`hir_jax.aot`).
 
-Each entry holds the keys of the checkpoint's own config.json and generation_config.json that a compiled function depends on,
-as published on the Hugging Face hub; `parse` reads them like a downloaded file.
+Each entry holds the keys of the checkpoint's own config.json and generation_config.json on which a compiled function depends,
+as published on the Hugging Face hub. `hf.parse_config` reads them like a downloaded file.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 
 
 class Outline(NamedTuple):
-    """What compiled functions depend on of a checkpoint that is not there."""
+    """The properties of a checkpoint on which compiled functions depend."""
 
     config: ModelConfig
     stop_ids: tuple[int, ...]
@@ -56,7 +56,7 @@ class Outline(NamedTuple):
 
 
 def outline(hub_id: str) -> Outline:
-    """The Outline of a published checkpoint. CheckpointError for one that is not in the table."""
+    """The Outline of a published checkpoint. Raises CheckpointError if it is not in the table."""
     if hub_id not in PUBLISHED:
         near = difflib.get_close_matches(hub_id, PUBLISHED, 1, cutoff=0.4)
         raise CheckpointError(

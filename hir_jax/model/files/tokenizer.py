@@ -1,4 +1,4 @@
-"""The tokenizer of a Hugging Face directory: what loads, what is refused, and whether it fits the model."""
+"""Loads the tokenizer of a Hugging Face directory and checks that it fits the model."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 from hir_jax.model.files.hf import read_json
 from hir_jax.model.files.weights import CheckpointError, refuse_lfs_pointer
+from hir_jax.textfiles import first_line
 
 log = logging.getLogger(__name__)
 
@@ -16,7 +17,8 @@ _OTHERS = ("merges.txt", "tokenizer.model", "chat_template.jinja")
 
 
 def read_tokenizer(directory: Path):
-    """The tokenizer of a directory, with its chat template (transformers' AutoTokenizer, no code of the directory)."""
+    """The tokenizer of a directory with its chat template, by transformers' AutoTokenizer; no code of the directory is run.
+    Raises CheckpointError."""
     from transformers import AutoTokenizer
 
     if not directory.is_dir():
@@ -33,11 +35,10 @@ def read_tokenizer(directory: Path):
         )
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False, local_files_only=True)
-    except Exception as error:  # the tokenizers package raises plain Exceptions, and transformers many kinds
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    except Exception as error:  # the tokenizers package raises plain Exceptions, transformers many kinds
         raise CheckpointError(
-            f"{directory}: its tokenizer does not load ({lines[0] if lines else type(error).__name__}); the directory needs "
-            "tokenizer.json and tokenizer_config.json"
+            f"{directory}: its tokenizer does not load ({first_line(error)}); the directory needs tokenizer.json and "
+            "tokenizer_config.json"
         ) from None
     if not tokenizer.is_fast:
         raise CheckpointError(
@@ -47,12 +48,12 @@ def read_tokenizer(directory: Path):
 
 
 def ids_of(tokenizer) -> int:
-    """One more than the highest token id, which is more than the number of tokens where ids are left out."""
+    """One more than the highest token id. This exceeds the number of tokens if some ids are unused."""
     return max(tokenizer.get_vocab().values(), default=-1) + 1
 
 
 def refuse_misfit(tokenizer, stop_ids: Sequence[int], vocab_size: int, where: str) -> None:
-    """Raises CheckpointError where the tokenizer or a stop id goes beyond the embedding, whose last row would be read."""
+    """Raises CheckpointError if a token id or a stop id has no row in the embedding; jax would silently read its last row."""
     ids = ids_of(tokenizer)
     if ids > vocab_size:
         raise CheckpointError(
@@ -68,7 +69,7 @@ def refuse_misfit(tokenizer, stop_ids: Sequence[int], vocab_size: int, where: st
 
 
 def warn_of_unused_ends(tokenizer, end_of_turn: int | None, stop_ids: Sequence[int]) -> None:
-    """One warning where the tokenizer's end token, or that of the chat template's turns, does not end a response."""
+    """Logs a warning if the tokenizer's end token, or the one that ends a turn in the chat template, does not end a response."""
     ends = dict.fromkeys(i for i in (tokenizer.eos_token_id, end_of_turn) if i is not None and i not in stop_ids)
 
     def named(ids):

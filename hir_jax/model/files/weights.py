@@ -1,7 +1,7 @@
-"""From named tensors in files to the stacked parameter tree, slice by slice, and back.
+"""Reads named tensors of a file into the stacked parameter tree, slice by slice, and turns the tree back into named tensors.
 
-A TensorSource knows names and shapes and reads slices; Hugging Face and GGUF files are two of them. Both lay matrices
-out [out, in], so every matrix but the embeddings is transposed on the way.
+A TensorSource knows names and shapes and reads slices; there is one for Hugging Face files and one for GGUF. Both store
+matrices as [out, in], so every matrix except the embeddings is transposed on the way.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from hir_jax.model import decoder
 from hir_jax.model.config import ModelConfig
 from hir_jax.types import InputError
 
-SHOWN = 6  # names shown of each kind of fault
+SHOWN = 6  # most names in a message for each kind of fault
 Index = tuple[slice, ...]
 
 
 class CheckpointError(InputError):
-    """A checkpoint that cannot be read or written as asked; the message names the file or tensors and what to do."""
+    """A checkpoint cannot be read or written; the message names the file or tensors and what to do."""
 
 
 _LFS = b"version https://git-lfs.github.com/spec/"
 
 
 def refuse_lfs_pointer(path: Path) -> None:
-    """Raises CheckpointError for a file that git-lfs did not fetch: a few lines of text that say where the content is."""
+    """Raises CheckpointError for a file that git-lfs did not fetch, which holds a few lines of text instead of the content."""
     with open(path, "rb") as file:
         if file.read(len(_LFS)) == _LFS:
             raise CheckpointError(
@@ -40,7 +40,7 @@ def refuse_lfs_pointer(path: Path) -> None:
 
 
 class TensorSource(Protocol):
-    """Tensors by name, as a file stores them."""
+    """The tensors of a file by name."""
 
     path: str  # for messages
     shapes: Mapping[str, tuple[int, ...]]
@@ -50,55 +50,42 @@ class TensorSource(Protocol):
         ...
 
 
+# A layer's parameter -> its tensor's name in Hugging Face files (after "model.layers.N.") and in GGUF (after "blk.N.")
+_LAYER = {
+    "attn_norm": ("input_layernorm.weight", "attn_norm.weight"),
+    "q": ("self_attn.q_proj.weight", "attn_q.weight"),
+    "k": ("self_attn.k_proj.weight", "attn_k.weight"),
+    "v": ("self_attn.v_proj.weight", "attn_v.weight"),
+    "o": ("self_attn.o_proj.weight", "attn_output.weight"),
+    "q_bias": ("self_attn.q_proj.bias", "attn_q.bias"),
+    "k_bias": ("self_attn.k_proj.bias", "attn_k.bias"),
+    "v_bias": ("self_attn.v_proj.bias", "attn_v.bias"),
+    "q_norm": ("self_attn.q_norm.weight", "attn_q_norm.weight"),
+    "k_norm": ("self_attn.k_norm.weight", "attn_k_norm.weight"),
+    "mlp_norm": ("post_attention_layernorm.weight", "ffn_norm.weight"),
+    "gate": ("mlp.gate_proj.weight", "ffn_gate.weight"),
+    "up": ("mlp.up_proj.weight", "ffn_up.weight"),
+    "down": ("mlp.down_proj.weight", "ffn_down.weight"),
+}
 HF_NAMES = {
-    "embed": "model.embed_tokens.weight",
-    "final_norm": "model.norm.weight",
-    "unembed": "lm_head.weight",
-    "layers": {
-        "attn_norm": "model.layers.{}.input_layernorm.weight",
-        "q": "model.layers.{}.self_attn.q_proj.weight",
-        "k": "model.layers.{}.self_attn.k_proj.weight",
-        "v": "model.layers.{}.self_attn.v_proj.weight",
-        "o": "model.layers.{}.self_attn.o_proj.weight",
-        "q_bias": "model.layers.{}.self_attn.q_proj.bias",
-        "k_bias": "model.layers.{}.self_attn.k_proj.bias",
-        "v_bias": "model.layers.{}.self_attn.v_proj.bias",
-        "q_norm": "model.layers.{}.self_attn.q_norm.weight",
-        "k_norm": "model.layers.{}.self_attn.k_norm.weight",
-        "mlp_norm": "model.layers.{}.post_attention_layernorm.weight",
-        "gate": "model.layers.{}.mlp.gate_proj.weight",
-        "up": "model.layers.{}.mlp.up_proj.weight",
-        "down": "model.layers.{}.mlp.down_proj.weight",
-    },
-}
-
+    "embed": "model.embed_tokens.weight", "final_norm": "model.norm.weight", "unembed": "lm_head.weight",
+    "layers": {ours: f"model.layers.{{}}.{theirs}" for ours, (theirs, _) in _LAYER.items()},
+}  # fmt: skip
 GGUF_NAMES = {
-    "embed": "token_embd.weight",
-    "final_norm": "output_norm.weight",
-    "unembed": "output.weight",
-    "layers": {
-        "attn_norm": "blk.{}.attn_norm.weight",
-        "q": "blk.{}.attn_q.weight",
-        "k": "blk.{}.attn_k.weight",
-        "v": "blk.{}.attn_v.weight",
-        "o": "blk.{}.attn_output.weight",
-        "q_bias": "blk.{}.attn_q.bias",
-        "k_bias": "blk.{}.attn_k.bias",
-        "v_bias": "blk.{}.attn_v.bias",
-        "q_norm": "blk.{}.attn_q_norm.weight",
-        "k_norm": "blk.{}.attn_k_norm.weight",
-        "mlp_norm": "blk.{}.ffn_norm.weight",
-        "gate": "blk.{}.ffn_gate.weight",
-        "up": "blk.{}.ffn_up.weight",
-        "down": "blk.{}.ffn_down.weight",
-    },
-}
+    "embed": "token_embd.weight", "final_norm": "output_norm.weight", "unembed": "output.weight",
+    "layers": {ours: f"blk.{{}}.{theirs}" for ours, (_, theirs) in _LAYER.items()},
+}  # fmt: skip
+
+
+def _keys(path) -> tuple[str, ...]:
+    """The dictionary keys of a path in the parameter tree, such as ("layers", "q")."""
+    return tuple(key.key for key in path)
 
 
 def _leaves(config: ModelConfig) -> Iterator[tuple[tuple[str, ...], tuple[int, ...]]]:
-    """(keys, shape) of each parameter, ("layers", "q") and the stacked shape for those of layers."""
+    """(keys, shape) of each parameter. Parameters of the layers have the stacked shape."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(decoder.abstract_params(config)):
-        yield tuple(key.key for key in path), leaf.shape
+        yield _keys(path), leaf.shape
 
 
 def _name(names: Mapping[str, Any], keys: tuple[str, ...], layer: int) -> str:
@@ -106,12 +93,12 @@ def _name(names: Mapping[str, Any], keys: tuple[str, ...], layer: int) -> str:
 
 
 def _transposed(keys: tuple[str, ...], shape: tuple[int, ...]) -> bool:
-    """Whether the file stores [out, in]; `shape` is that of one layer."""
+    """Whether the file stores the transpose, [out, in]. shape: of one layer."""
     return len(shape) == 2 and keys != ("embed",)
 
 
 def expected_shapes(config: ModelConfig, names: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """The shape in the file of every tensor that a model of this config has."""
+    """The name and shape in the file of every tensor of a model of this config."""
     shapes = {}
     for keys, shape in _leaves(config):
         stacked = keys[0] == "layers"
@@ -127,9 +114,9 @@ def _listed(what: str, entries: list[str]) -> str:
 
 
 def check_tensors(config: ModelConfig, source: TensorSource, names: Mapping[str, Any], ignored) -> None:
-    """Raises CheckpointError naming the tensors that are missing, wrongly shaped, or unknown.
+    """Raises CheckpointError that names the tensors that are missing, wrongly shaped, or unknown.
 
-    ignored: function of a name; True for one that may be there and is not read.
+    ignored: function of a name; True for a tensor that may be in the file and is not read.
     """
     expected = expected_shapes(config, names)
     found = source.shapes
@@ -140,18 +127,16 @@ def check_tensors(config: ModelConfig, source: TensorSource, names: Mapping[str,
         if name in found and tuple(found[name]) != shape
     ]
     extra = [name for name in found if name not in expected and not ignored(name)]
-    faults = [("missing", missing), ("wrongly shaped", misshaped), ("not known to this model", extra)]
-    found_faults = [_listed(what, entries) for what, entries in faults if entries]
-    if found_faults:
+    kinds = {"missing": missing, "wrongly shaped": misshaped, "not known to this model": extra}
+    if faults := "; ".join(_listed(what, entries) for what, entries in kinds.items() if entries):
         raise CheckpointError(
-            f"{source.path}: tensors do not match the config ({config.family}, {config.num_layers} layers). "
-            + "; ".join(found_faults)
-            + ". Check that config and weights are of the same model and that the download is complete."
+            f"{source.path}: tensors do not match the config ({config.family}, {config.num_layers} layers). {faults}. "
+            "Check that config and weights are of the same model and that the download is complete."
         )
 
 
 def _read_leaf(source: TensorSource, names, keys: tuple[str, ...], shape: tuple[int, ...], dtype, index: Index):
-    """The slice `index` of one parameter as a NumPy array: only what it covers is read."""
+    """The slice `index` of one parameter as a NumPy array. Nothing else of the parameter is read."""
 
     def read(layer: int, one: tuple[int, ...], index: Index) -> np.ndarray:
         name = _name(names, keys, layer)
@@ -169,35 +154,32 @@ def _read_leaf(source: TensorSource, names, keys: tuple[str, ...], shape: tuple[
 
 
 def load_tree(config: ModelConfig, source: TensorSource, names, ignored, param_dtype, shardings=None) -> decoder.Params:
-    """The parameter tree, each array made out of the slices that its devices hold.
+    """The parameter tree, where each array is made from the slices that its devices hold.
 
-    param_dtype: of the arrays. shardings: a tree like the parameters of jax.sharding.Sharding; None puts all on the
-    first device. The host holds one parameter's distinct slices at a time. Raises CheckpointError.
+    param_dtype: of the arrays. shardings: a tree of jax.sharding.Sharding like the parameters; None puts all on the first
+    device. The host holds the distinct slices of one parameter at a time. Raises CheckpointError.
     """
     check_tensors(config, source, names, ignored)
-    params = {"layers": {}}
-    for keys, shape in _leaves(config):
-        sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        if shardings is not None:
-            sharding = shardings[keys[0]][keys[1]] if len(keys) == 2 else shardings[keys[0]]
-        read: dict[tuple, np.ndarray] = {}  # devices that hold the same slice share one reading
+    dtype, abstract = jnp.dtype(param_dtype), decoder.abstract_params(config)
+    if shardings is None:
+        shardings = jax.tree.map(lambda _: jax.sharding.SingleDeviceSharding(jax.local_devices()[0]), abstract)
 
-        def slice_of(index: Index, keys=keys, shape=shape, read=read) -> np.ndarray:
-            bounds = tuple(s.indices(size) for s, size in zip(index, shape, strict=True))
+    def load(path, leaf, sharding) -> jax.Array:
+        read: dict[tuple, np.ndarray] = {}  # devices that hold the same slice share one read
+
+        def slice_of(index: Index) -> np.ndarray:
+            bounds = tuple(s.indices(size) for s, size in zip(index, leaf.shape, strict=True))
             if bounds not in read:
-                read[bounds] = _read_leaf(source, names, keys, shape, jnp.dtype(param_dtype), index)
+                read[bounds] = _read_leaf(source, names, _keys(path), leaf.shape, dtype, index)
             return read[bounds]
 
-        array = jax.make_array_from_callback(shape, sharding, slice_of, dtype=jnp.dtype(param_dtype))
-        if len(keys) == 2:
-            params["layers"][keys[1]] = array
-        else:
-            params[keys[0]] = array
-    return params
+        return jax.make_array_from_callback(leaf.shape, sharding, slice_of, dtype=dtype)
+
+    return jax.tree_util.tree_map_with_path(load, abstract, shardings)
 
 
 def named_tensors(config: ModelConfig, params: decoder.Params, names, dtype) -> Iterator[tuple[str, np.ndarray]]:
-    """(name, array in the file's layout) of every tensor, LoRA adapters merged, one layer at a time, cast to `dtype`."""
+    """(name, array in the file's layout) of every tensor in `dtype`, with LoRA adapters merged, one layer at a time."""
 
     def one(keys, layer: int):
         if keys[0] != "layers":

@@ -1,5 +1,5 @@
-"""Pieces of a prompt against rendering and tokenising, with the real tokenizers of three families: texts that are not in
-normal form, odd white space, every kept set; what is refused, and why; how much is tokenised."""
+"""Segments of a prompt compared with rendering and tokenising, with real tokenizers of three families: texts not in normal
+form, odd white space, every kept set; which rows are refused, and why; how much is tokenised."""
 
 import copy
 import functools
@@ -53,13 +53,13 @@ def masks(count):
 
 
 def wrong_masks(frame, instruction, encoded):
-    """The kept sets whose pieces are not the tokens of the row as it was given, rendered and put into the chat template."""
+    """The kept sets whose joined segments are not the tokens of the given row, rendered and put into the chat template."""
     kept = masks(len(instruction.constraints))
     return [keep for keep in kept if gather(encoded, keep) != tokenise_rendering(frame, instruction, keep)]
 
 
 def refusals(frame, instructions):
-    """How many are refused, by reason; every kept set of the others is right, and what is shown of them is what is read."""
+    """Counts refused rows by reason; checks for the others that every kept set is right and that the shown text is tokenised."""
     found = Counter()
     for instruction in instructions:
         try:
@@ -122,7 +122,7 @@ DECOMPOSED = "cafe\u0301"
 
 @pytest.mark.parametrize("template", REWRITABLE)
 def test_a_decomposed_text_keeps_the_end_of_the_turn(template):
-    """Qwen normalises to NFC, which takes characters away: the next piece must not begin with the one before it."""
+    """Qwen normalises to NFC, which removes characters and so shifts offsets: no segment may begin with the end of the last."""
     tokenizer = real_tokenizers.load("qwen3")
     frame, end = chat_frame(tokenizer), tokenizer.convert_tokens_to_ids("<|im_end|>")
     instruction = row(
@@ -150,7 +150,7 @@ def _smollm2():
 
 
 def smollm2():
-    """One to change: nothing that a test sets on it is seen by another."""
+    """A copy that a test may change without effect on other tests."""
     return copy.deepcopy(_smollm2())
 
 
@@ -169,7 +169,7 @@ def test_every_kind_of_normalizer(name, template):
 
 
 def test_a_text_whose_normal_form_renders_otherwise_is_refused_with_that_reason():
-    """NFKC makes an ASCII mark of the full-width one, behind which no full stop would be put."""
+    """NFKC turns the full-width mark into an ASCII one, after which no full stop is added."""
     tokenizer = smollm2()
     tokenizer.backend_tokenizer.normalizer = normalizers.NFKC()
     with pytest.raises(EncodeError, match="normal form") as refused:
@@ -269,7 +269,7 @@ def test_templates_that_strip_the_request(change, template):
 
 
 class Counting:
-    """A tokenizer that counts the texts it is given and its calls of the chat template."""
+    """A tokenizer that counts the texts it tokenises and the calls of its chat template."""
 
     def __init__(self, tokenizer):
         self._tokenizer, self.texts, self.rendered = tokenizer, 0, 0
@@ -316,7 +316,7 @@ def recorded():
 
 @pytest.mark.skipif(not recorded(), reason=f"no recorded inputs in {SHARED / 'cases'}")
 def test_recorded_inputs(tmp_path):
-    """Each is accepted, with the tokens of its rendering in every kept set; the speed of item 18 is the bench's."""
+    """Each row is accepted, and every kept set has the tokens of its rendering. The bench measures the speed."""
     seen = Counter()
     for case in recorded():
         seen[case["what"].split()[0]] += 1
