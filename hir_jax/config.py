@@ -22,6 +22,7 @@ from hir_jax.checks.judge.soft import JudgeSettings
 from hir_jax.data.chat import DATE
 from hir_jax.data.generate.joint import FAMILIES
 from hir_jax.data.templates import REWRITABLE
+from hir_jax.hir.methods import METHODS
 from hir_jax.model.config import MATRICES
 from hir_jax.run import files
 from hir_jax.types import InputError
@@ -286,7 +287,7 @@ def check(config) -> None:
         f"{rows} sequences a step do not split into config.learner.mini_batches = {config.learner.mini_batches}",
     )
     _require(
-        config.method != "dpo" or rows % (2 * config.learner.mini_batches) == 0,
+        METHODS[config.method].loss != "dpo" or rows % (2 * config.learner.mini_batches) == 0,
         f"{rows} sequences a step are no pairs for config.learner.mini_batches = {config.learner.mini_batches}: make "
         "config.rollout.m + config.replay.k even, or change config.data.batch_prompts",
     )
@@ -309,7 +310,7 @@ def check(config) -> None:
 
 def sequences(config) -> int:
     """Trained sequences a step: (m + k) * N, or N pairs for sft."""
-    per_prompt = 1 if config.method == "sft" else config.rollout.m + config.replay.k
+    per_prompt = config.rollout.m + config.replay.k if METHODS[config.method].samples else 1
     return per_prompt * config.data.batch_prompts
 
 

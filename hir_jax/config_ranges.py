@@ -3,6 +3,7 @@ anything is loaded."""
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -10,32 +11,43 @@ import numpy as np
 from hir_jax.data.templates import REWRITABLE
 from hir_jax.model.config import COMPUTE_DTYPES, REMAT_POLICIES
 
-# `learner`, `hir` and `sampler` have the same tuples beside their code. They import jax, which reading a config must not.
-CHOICES: Mapping[str, Sequence[str]] = {
-    "method": ("hir", "ilr", "clr", "hir_clr", "sft", "rft", "dpo"),
+# A tuple, or "module:NAME" of the table that the words are the keys of: many of these modules import jax, which reading a
+# config must not.
+CHOICES: Mapping[str, Sequence[str] | str] = {
+    "method": "hir.methods:METHODS",
     "data.source": ("generated", "witness", "jsonl", "hir16k", "tfds"),
     "data.template": ("", *REWRITABLE),
     "model.remat": REMAT_POLICIES,
-    "rollout.method": ("gumbel", "inverse_cdf"),
+    "rollout.method": "sampler.sample:DRAWS",
     "rollout.dtype": ("", *COMPUTE_DTYPES),
     "rollout.old_logp": ("", "sampler", "trainer"),
     "model.compute_dtype": COMPUTE_DTYPES,
     "model.param_dtype": COMPUTE_DTYPES,
     "lora.base_dtype": COMPUTE_DTYPES,
-    "replay.strategy": ("curriculum", "entropy", "integrity", "random"),
-    "replay.scope": ("batch", "group", "even"),
-    "replay.entropy": ("mean", "sum"),
+    "replay.strategy": "hir.select:STRATEGIES",
+    "replay.scope": "hir.select:SCOPES",
+    "replay.entropy": "hir.select:ENTROPIES",
     "replay.fill": ("resample", "mask"),
     "replay.behaviour": ("original", "rewritten"),
-    "replay.schedule": ("exponential", "constant", "linear", "cosine"),
-    "learner.estimator": ("reinforce_plus_plus", "grpo", "rloo", "dr_grpo"),
-    "learner.baseline": ("all", "originals"),
-    "learner.average": ("token", "sequence", "constant"),
+    "replay.schedule": "hir.select:SCHEDULES",
+    "learner.estimator": "learner.advantages:ESTIMATORS",
+    "learner.baseline": "learner.advantages:BASELINES",
+    "learner.average": "learner.update:AVERAGES",
     "learner.kl_in": ("reward", "loss"),
-    "learner.kl_estimator": ("k1", "k2", "k3"),
-    "learner.dpo_pairs": ("response", "instruction", "both"),
-    "learner.schedule": ("constant", "linear", "cosine"),
+    "learner.kl_estimator": "learner.losses:KL_ESTIMATORS",
+    "learner.dpo_pairs": "hir.pairs:PAIRS",
+    "learner.schedule": "learner.settings:SCHEDULES",
 }
+
+
+def choices(key: str) -> tuple[str, ...]:
+    """The words that a key may be."""
+    words = CHOICES[key]
+    if isinstance(words, str):
+        module, _, name = words.partition(":")
+        words = getattr(importlib.import_module(f"hir_jax.{module}"), name)
+    return tuple(words)
+
 
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 
@@ -110,8 +122,8 @@ def _fault(interval: str, value: float) -> str:
 
 def faults(flat: Mapping[str, object]) -> Iterator[str]:
     """One error message for each word in a flattened config that its key does not allow and each number outside its range."""
-    for key, allowed in CHOICES.items():
-        if flat[key] not in allowed:
+    for key in CHOICES:
+        if flat[key] not in (allowed := choices(key)):
             yield f"config.{key} is {flat[key]!r}; it must be one of {', '.join(allowed)}"
     for interval, keys in RANGES.items():
         for key in keys:

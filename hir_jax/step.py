@@ -23,10 +23,12 @@ from jaxtyping import Bool, Int, Key
 
 from hir_jax.checks.device import on_device
 from hir_jax.hir import select
+from hir_jax.hir.methods import METHODS, Method
 from hir_jax.hir.pairs import choose_pairs, pair_batch
 from hir_jax.hir.relabel import relabel
 from hir_jax.learner.losses import truncated_importance
-from hir_jax.learner.update import LearnerSettings, score_responses, update
+from hir_jax.learner.settings import LearnerSettings
+from hir_jax.learner.update import score_responses, update
 from hir_jax.model import counting, decoder, lora
 from hir_jax.model.config import ModelConfig
 from hir_jax.model.decode_attention import cache_columns
@@ -61,20 +63,24 @@ class StepSettings:
         return self.config.rollout.m if self.replays else self.samples
 
     @property
+    def method(self) -> Method:
+        return METHODS[self.config.method]
+
+    @property
     def replays(self) -> bool:
         """Whether failures are replayed."""
-        return self.config.method in ("hir", "hir_clr") and self.config.replay.k > 0
+        return self.method.replays and self.config.replay.k > 0
 
     @property
     def selects(self) -> bool:
         """Whether failures are selected: to be replayed, or for preference pairs of two instructions."""
-        return self.replays or (self.config.method == "dpo" and self.config.learner.dpo_pairs != "response")
+        return self.replays or (self.method.loss == "dpo" and self.config.learner.dpo_pairs != "response")
 
     @property
     def keeps_reference(self) -> bool:
         """Whether the update needs the reference policy's log-probs."""
-        method = self.config.method
-        return method == "dpo" or (method not in ("sft", "rft") and self.config.learner.kl > 0)
+        loss = self.method.loss
+        return loss == "dpo" or (loss == "policy" and self.config.learner.kl > 0)
 
     @cached_property
     def learner(self) -> LearnerSettings:
@@ -201,10 +207,10 @@ def learn(
     ref_params is None. rollout, verdicts: B rows. rounds: how many further samples of each prompt were drawn in place of
     replays (`select.missing_rounds`). key: for a random selection.
     """
-    params, config = lora.join(frozen, state.params), settings.config
+    params = lora.join(frozen, state.params)
     reference = (frozen if ref_params is None else ref_params) if settings.keeps_reference else None
     replays = select_replays(rollout, verdicts, state.step, rounds, key, settings=settings)
-    if config.method == "dpo":
+    if settings.method.loss == "dpo":
         batch, metrics = preference_batch(reference, prompts, rollout, verdicts, replays, settings=settings), {}
     else:
         batch, metrics = policy_batch(params, reference, prompts, rollout, verdicts, replays, settings=settings)
@@ -251,7 +257,7 @@ def policy_batch(
     config = settings.config
     reward, weight = select.rewards(
         rollout, verdicts,
-        fractional=config.method in ("clr", "hir_clr"), successes_only=config.method == "rft",
+        fractional=settings.method.fractional, successes_only=settings.method.successes_only,
         mask_truncated=config.learner.mask_truncated,
     )  # fmt: skip
     score, metrics = partial(score_responses, **settings.learning), {}

@@ -32,6 +32,7 @@ from hir_jax.data import dataset
 from hir_jax.engine import Engine
 from hir_jax.eval.accuracy import accuracies, control_of_step
 from hir_jax.export import write_model
+from hir_jax.hir.methods import METHODS
 from hir_jax.parallel import mesh as meshes
 from hir_jax.parallel import processes
 from hir_jax.rollouts import Clock, SharedVerifier, roll_out
@@ -96,7 +97,7 @@ class Run:
     def _conditions(self):
         """(the training rows' constraints for the device or None, whether whole steps can run there)."""
         config = self.config
-        if not config.constraints.on_device or config.method == "sft":
+        if not config.constraints.on_device or not METHODS[config.method].samples:
             return None, False
         constraints = [row.instruction.constraints for row in self.data.rows]
         found = on_device.conditions(constraints, self.data.shapes.constraints)
@@ -318,7 +319,7 @@ def train(config, workdir: Path, make_run: type[Run] = Run) -> None:
             run.record(0, found, clock, 0)
         for step in range(first, config.total_steps):
             clock = Clock()
-            if config.method == "sft":
+            if not METHODS[config.method].samples:
                 state, metrics, tokens, replays = sft_step(run, state, step, clock)
             else:
                 state, metrics, tokens, replays = policy_step(run, state, ref_params, step, clock)

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from hir_jax.config import defaults
-from hir_jax.learner.update import LearnerSettings
+from hir_jax.learner.settings import LearnerSettings
 
 
 def learner_settings(**changes) -> LearnerSettings:

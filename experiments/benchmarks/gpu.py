@@ -190,7 +190,8 @@ def learn(case: Learn, rounds: int, ceilings) -> dict:
 
     from hir_jax.bench.sizes import random_prompts
     from hir_jax.config import defaults
-    from hir_jax.learner.update import LearnerSettings, init_state, update
+    from hir_jax.learner.settings import LearnerSettings
+    from hir_jax.learner.update import init_state, update
     from hir_jax.model import counting
     from hir_jax.types import TrainBatch
 

@@ -20,7 +20,8 @@ import numpy as np
 from hir_jax.bench.machine import rates, timed
 from hir_jax.bench.sizes import NO_STOP, random_prompts
 from hir_jax.config import defaults
-from hir_jax.learner.update import LearnerSettings, init_state, update
+from hir_jax.learner.settings import LearnerSettings
+from hir_jax.learner.update import init_state, update
 from hir_jax.model import counting, decoder
 from hir_jax.model.config import ModelConfig
 from hir_jax.parallel import mesh as meshes

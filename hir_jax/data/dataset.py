@@ -17,6 +17,7 @@ from hir_jax.data.generate import synthesis
 from hir_jax.data.generate.tiny import witness
 from hir_jax.data.native import Pair, unanswered
 from hir_jax.data.segments import ChatFrame, Encoded, EncodeError, PartShapes, encode
+from hir_jax.hir.methods import METHODS
 from hir_jax.pathflags import expanded
 from hir_jax.types import InputError, Instruction
 
@@ -71,7 +72,7 @@ def _limits(data) -> dict:
 def _pairs(config, split: str, left_out: Counter) -> list[Pair]:
     """(instruction, response or "") of a split of the config's source, "train" or "heldout". Only sft needs responses."""
     data, train = config.data, split == "train"
-    answered = train and config.method == "sft"
+    answered = train and not METHODS[config.method].samples
     path, size = expanded(data.path if train else data.eval_path), data.size if train else data.eval_size
     match data.source:
         case "jsonl" if path:
@@ -189,10 +190,10 @@ def load(config, frame: ChatFrame, end_id: int, deciders: frozenset[str] = froze
     left_out: Counter = Counter()
     pairs, held = _read(config, left_out)
     # Methods without replay rewrite nothing, but must see the same rows as HiR to be compared with it.
-    fit = _Fit(frame, config.data.max_prompt, config.method != "sft", deciders)
+    fit = _Fit(frame, config.data.max_prompt, METHODS[config.method].samples, deciders)
     kept = list(_encode_rows(fit, [instruction for instruction, _ in pairs], left_out))
     rows, responses = [row for _, row in kept], []
-    if config.method == "sft":
+    if not METHODS[config.method].samples:
         texts = [pairs[i][1] for i, _ in kept]
         if not all(texts):
             raise DataError(f"config.data.source = {config.data.source!r} has rows without a response, which sft fits")

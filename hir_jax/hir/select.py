@@ -6,6 +6,7 @@ Pure functions of arrays. B rows, N prompts, C constraints, K = k * N places for
 from __future__ import annotations
 
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -43,49 +44,69 @@ def replayable(verdicts: Verdicts, filled: Bool[Array, " B"]) -> Bool[Array, " B
     return filled & known & (integrity > 0) & (integrity < 1)
 
 
+ENTROPIES = {"mean": lambda total, tokens: total / jnp.maximum(tokens, 1), "sum": lambda total, tokens: total}
+
+
 def response_entropy(rollout: Rollout, reduce: str = "mean") -> Float32[Array, " B"]:
     """F_div in nats: the mean over the response's tokens (released code) or their sum (paper)."""
-    total = jnp.where(rollout.mask, rollout.entropy, 0.0).sum(-1)
-    return total / jnp.maximum(rollout.mask.sum(-1), 1) if reduce == "mean" else total
+    return ENTROPIES[reduce](jnp.where(rollout.mask, rollout.entropy, 0.0).sum(-1), rollout.mask.sum(-1))
+
+
+def _cosine(s: Array, eta: float, horizon: int) -> Array:
+    return 1 + eta * horizon * (1 - jnp.cos(jnp.pi * jnp.minimum(s / max(1, horizon), 1.0))) / 2
+
+
+# lambda_s / lambda_0 by (s, eta, horizon). The exponential is computed through logs, for 1.05^s leaves float32 near s = 1,800.
+SCHEDULES = {
+    "exponential": lambda s, eta, horizon: jnp.exp(jnp.minimum(s * jnp.log1p(jnp.float32(eta)), 80.0)),
+    "constant": lambda s, eta, horizon: jnp.ones_like(s),
+    "linear": lambda s, eta, horizon: 1 + eta * s,
+    "cosine": _cosine,
+}
 
 
 def schedule(step: Int[Array, ""] | int, kind: str, lambda_0: float, eta: float, horizon: int) -> Float32[Array, ""]:
     """The weight of integrity, lambda_s, of the s-th step; capped at LAMBDA_CAP.
 
-    exponential (the paper): lambda_0 * (1 + eta)^s, computed through logs, for 1.05^s leaves float32 near 1,800;
-    constant: lambda_0; linear: lambda_0 * (1 + eta * s); cosine: half a cosine from lambda_0 up to where linear ends at s =
-    `horizon`, and that value afterwards.
+    exponential (the paper): lambda_0 * (1 + eta)^s; constant: lambda_0; linear: lambda_0 * (1 + eta * s); cosine: half a cosine
+    from lambda_0 up to where linear ends at s = `horizon`, and that value afterwards.
     """
     if lambda_0 == 0:
         return jnp.float32(0.0)
-    s = jnp.asarray(step, jnp.float32)
-    top = eta * horizon
-    growth = {
-        "exponential": lambda: jnp.exp(jnp.minimum(s * jnp.log1p(jnp.float32(eta)), 80.0)),
-        "constant": lambda: jnp.ones_like(s),
-        "linear": lambda: 1 + eta * s,
-        "cosine": lambda: 1 + top * (1 - jnp.cos(jnp.pi * jnp.minimum(s / max(1, horizon), 1.0))) / 2,
-    }
-    return jnp.minimum(lambda_0 * growth[kind](), LAMBDA_CAP)
+    growth = SCHEDULES[kind](jnp.asarray(step, jnp.float32), eta, horizon)
+    return jnp.minimum(lambda_0 * growth, LAMBDA_CAP)
+
+
+class Failures(NamedTuple):
+    """What a strategy ranks failures by."""
+
+    rollout: Rollout
+    verdicts: Verdicts
+    step: Int[Array, ""] | int  # s, 1 at the first update
+    horizon: int  # updates of the run
+    key: Key[Array, ""]
+
+
+def _curriculum(failures: Failures, config) -> Array:
+    weight = schedule(failures.step, config.schedule, config.lambda_0, config.eta, failures.horizon)
+    return response_entropy(failures.rollout, config.entropy) + weight * cla(failures.verdicts)
+
+
+# F(y), f32[B], by the `replay` group of the config.
+STRATEGIES = {
+    "curriculum": _curriculum,
+    "entropy": lambda failures, config: response_entropy(failures.rollout, config.entropy),
+    "integrity": lambda failures, config: cla(failures.verdicts),
+    "random": lambda failures, config: jax.random.uniform(failures.key, (failures.rollout.mask.shape[0],)),
+}
 
 
 def select_score(
     rollout: Rollout, verdicts: Verdicts, step: Int[Array, ""] | int, key: Key[Array, ""], config, horizon: int
 ) -> Float32[Array, " B"]:
-    """F(y) of each response by `config.strategy`: curriculum, entropy alone, integrity alone, or random.
-
-    `config` is the `replay` group: strategy, entropy ("mean"|"sum"), lambda_0, eta, schedule. `step` is s, 1 at the first
-    update, of `horizon`.
-    """
-    if config.strategy == "random":
-        return jax.random.uniform(key, (rollout.mask.shape[0],))
-    diversity = response_entropy(rollout, config.entropy)
-    if config.strategy == "entropy":
-        return diversity
-    if config.strategy == "integrity":
-        return cla(verdicts)
-    weight = schedule(step, config.schedule, config.lambda_0, config.eta, horizon)
-    return diversity + weight * cla(verdicts)
+    """F(y) of each response by `config.strategy`. `config` is the `replay` group; `step` is s, 1 at the first update, of
+    `horizon`."""
+    return STRATEGIES[config.strategy](Failures(rollout, verdicts, step, horizon, key), config)
 
 
 @partial(jax.jit, static_argnames=("scope", "places", "prompts"))

@@ -8,7 +8,8 @@ from jaxtyping import Bool, Float, Float32, Shaped
 
 from hir_jax.types import Array
 
-KL_ESTIMATORS = ("k1", "k2", "k3")
+# By d = log pi - log pi_ref (Schulman 2020, "Approximating KL divergence").
+KL_ESTIMATORS = {"k1": lambda d: d, "k2": lambda d: d**2 / 2, "k3": lambda d: jnp.exp(-d) - 1 + d}
 
 
 def policy_loss(
@@ -36,11 +37,11 @@ def policy_loss(
 
 
 def kl_loss(logp: Float[Array, "*T"], ref: Float[Array, "*T"], estimator: str) -> Float32[Array, "*T"]:
-    """Estimate of KL(policy || reference) from one token drawn by the policy (Schulman 2020, "Approximating KL divergence"),
+    """Estimate of KL(policy || reference) from one token drawn by the policy (see KL_ESTIMATORS),
     with d = logp - ref: k1 = d, k2 = d^2 / 2, k3 = exp(-d) - 1 + d. As a loss, k1 pulls nowhere in the mean: its gradient is the
     score function, whose expectation is 0; the gradient of k2 is that of the true KL."""
     d = jnp.clip(logp - ref, -20.0, 20.0)
-    return {"k1": lambda: d, "k2": lambda: d**2 / 2, "k3": lambda: jnp.exp(-d) - 1 + d}[estimator]()
+    return KL_ESTIMATORS[estimator](d)
 
 
 def preference_coefficients(

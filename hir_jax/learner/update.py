@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -16,88 +15,10 @@ from jaxtyping import Bool, Float32, Int
 from hir_jax.learner import losses, packing
 from hir_jax.learner.advantages import advantages
 from hir_jax.learner.logprobs import head_params, over_chunks, token_logprobs
+from hir_jax.learner.settings import LearnerSettings, optimizer
 from hir_jax.model import decoder, lora
 from hir_jax.model.config import ModelConfig
 from hir_jax.types import Array, TrainBatch, TrainState
-
-SCHEDULES = ("constant", "linear", "cosine")
-
-
-@dataclass(frozen=True, kw_only=True)
-class LearnerSettings:
-    """A hashable static argument: the `learner` group of the config (see config.py), and what the step adds to it."""
-
-    loss: str  # policy | sft | dpo
-    old_logp: str  # whose log-prob pi_old is: sampler | trainer
-    temperature: float
-    decay_steps: int  # optimiser updates after which a linear or cosine schedule has reached 0
-    estimator: str
-    baseline: str
-    std_floor: float
-    average: str
-    kl: float
-    kl_in: str
-    kl_estimator: str
-    dpo_beta: float
-    clip_low: float
-    clip_high: float
-    dual_clip: float
-    importance_cap: float
-    mini_batches: int
-    micro_batch_tokens: int
-    pack_columns: int
-    learning_rate: float
-    schedule: str
-    warmup_steps: int
-    weight_decay: float
-    beta1: float
-    beta2: float
-    max_grad_norm: float
-
-    @classmethod
-    def of(cls, config) -> LearnerSettings:
-        """The settings of a whole config. Where `rollout.old_logp` is empty, pi_old is the trainer's if the sampler's weights
-        have another dtype."""
-        rollout, learner = config.rollout, config.learner
-        same_dtype = rollout.dtype in ("", config.model.compute_dtype)
-        loss = {"sft": "sft", "rft": "sft", "dpo": "dpo"}.get(config.method, "policy")
-        return cls(
-            loss=loss,
-            old_logp=rollout.old_logp or ("sampler" if same_dtype else "trainer"),
-            temperature=1.0 if loss == "sft" else rollout.temperature,
-            decay_steps=0 if learner.schedule == "constant" else config.total_steps * learner.mini_batches,
-            **{name: value for name, value in learner.items() if name not in ("mask_truncated", "dpo_pairs")},
-        )
-
-    @property
-    def scores_old(self) -> bool:
-        """Whether the trainer computes the samples' log-probs before the update, as pi_old."""
-        return self.loss == "policy" and self.old_logp == "trainer"
-
-
-def learning_rate(settings: LearnerSettings) -> optax.Schedule:
-    """Learning rate by optimiser update: linear warm-up, then constant, or linear or cosine decay to 0."""
-    peak, rest = settings.learning_rate, max(1, settings.decay_steps - settings.warmup_steps)
-    after = {
-        "constant": lambda: optax.constant_schedule(peak),
-        "linear": lambda: optax.linear_schedule(peak, 0.0, rest),
-        "cosine": lambda: optax.cosine_decay_schedule(peak, rest),
-    }
-    if settings.schedule not in after:
-        raise ValueError(f"unknown learner.schedule {settings.schedule!r}; known: {', '.join(SCHEDULES)}")
-    warmup = optax.linear_schedule(0.0, peak, max(1, settings.warmup_steps))
-    return optax.join_schedules([warmup, after[settings.schedule]()], [settings.warmup_steps])
-
-
-def optimizer(settings: LearnerSettings) -> optax.GradientTransformation:
-    """AdamW behind clipping by global norm; weight decay on every parameter (as the released run)."""
-    clip = optax.clip_by_global_norm(settings.max_grad_norm) if settings.max_grad_norm else optax.identity()
-    return optax.chain(
-        clip,
-        optax.adamw(
-            learning_rate(settings), settings.beta1, settings.beta2, eps=1e-8, weight_decay=settings.weight_decay
-        ),
-    )
 
 
 def init_state(params: decoder.Params, settings: LearnerSettings) -> TrainState:
@@ -202,19 +123,16 @@ class _Tokens(NamedTuple):
     is_replay: Array  # bool
 
 
-def _shares(batch: TrainBatch, average: str) -> Float32[Array, " B"]:
-    """How much a token of each row counts in the loss, L = sum_b share_b sum_t l_bt. With w_b the weight of row b, n_b
-    its tokens and R the columns of a response:
-
-    token:    share_b = w_b / sum_c(w_c n_c), the mean over all tokens of the mini-batch (the released run; DAPO)
-    sequence: share_b = w_b / (n_b sum_c w_c), over rows the mean over a row's tokens (GRPO)
-    constant: share_b = w_b / (R sum_c w_c), over rows the sum over a row's tokens, divided by R (Dr. GRPO)
-    """
-    length, columns = batch.response_mask.sum(-1), batch.response_mask.shape[1]
-    if average == "token":
-        return batch.weight / jnp.maximum((length * batch.weight).sum(), 1.0)
-    rows = jnp.maximum(batch.weight.sum(), 1.0)
-    return batch.weight / rows / (jnp.maximum(length, 1) if average == "sequence" else columns)
+# How much a token of a row counts in L = sum_b share_b sum_t l_bt, with w_b the weight of row b, n_b its tokens and R the columns
+# of a response.
+#   token:    share_b = w_b / sum_c(w_c n_c), the mean over all tokens of the mini-batch (the released run; DAPO)
+#   sequence: share_b = w_b / (n_b sum_c w_c), over rows the mean over a row's tokens (GRPO)
+#   constant: share_b = w_b / (R sum_c w_c), over rows the sum over a row's tokens, divided by R (Dr. GRPO)
+AVERAGES = {
+    "token": lambda w, n, columns: w / jnp.maximum((n * w).sum(), 1.0),
+    "sequence": lambda w, n, columns: w / jnp.maximum(w.sum(), 1.0) / jnp.maximum(n, 1),
+    "constant": lambda w, n, columns: w / jnp.maximum(w.sum(), 1.0) / columns,
+}
 
 
 def _loss(head, hidden, real, fields: _Tokens, frozen_head, model: ModelConfig, settings: LearnerSettings, shard):
@@ -264,7 +182,7 @@ def gradients(
     shard: decoder.Shard = decoder.no_shard,
     multiple: int = 1,
 ) -> tuple[decoder.Params, dict[str, Array]]:
-    """Gradient of the batch's loss (see `_shares`) by `params`, and its metrics; packing and micro-batches change nothing but
+    """Gradient of the batch's loss (see AVERAGES) by `params`, and its metrics; packing and micro-batches change nothing but
     cost. `frozen`: the parameters beside them for which none is computed (see `lora.join`).
 
     Among the metrics are `padding`, the share of computed columns that no row of weight above 0 fills, and `shared`, the share of
@@ -276,7 +194,9 @@ def gradients(
     packed, places, size, now, following = _packed(
         batch.tokens, batch.prompt_length, batch.response_mask, batch.weight > 0, model, settings, shard, multiple
     )
-    share = batch.weight if settings.loss == "dpo" else _shares(batch, settings.average)
+    share = batch.weight
+    if settings.loss != "dpo":
+        share = AVERAGES[settings.average](batch.weight, batch.response_mask.sum(-1), responses)
     # the predicted token's place among the responses
     at = packed.row, jnp.maximum(packed.column + 1 + responses - columns, 0)
     fields = _Tokens(

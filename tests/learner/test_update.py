@@ -12,11 +12,10 @@ from learner_settings import learner_settings
 
 from hir_jax.learner import logprobs, losses
 from hir_jax.learner.advantages import advantages
+from hir_jax.learner.settings import learning_rate, optimizer
 from hir_jax.learner.update import (
     gradients,
     init_state,
-    learning_rate,
-    optimizer,
     score_responses,
     update,
 )  # fmt: skip
