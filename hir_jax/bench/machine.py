@@ -64,42 +64,33 @@ def against(laps: Sequence[tuple[float, float]], tokens: float) -> dict:
     return {f"peer_{name}": value for name, value in theirs.items()} | {"times_peer": spread([b / a for a, b in laps])}
 
 
-def _best(run: Callable[[], object], repeats: int) -> float:
-    run()
-    return min(timed(run) for _ in range(repeats))
+def ceilings(dtypes: Iterable[str]) -> Ceilings:
+    """Rates of all devices together; a CPU's virtual devices share its cores and count as one.
 
+    Memory is read by the row sums of a large float32 array, or by its product with a vector if that is faster: both write next to
+    nothing. A copy would write as much as it reads, and on a CPU wait for new pages.
+    """
+    edge, size = _SIZES[jax.default_backend()]
+    count = 1 if jax.default_backend() == "cpu" else jax.device_count()
 
-def matmul_flops_per_second(dtype: str, repeats: int = 3) -> float:
-    """The best of `repeats` calls of _PRODUCTS square products each, on one device."""
-    size = _SIZES[jax.default_backend()][0]
+    def best(call, *arguments) -> float:
+        jitted = jax.jit(call)
+        _, *seconds = (timed(lambda: jax.block_until_ready(jitted(*arguments))) for _ in range(6))  # the first compiles
+        return min(seconds)
 
-    @jax.jit
     def products(a):
         b = a
         for _ in range(_PRODUCTS):
             b = jnp.matmul(b, a)
         return b
 
-    a = jnp.full((size, size), 1.0 / size, dtype)
-    return _PRODUCTS * 2 * size**3 / _best(lambda: products(a).block_until_ready(), repeats)
-
-
-def read_bytes_per_second(repeats: int = 5) -> float:
-    """Bytes of a large float32 array over the seconds of its row sums, or of its product with a vector, if that is faster.
-
-    Both write next to nothing. A copy would write as much as it reads, and on a CPU wait for new pages.
-    """
-    x = jnp.ones((4096, _SIZES[jax.default_backend()][1] // 4 // 4096), jnp.float32)
-    vector = jnp.ones(x.shape[1], jnp.float32)
-    sums, product = jax.jit(lambda x: x.sum(-1)), jax.jit(lambda x: x @ vector)
-    return x.nbytes / min(_best(lambda f=f: f(x).block_until_ready(), repeats) for f in (sums, product))
-
-
-def ceilings(dtypes: Iterable[str]) -> Ceilings:
-    """Rates of all devices together. A CPU's virtual devices share its cores and count as one."""
-    count = 1 if jax.default_backend() == "cpu" else jax.device_count()
-    flops = {dtype: count * matmul_flops_per_second(dtype) for dtype in dtypes}
-    return Ceilings(flops, count * read_bytes_per_second())
+    flops = {}
+    for dtype in dtypes:
+        a = jnp.full((edge, edge), 1.0 / edge, dtype)
+        flops[dtype] = count * _PRODUCTS * 2 * edge**3 / best(products, a)
+    x = jnp.ones((4096, size // 4 // 4096), jnp.float32)
+    seconds = min(best(lambda x: x.sum(-1), x), best(jnp.matmul, x, jnp.ones(x.shape[1], jnp.float32)))
+    return Ceilings(flops, count * x.nbytes / seconds)
 
 
 def peak_memory_gb() -> float:
