@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -148,7 +149,7 @@ def main(_) -> None:
     if f.config is None or f.topology is None:
         raise InputError("give --config=configs/X.py and --topology=CHIP:SIZES (v5p:2x2x2, h100:8, ...)")
     configs.check(f.config)
-    chips.set_environment()
+    os.environ.update(chips.ENVIRONMENT)
     jax.config.update("jax_platforms", "cpu")
     line = json.dumps(report(f.config, f.topology, layers=f.layers, only=f.functions or "", text=f.text or ""))
     if f.output:

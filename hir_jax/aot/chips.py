@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import math
-import os
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -55,8 +54,8 @@ gpu_device_info {
 }
 """
 
-# Without these, libtpu asks the cloud's metadata server what machine it is on
-_ENVIRONMENT = {
+# To be set before jax is used: keeps jax on the CPU, and libtpu from asking the cloud's metadata server for its machine
+ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_ACCELERATOR_TYPE": "v5litepod-8", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }  # fmt: skip
@@ -84,11 +83,6 @@ def parse(name: str) -> Topology:
     if len(found.sizes) != (dimensions := DIMENSIONS[chip]):
         raise InputError(f"--topology={name}: {chip} has {dimensions} dimension{'s' if dimensions > 1 else ''}")
     return found
-
-
-def set_environment() -> None:
-    """Keeps libtpu from looking for a TPU, and jax on the CPU; to be called before jax is used."""
-    os.environ.update(_ENVIRONMENT)
 
 
 def devices(topology: Topology) -> Sequence:

@@ -1,4 +1,4 @@
-"""Reads the text of a compiled program: its collectives by kind with the loops around them, and the shapes of its buffers."""
+"""Reads the text of a compiled program: its collectives by kind, with the loops around them."""
 
 from __future__ import annotations
 
@@ -155,13 +155,3 @@ def by_kind(found: Sequence[Collective], unknown: Sequence[int]) -> Mapping[str,
         entry["count"] += times
         entry["bytes"] += times * one.bytes
     return totals
-
-
-def buffers(text: str) -> set[Shape]:
-    """The distinct result shapes of a module's operations, without those inside a fusion, which are never in memory."""
-    computations, _ = _computations(text)
-    operations = [o for each in computations.values() for o in each]
-    fused = {name for o in operations if o.kind == "fusion" for name, _ in _called(o, computations)}
-    return {
-        shape for name, each in computations.items() if name not in fused for o in each for shape in shapes(o.result)
-    }

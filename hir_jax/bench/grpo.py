@@ -43,13 +43,6 @@ def _config(config, method: str, sizes: Sizes):
     return config
 
 
-class Unwritten(train.Run):
-    """A run whose steps leave no files."""
-
-    def observe(self, *_) -> None:
-        pass
-
-
 class Step(Work):
     """`run()` makes one training step, always on the same prompts. Its tokens are those of the trained responses."""
 
@@ -57,10 +50,10 @@ class Step(Work):
 
     def __init__(self, config, method: str, sizes: Sizes, directory: Path, stack: ExitStack):
         config = _config(config, method, sizes)
-        self._run = run = Unwritten(config, directory / method, stack)
+        self._run = run = train.Run(config, directory / method, stack)
+        run.observe = lambda *_: None  # the steps leave no files
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a training run would catch it, go on and save its state
         self.engine = engine = run.engine
-        self.stop_ids = engine.backbone.stop_ids
         engine.settings = dataclasses.replace(engine.settings, stop_ids=NO_STOP)
         self.rows = run.data.rows[: sizes.prompts]
         if len(self.rows) < sizes.prompts:

@@ -104,12 +104,11 @@ def _variant(ours: Step, session: Session, one_round: Callable, directory: Path,
 def measure(ours: Step, session: Session, one_round: Callable[[], dict[str, float]]) -> dict[str, dict]:
     """Figures by variant, each after a warm-up step and `rounds` steps in turn with `one_round` of ours. Its `laps` are the
     seconds of each round: ours by method, and "peer"."""
-    found = {}
+    found, backbone = {}, ours.engine.backbone
     for checkpointing in (True, False):
         with tempfile.TemporaryDirectory() as name:
-            directory = Path(name)
-            hf.save(directory / "model", ours.engine.model, ours.params, ours.engine.backbone.tokenizer, ours.stop_ids)
-            name = f"gradient_checkpointing={checkpointing}"
+            directory, name = Path(name), f"gradient_checkpointing={checkpointing}"
+            hf.save(directory / "model", ours.engine.model, ours.params, backbone.tokenizer, backbone.stop_ids)
             found[name] = _variant(ours, session, one_round, directory, checkpointing)
         gc.collect()
     return found
