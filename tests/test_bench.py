@@ -1,4 +1,4 @@
-"""The bench program on the tiny model: its JSON."""
+"""The bench program on the tiny model, and the JSON that it prints."""
 
 import json
 import os
@@ -102,7 +102,7 @@ def test_steps(report):
 
 
 def test_steps_that_compile_are_left_out_and_counted():
-    """Six steps worked by hand: the first, one in a new prompt bucket and one after the first save compile."""
+    """Worked by hand for six steps: the first, one in a new prompt bucket and one after the first save compile."""
 
     def line(step, compiling):
         return {

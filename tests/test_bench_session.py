@@ -1,4 +1,4 @@
-"""What a run of the bench that is stopped leaves: its progress, finished phases and the rounds of the phase under way."""
+"""A bench that is stopped: its output file holds the finished phases and the rounds of the running one; progress is on stderr."""
 
 import json
 

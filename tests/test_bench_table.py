@@ -1,4 +1,4 @@
-"""The Markdown table of a report, from figures written down here."""
+"""The Markdown table of a report, made from figures in this file, and of the committed reports."""
 
 import json
 from pathlib import Path
