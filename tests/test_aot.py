@@ -329,8 +329,8 @@ def compile_for(config: str, topology: str, *arguments: str) -> dict:
 
 @pytest.mark.slow
 def test_learning_gathers_a_layer_at_a_time_and_never_makes_all_logits(tmp_path):
-    """Qwen3-4B on 16 v6e with the paper's batch: the collectives and buffers that XLA made of the shardings. No function of a step
-    gathers a whole stack of weights; to bring them to the sampler, none gathers more than a device's own part of one."""
+    """Qwen3-4B on 16 v6e with the paper's batch: the collectives and buffers that XLA made of the shardings. No function of a
+    step gathers a whole stack of weights; to bring them to the sampler, none gathers more than a device's own part of one."""
     found = compile_for("qwen3_4b_hir", "v6e:4x4", f"--text={tmp_path}")
     assert (
         found["fits"]

@@ -1,5 +1,5 @@
-"""Programs to put on the PATH in place of gcloud and SLURM's: they record their arguments, fail on demand, and act for the cloud or
-cluster as far as tests need it. FAKE names their directory: calls.jsonl, fail.json (how calls fail), nodes.json, worker-I (its
+"""Programs to put on the PATH in place of gcloud and SLURM's: they record their arguments, fail on demand, and act for the cloud
+or cluster as far as tests need it. FAKE names their directory: calls.jsonl, fail.json (how calls fail), nodes.json, worker-I (its
 home)."""
 
 import json

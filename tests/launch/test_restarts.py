@@ -17,7 +17,7 @@ LIMIT = 600  # seconds, far more than it takes: the machine may be busy
 
 @pytest.fixture
 def worker(tmp_path):
-    """worker.py in a directory of its own that links to the repository's packages, so that its files stay out of the repository."""
+    """worker.py in a directory of its own that links to the repository's packages: its files stay out of the repository."""
     (tmp_path / "launch").mkdir()
     shutil.copy(ROOT / "launch" / "worker.py", tmp_path / "launch")
     for name in ("hir_jax", "configs"):
