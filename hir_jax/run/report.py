@@ -89,25 +89,23 @@ def _grouped(arguments: Sequence[str]) -> dict[str, list[Path]]:
     return groups
 
 
-def _run(arguments: Sequence[str], args: flags.FlagValues) -> int:
-    if not arguments:
-        raise InputError("give the directory of a run, or several as NAME=DIR")
-    if len(arguments) > 1 and not args.output:
-        raise InputError("several directories: say with --output=FILE where the page goes")
-    groups = _grouped(arguments)
-    output = Path(args.output) if args.output else next(iter(groups.values()))[0] / "report.html"
-    for note in (notes := write_report(output, groups, args.title)):
-        print(note, file=sys.stderr)
-    print(f"report: {output}")
-    return 1 if notes else 0
-
-
 def main(argv: Sequence[str]) -> int:
+    given, args = argv[1:], flags.FLAGS
     try:
-        return _run(argv[1:], flags.FLAGS)
+        if not given:
+            raise InputError("give the directory of a run, or several as NAME=DIR")
+        if len(given) > 1 and not args.output:
+            raise InputError("several directories: say with --output=FILE where the page goes")
+        groups = _grouped(given)
+        output = Path(args.output) if args.output else next(iter(groups.values()))[0] / "report.html"
+        notes = write_report(output, groups, args.title)
     except (InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        notes = [f"error: {error}"]
+    else:
+        print(f"report: {output}")
+    for note in notes:
+        print(note, file=sys.stderr)
+    return 1 if notes else 0
 
 
 def cli() -> None:
