@@ -1,8 +1,8 @@
-"""`make demo`: a tiny model fitted by sft and trained by HiR, with what that gained, then two real steps of SmolLM2-135M.
+"""`make demo`: fits a tiny model by sft, trains it by HiR, shows the gain, then makes two steps of SmolLM2-135M.
 
     python -m experiments.demo [DIR] [--smollm2]        (DIR: runs/demo; --smollm2: the last part alone)
 
-Each part is a run of `python -m hir_jax.train`, so a demo that was stopped goes on where it was.
+Each part is a run of `python -m hir_jax.train`, so a demo that was stopped continues where it was.
 """
 
 from __future__ import annotations
@@ -22,14 +22,12 @@ import matplotlib.pyplot as plt
 from experiments.run import read_metrics
 
 TINY, SMOLLM2 = "configs/tiny_hir.py:demo", "configs/smollm2_135m_hir.py:demo"
-
-
 FIGURES = {"ila": "ILA", "following": "following"}
 
 
 def program(title: str, module: str, *arguments: str) -> str:
-    """One program in its own process, its command and seconds printed; what it writes to stdout is shown, and returned. Ends the
-    demo if it fails."""
+    """Runs one program in its own process; prints its command, its output and its seconds, and returns the output. Ends the demo
+    if the program fails."""
     print(f"\n== {title}", flush=True)
     command = [sys.executable, "-m", module, *arguments]
     print("   " + " ".join(["python", *command[1:]]), flush=True)
@@ -37,7 +35,7 @@ def program(title: str, module: str, *arguments: str) -> str:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         for line in process.stdout:
             said.append(line)
-            if not line.startswith("{"):  # the summary that `evaluate` ends with is for programs
+            if not line.startswith("{"):  # the JSON summary at the end of `evaluate` is for programs
                 print(line, end="", flush=True)
     if process.returncode:
         sys.exit(f"error: that command ended with status {process.returncode}; the lines above say why")
@@ -46,7 +44,7 @@ def program(title: str, module: str, *arguments: str) -> str:
 
 
 def gains(said: str) -> list[str]:
-    """A line a figure of FIGURES: before, after, and the gain with its 95% interval, from what `evaluate` printed last."""
+    """A line for each of FIGURES: before, after, and the gain with its 95% interval, from the last line of `evaluate`."""
     found = json.loads(said.splitlines()[-1])
     before, after = (run["intervals"] for run in found["runs"].values())
     (gap,) = found["differences"].values()
@@ -58,7 +56,7 @@ def gains(said: str) -> list[str]:
 
 
 def plot(workdir: Path, path: Path) -> None:
-    """Shares met over steps as a PNG: sampled in training, and on held-out instructions."""
+    """Draws the shares of met constraints and instructions over steps: of training's samples, and on held-out instructions."""
     rows = read_metrics(workdir)
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     for key, label, colour in (

@@ -2,15 +2,15 @@
 
     python -m experiments.document [--check] [--results=experiments/results/tiny] [--document=docs/results.md]
 
-RESULTS/easy, medium and hard hold the files SUITE.json that `experiments.report` has written, RESULTS/tuned.json is what
-`experiments.run --tune` has. Between a line `<!-- NAME ... -->` of the document and the next `<!-- end -->` a table is made anew:
+RESULTS/easy, medium and hard hold the files SUITE.json that `experiments.report` has written, RESULTS/tuned.json is the file that
+`experiments.run --tune` has written. The text between a line `<!-- NAME ... -->` and the next `<!-- end -->` becomes a table:
 
     <!-- across SUITE FIGURE -->      one FIGURE of report.FIGURES at all difficulties, with differences from the first variant
-    <!-- suite DIFFICULTY SUITE -->   the figures of a suite, and differences, both in the report's columns named in SHOWN
+    <!-- suite DIFFICULTY SUITE -->   the figures of a suite, and their differences, in the report's columns that SHOWN names
     <!-- tuning -->                   the mean following of every setting of the grid
 
-The picture, beside the document and named as it is, shows held-out following over generated samples at all difficulties for the
-suite that is named first. --check writes nothing, and ends with status 1 where the document's tables are not these.
+The picture, beside the document and with its name, shows held-out following over generated samples at all difficulties for the
+suite that the document names first. --check writes nothing, and ends with status 1 if the document's tables are out of date.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ import sys
 from pathlib import Path
 
 from experiments import report
-from experiments.report import markdown_table, plt
+from experiments.report import plt
+from hir_jax.bench.table import markdown_table
 from hir_jax.pathflags import expanded
 from hir_jax.run import files
 from hir_jax.textfiles import read_json, read_text
@@ -31,7 +32,7 @@ ROOT = Path(__file__).parents[1]
 DIFFICULTIES = ("easy", "medium", "hard")
 SHOWN = ("following", "area_samples", "ila_shuffled", "pass@1", "pass@8", "distinct", "entropy")
 BLOCK = re.compile(r"(<!-- (across|suite|tuning)([^\n]*) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
-LEVEL = 0.2  # of "samples to reach the level", which these tables leave out
+LEVEL = 0.2  # needed by the report's figures; these tables leave out "samples to reach the level"
 
 
 def _rows(results: Path, difficulty: str, suite: str) -> list[dict]:
@@ -43,7 +44,7 @@ def _rows(results: Path, difficulty: str, suite: str) -> list[dict]:
 
 
 def across(results: Path, suite: str, figure: str) -> str:
-    """One line a variant; for each difficulty the figure and, where there is one, its difference from the first variant."""
+    """One line a variant: for each difficulty the figure and, except for the first variant, its difference from that one."""
     if figure not in report.FIGURES:
         raise InputError(f"no figure {figure!r}; there are {', '.join(report.FIGURES)}")
     columns, against = {}, ""
@@ -63,7 +64,7 @@ def across(results: Path, suite: str, figure: str) -> str:
 
 
 def suite(results: Path, difficulty: str, name: str) -> str:
-    """The report's two tables of a suite with the figures SHOWN, and which variants do not follow by half of their ILA."""
+    """The report's two tables of a suite with the figures SHOWN, and the variants whose following is below half of their ILA."""
     rows = [row for row in _rows(results, difficulty, name) if row["figure"] in SHOWN]
     parts = [f"{caption}\n\n{markdown_table(lines)}\n" for caption, lines in report.tables(rows, SHOWN)]
     mean = {(row["variant"], row["figure"]): row["mean"] for row in rows}
@@ -91,7 +92,7 @@ MAKE = {"across": across, "suite": suite, "tuning": tuning}
 
 
 def filled(text: str, results: Path) -> str:
-    """The document with its tables made anew."""
+    """The document with new tables."""
 
     def block(found: re.Match) -> str:
         head, name, words, _, end = found.groups()
@@ -104,7 +105,7 @@ def filled(text: str, results: Path) -> str:
 
 
 def picture(text: str, results: Path, path: Path) -> None:
-    """Curves of the suite that the document names first, a panel a difficulty; none where it names no suite."""
+    """Draws the curves of the suite that the document names first, a panel for each difficulty."""
     if not (named := re.search(r"<!-- across (\S+)", text)):
         return
     name = named[1]

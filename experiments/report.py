@@ -1,16 +1,18 @@
-"""Tables, plots and one page of what `experiments.run` has made.
+"""Tables, plots and one page about the runs of `experiments.run`.
 
     python -m experiments.report D [--level=0.2] [--output=D/report]
 
-D is the runner's directory, or one with files SUITE.json that an earlier report has written: these hold what tables and curves
-need of each run, so a report can be made again without the runs. For each suite in D: that file; Markdown and CSV with the
-mean over seeds +- its standard error of the FIGURES below: held-out `following` (the primary measure: ILA less the ILA of the
-same responses under other prompts' constraints), that control, ILA (pass@1), pass@8, the share of distinct responses and the
-entropy, all from 8 samples a prompt at temperature 1 after the last step; held-out following before the first step, its mean
-over steps and over equally many generated samples, and the generated samples until it first reaches --level (the mean of the
-seeds that reach it, and how many they are); and the paired differences from the suite's first variant, or from what the suite
-says, 95% intervals by Student's t over seeds. Curves over both axes as PNG. report.md and the one page report.html, which
-needs no other file, hold them all, with the commands that made the runs.
+D is the runner's directory, or one with files SUITE.json of an earlier report, which hold all that tables and curves need of each
+run: with them a report can be made again without the runs. Written for each suite in D are that file, the curves as PNG over
+steps and over samples, and tables in Markdown and CSV:
+- the mean over seeds +- its standard error of the FIGURES below. Held-out `following` (the primary measure: ILA minus the ILA of
+  the same responses under other prompts' constraints), that control, ILA (pass@1), pass@8, the share of distinct responses and
+  the entropy are from 8 samples a prompt at temperature 1 after the last step. Then held-out following before the first step, its
+  mean over steps and over equally many generated samples, and the generated samples until it first reaches --level (mean of the
+  seeds that reach it, and their number);
+- the differences from the suite's first variant, or from the one that the suite names, paired by seed, with 95% intervals by
+  Student's t over seeds.
+report.md and the single page report.html hold all of this, with the commands that made the runs.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ import matplotlib.pyplot as plt
 
 from experiments.run import COMMANDS, curves, read_metrics, slug
 from experiments.suites import SUITES
+from hir_jax.bench.table import markdown_table
 from hir_jax.eval.statistics import area_under_curve, first_reaching, over_seeds, standard_error
 from hir_jax.pathflags import expanded
 from hir_jax.run import files
@@ -59,7 +62,7 @@ FIGURES = {
 
 
 def _evaluation(directory: Path) -> Path | None:
-    """The summary of the evaluation after the last step; None where the run is not finished."""
+    """The summary of the evaluation after the last step; None if the run is not finished."""
     if not (directory / "config.json").exists():
         return None
     steps = files.read_config(directory)["total_steps"]
@@ -68,9 +71,9 @@ def _evaluation(directory: Path) -> Path | None:
 
 
 def gather(suite: Path) -> dict:
-    """What is reported of a suite's finished runs, as SUITE.json has it: {"commands": lines of the runner's commands, "runs":
-    {label: {seed: run}}}, variants in the suite's order. A run is {"curve": held-out following by step and by generated samples,
-    "end": figures of the evaluation after the last step}."""
+    """The record of a suite's finished runs, as in SUITE.json: {"commands": lines of the runner's commands, "runs": {label:
+    {seed: run}}}, variants in the suite's order. A run is {"curve": held-out following by step and by generated samples, "end":
+    figures of the evaluation after the last step}."""
     runs = {}
     for label in SUITES[suite.name].variants:
         if seeds := finished(suite, label):
@@ -93,8 +96,8 @@ def _run(directory: Path) -> dict:
 
 
 def read(root: Path) -> dict[str, dict]:
-    """Suite -> what `gather` gives, of all suites of which `root` has finished runs, a file SUITE.json, or both, in their order.
-    Runs of the file that are not in the directory are kept, so that a suite may be made in parts."""
+    """Suite -> record, as `gather` gives it, for all suites of which `root` has finished runs, a file SUITE.json, or both, in
+    their order. Runs of the file that are not in the directory are kept, so that a suite may be made in parts."""
     found = {}
     for name in SUITES:
         records = [_of_file(path)] if (path := root / f"{name}.json").exists() else []
@@ -119,7 +122,7 @@ def _of_file(path: Path) -> dict:
 
 
 def figures(run: dict, level: float, budget: float) -> dict[str, float]:
-    """FIGURES of one run; the mean over samples is that over the first `budget` ones."""
+    """FIGURES of one run; the mean over samples takes the first `budget` of them."""
     curve = run["curve"]
     within = np.append([n for n in curve["samples"] if n < budget], budget)
     return run["end"] | {
@@ -137,13 +140,13 @@ def finished(suite: Path, label: str) -> dict[int, Path]:
 
 
 def collect(runs: Runs, level: float) -> dict[str, dict[int, dict[str, float]]]:
-    """Label -> seed -> figures. Their means over generated samples end with the run that has generated the fewest."""
+    """Label -> seed -> figures. Means over generated samples take as many as the run with the fewest has."""
     budget = min(run["curve"]["samples"][-1] for seeds in runs.values() for run in seeds.values())
     return {label: {seed: figures(run, level, budget) for seed, run in seeds.items()} for label, seeds in runs.items()}
 
 
 def rounded(value):
-    """`value` with its floats at six decimals, so that files that are committed stay small."""
+    """`value` with its floats rounded to six decimals, so that committed files stay small."""
     if isinstance(value, dict):
         return {key: rounded(each) for key, each in value.items()}
     if isinstance(value, list):
@@ -152,7 +155,7 @@ def rounded(value):
 
 
 def _cell(values: list[float]) -> str:
-    """mean +- standard error; of samples to a level, how many seeds never reached it."""
+    """mean +- standard error of the finite values, and how many these are if not all."""
     reached = [v for v in values if math.isfinite(v)]
     if not reached:
         return "never"
@@ -164,7 +167,7 @@ def _cell(values: list[float]) -> str:
 
 
 def references(suite: str, found: Iterable[str]) -> dict[str, str]:
-    """Variant -> the one that it is compared with, of those `found`: the first of them where the suite declares none."""
+    """Variant -> the one of `found` that it is compared with: the first of them if the suite declares none."""
     first, *others = found
     declared = SUITES[suite].against
     pairs = dict.fromkeys(others, first) if declared is None else declared
@@ -172,8 +175,8 @@ def references(suite: str, found: Iterable[str]) -> dict[str, str]:
 
 
 def rows_of(found: dict[str, dict[int, dict[str, float]]], against: dict[str, str]) -> list[dict[str, str | float]]:
-    """One row a variant and figure, as the CSV has it. Mean and standard error are of the seeds that reach the level, `reached`
-    of them; a difference needs all of both variants."""
+    """The rows of the CSV, one for each variant and figure. Mean and standard error are over the `reached` seeds with a finite
+    value (that reach the level); a difference is given only if all seeds of both variants have one."""
     rows = []
     for (label, seeds), name in itertools.product(found.items(), FIGURES):
         values = [run[name] for run in seeds.values()]
@@ -218,12 +221,6 @@ def tables(rows: list[dict], shown: Iterable[str] = FIGURES) -> list[tuple[str, 
     return found
 
 
-def markdown_table(lines: list[list[str]]) -> str:
-    """Lines of cells, the head first."""
-    head, *rest = ["| " + " | ".join(cells) + " |" for cells in lines]
-    return "\n".join([head, "|---" * len(lines[0]) + "|", *rest])
-
-
 def markdown(suite: str, rows: list[dict]) -> str:
     """A table of the figures and one of the differences."""
     lines = [f"## {suite}", "", SUITES[suite].question]
@@ -262,7 +259,7 @@ th:first-child, td:first-child { text-align: left } img { max-width: 100% }
 
 
 def draw(axis: plt.Axes, runs: Runs, name: str) -> None:
-    """Each variant's mean held-out following over its seeds, shaded by the standard error, by `name`: step or samples."""
+    """Draws each variant's mean held-out following over its seeds, with the standard error shaded, by `name`: step or samples."""
     for label, seeds in runs.items():
         found = [run["curve"] for run in seeds.values() if len(run["curve"]["following"]) > 1]
         if not found:
@@ -290,7 +287,7 @@ def plot(suite: str, runs: Runs, path: Path) -> None:
 
 
 def write(root: Path, output: Path, level: float) -> str:
-    """Everything of all suites found; returns the Markdown."""
+    """Writes all files of the report; returns the Markdown."""
     parts, texts, about = [], [], f"The level that samples are counted to is a held-out following of {level:g}."
     output.mkdir(parents=True, exist_ok=True)
     for name, record in read(root).items():

@@ -1,24 +1,24 @@
-"""Runs a suite of `experiments.suites`: every variant with every seed, resumed after an interruption, skipping what is done.
+"""Runs a suite of `experiments.suites`: every variant with every seed. Started again, it resumes, and skips finished runs.
 
     python -m experiments.run SUITE --config=configs/tiny_hir.py --seeds=5 --workdir=D [--only=NAME,...] [--tune] [--jobs=N]
         [--config.KEY=VALUE ...]
 
-Where the config names no checkpoint, base models are fitted first, one for each seed, by the file's variant `:sft`, or
-`:VARIANT_sft` where the config is FILE:VARIANT and has one (D/base, shared by suites). All variants start from it, but for
-those that ask for another one by overrides `base.KEY`. Each run is a process of `python -m hir_jax.train` in
-D/SUITE/LABEL/seed-S (its output: log.txt there), followed by an evaluation on the held-out instructions, 8 samples each at
-temperature 1. A run that another suite of D has made already, to the letter of its config, is not made again: its directory
-becomes a link to that one. D/SUITE/commands.txt says which commands of which commit have worked on the suite. --jobs=N does N
-at a time, each with its share of the cores and a GPU of its own. Without it: one a GPU; on a CPU one a core where the base
-model is fitted here (it is small then), else one.
+If the config names no checkpoint, base models are fitted first, one for each seed, by the file's variant `:sft`, or by
+`:VARIANT_sft` if the config is FILE:VARIANT and has one (D/base, shared by suites). All variants start from it, except those
+that ask for another one by overrides `base.KEY`. Each run is a process of `python -m hir_jax.train` in D/SUITE/LABEL/seed-S
+(its output: log.txt there), followed by an evaluation on the held-out instructions, 8 samples each at temperature 1. If another
+suite of D has made a run with exactly the same config already, the run's directory becomes a link to that one.
+D/SUITE/commands.txt lists the commands that have worked on the suite, with their commits. --jobs=N makes N runs at a time, each
+with its share of the cores and a GPU of its own. Default: one a GPU; on a CPU one a core if the base model is fitted here (it is
+small then), else one.
 
 Protocol (PROTOCOL.md beside this file). Each variant has the same grid: with each weight of the KL in KLS, the learning rates
-FACTORS times the config's, and one rate more where the best lies at the edge (a weight given by override is the only one, a
-rate so given the middle); methods without a KL take the first weight alone. `--tune` runs it on seeds that are never reported
-(TUNING_SEEDS) and writes, for each variant, the pair with the largest mean of held-out following over generated samples to
-D/SUITE/tuned.json. Without --tune the pairs are those in that file, or else in experiments/tuned.json (a variant of another
-suite takes its method's); a variant that is in neither has the config's. Overrides given here come before them, the variant's
-own before both.
+FACTORS times the config's, and one rate more if the best is at the edge (a weight given by override is the only one, a rate
+given by override the middle); methods without a KL take the first weight alone. `--tune` runs the grid on seeds that are never
+reported (TUNING_SEEDS) and writes, for each variant, the pair with the largest mean of held-out following over generated samples
+to D/SUITE/tuned.json. Without --tune the pairs come from that file, or else from experiments/tuned.json (a variant of another
+suite takes its method's); a variant that is in neither has the config's. Overrides on the command line take precedence over
+them, a variant's own overrides over both.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from hir_jax.types import InputError
 
 FACTORS = (1 / 3, 1.0, 3.0)
 KLS = (0.001, 0.03)
-WITHOUT_KL = ("rft", "dpo")  # their loss has no reward that it could be part of, so all its weights give the same run
+WITHOUT_KL = ("rft", "dpo")  # their loss has no reward for the KL to be part of, so all its weights give the same run
 RATE, KL, UNSEEN = "learner.learning_rate", "learner.kl", "data.unseen_ids"
 TUNING_SEEDS = (1001, 1002)  # reported ones are 0, 1, 2, ...
 TUNED = Path(__file__).parent / "tuned.json"
@@ -60,7 +60,7 @@ EVALUATION = ("--benchmark=heldout", "--samples=8", "--temperature=1")
 
 @dataclass
 class Job:
-    """Commands that make a directory, one after the other; its base model, `after`, must be there before."""
+    """The commands that make one run's directory. The job of its base model, `after`, must be done before."""
 
     directory: Path
     overrides: Overrides
@@ -70,16 +70,16 @@ class Job:
     evaluates: bool = True
 
     def trained(self) -> bool:
-        """Whether the last step was made and what is kept of it was written: metrics come first, so a kill can lie between."""
+        """Whether the metrics hold the last step and its checkpoint or model is written: a kill can come between the two."""
         kept = self.directory / ("model" if self.overrides.get("save_model") else f"checkpoints/{self.total_steps}")
         return kept.is_dir() and any(row["step"] == self.total_steps for row in read_metrics(self.directory))
 
     def summary(self) -> Path:
-        """Where the evaluation's figures are."""
+        """The file with the evaluation's figures."""
         return self.directory / "evaluations" / f"heldout-step-{self.total_steps}-t1-n8" / "summary.json"
 
     def commands(self) -> list[list[str]]:
-        """What is still to do; nothing where all is done."""
+        """The commands that are still to be run; [] for a finished run."""
         left = []
         if not self.trained():
             train = [f"--config={self.config}", f"--workdir={self.directory}"]
@@ -89,7 +89,7 @@ class Job:
         return left
 
     def run(self, environment: dict[str, str]) -> str:
-        """Does what is left; "" or what went wrong."""
+        """Runs the commands that are left; returns "", or a message about a failure."""
         if self.after and not self.after.trained():
             return f"{self.directory}: not started, its base model {self.after.directory} is not there"
         for command in self.commands():
@@ -104,7 +104,7 @@ class Job:
 
 
 def read_metrics(directory: Path) -> list[dict[str, Any]]:
-    """The rows of a run's metrics.jsonl, without a last line that a kill cut off."""
+    """The rows of a run's metrics.jsonl, without an unfinished last line, which a kill leaves."""
     path = directory / "metrics.jsonl"
     return [row for _, row in read_jsonl(path, own=True)] if path.exists() else []
 
@@ -114,12 +114,13 @@ def slug(label: str) -> str:
 
 
 def _written(config: dict[str, Any]) -> frozenset[tuple[str, str]]:
-    """Keys and values of a flat config, or of some keys, as text: the command line gives text, and JSON lists for tuples."""
+    """Keys and values of a flat config, or of a part of one, as text, since the command line gives text and JSON has lists for
+    tuples."""
     return frozenset((key, str(tuple(v) if isinstance(v, list) else v)) for key, v in config.items())
 
 
 def _base_file(file: str) -> str:
-    """The config of the fit that runs of `file` start from: the variant VARIANT_sft where the file has it, else sft."""
+    """The config of the fit that runs of `file` start from: the variant VARIANT_sft if the file has it, else sft."""
     path, _, variant = file.partition(":")
     try:
         configs.load_file(own := f"{path}:{variant}_sft")
@@ -129,11 +130,11 @@ def _base_file(file: str) -> str:
 
 
 def _base(file: str, root: Path, seed: int, overrides: Overrides, extra: Overrides) -> Job:
-    """The fit that variants of a seed start from, where the config names no checkpoint; `overrides` of its own config, of which
-    those that say what it says anyway are dropped, so that it is the one of other suites."""
+    """The job of the fit that the variants of a seed start from. overrides: of the fit's own config; those that repeat its values
+    are dropped, so that suites share the fit. extra: overrides of the command line."""
     fit = _base_file(file)
     config = configs.load_file(fit)
-    unseen = {UNSEEN: extra[UNSEEN]} if UNSEEN in extra else {}  # else they were trained on after all
+    unseen = {UNSEEN: extra[UNSEEN]} if UNSEEN in extra else {}  # the fit must not see them either
     given = _written(configs.flatten(config))
     overrides = {key: value for key, value in (overrides | unseen).items() if not _written({key: value}) <= given}
     name = slug(",".join(f"{key}={value}" for key, value in overrides.items())) or "default"
@@ -165,7 +166,7 @@ def jobs(
     for seed in seeds:
         for label in labels:
             overrides = {"seed": seed, "save_model": False} | tuned.get(label, {}) | extra
-            if fits:  # small models, begun again sooner than saved
+            if fits:  # small models: starting again is faster than saving
                 overrides = {"checkpoint_every": steps} | overrides
             own, base = {}, None
             for key, value in SUITES[suite].variants[label].items():
@@ -181,7 +182,7 @@ def jobs(
 
 
 def link_same(todo: list[Job], root: Path) -> None:
-    """Puts a link to a finished run of another suite in `root` where a job would only make it again."""
+    """Where a finished run of another suite in `root` has the config of a job, links the job's directory to it."""
     finished = {}
     for path in root.glob("*/*/seed-*/config.json"):
         config = files.read_config(path.parent)
@@ -198,7 +199,7 @@ def link_same(todo: list[Job], root: Path) -> None:
 
 
 def run_all(todo: list[Job], parallel: int) -> list[str]:
-    """Runs what is left, `parallel` at a time, base models first; the messages of those that failed."""
+    """Runs the jobs that are left, `parallel` at a time, base models first. Returns the messages of those that failed."""
     started, errors = time.monotonic(), []
     left = [job for job in todo if job.commands()]
     print(f"{len(todo) - len(left)} of {len(todo)} runs are done", flush=True)
@@ -210,7 +211,7 @@ def run_all(todo: list[Job], parallel: int) -> list[str]:
     def one(job: Job) -> None:
         slot = slots.get()
         if own := cores[slot::parallel]:
-            os.sched_setaffinity(0, own)  # of this thread; the processes it starts inherit it
+            os.sched_setaffinity(0, own)  # of this thread, whose processes inherit it
         error = job.run({"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} if gpus and parallel > 1 else {})
         slots.put(slot)
         if error:
@@ -225,12 +226,12 @@ def run_all(todo: list[Job], parallel: int) -> list[str]:
 
 
 def _cores() -> list[int]:
-    """The cores of this process; none where the system (macOS) does not say."""
+    """The cores of this process; [] on a system that does not tell (macOS)."""
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_setaffinity") else []
 
 
 def _gpus() -> list[str]:
-    """Names of the GPUs that may be used, as CUDA_VISIBLE_DEVICES has them."""
+    """Names of the usable GPUs, as in CUDA_VISIBLE_DEVICES."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is None:
         return [str(i) for i, _ in enumerate(Path("/proc/driver/nvidia/gpus").glob("*"))]
@@ -238,13 +239,13 @@ def _gpus() -> list[str]:
 
 
 def usual_jobs(fits: bool) -> int:
-    """Runs at a time where nobody says. `fits`: the base models are fitted here. A TPU serves one process."""
+    """The default number of runs at a time. `fits`: the base models are fitted here. A TPU serves one process."""
     tpu = any(Path(name).exists() for name in ("/dev/accel0", "/dev/vfio/0"))
     return len(_gpus()) or (len(_cores()) if fits and not tpu else 0) or 1
 
 
 def curves(rows: list[dict]) -> dict[str, list[float]]:
-    """Held-out following where it was measured, with the step and the number of samples generated until then."""
+    """Held-out following at the steps where it was measured, with the number of samples generated until then."""
     generated, found = 0, {"step": [], "samples": [], "following": []}
     for row in rows:
         generated += row.get("samples") or 0
@@ -255,7 +256,7 @@ def curves(rows: list[dict]) -> dict[str, list[float]]:
 
 
 def tune(suite: str, file: str, root: Path, labels: list[str], extra: Overrides, parallel: int) -> list[str]:
-    """Runs the grid and writes what is chosen; the messages of runs that failed, in which case nothing is chosen."""
+    """Runs the grid and writes the chosen settings. If runs fail, returns their messages and chooses nothing."""
     middle = float(extra.get(RATE, configs.load_file(file).learner.learning_rate))
     kls = (float(extra[KL]),) if KL in extra else KLS
     extra = {key: value for key, value in extra.items() if key not in (RATE, KL)}
@@ -296,7 +297,7 @@ def tune(suite: str, file: str, root: Path, labels: list[str], extra: Overrides,
 
 
 def _beyond(areas: dict[float, float]) -> list[float]:
-    """The next rate outside the grid where the best one lies at its edge; once, so that the grid has one rate more."""
+    """The next rate beyond the grid if the best one is at its edge. Only once: the grid gets at most one rate more."""
     best = max(areas, key=areas.get)
     if len(areas) > len(FACTORS) or best not in (min(areas), max(areas)):
         return []
@@ -304,12 +305,12 @@ def _beyond(areas: dict[float, float]) -> list[float]:
 
 
 def chosen(suite: str, file: str, root: Path) -> dict[str, Overrides]:
-    """What tuning has chosen, by variant: of this directory; or the committed choice for this config file, where a variant that
-    has none takes that of its method in the suite reward_signal."""
+    """The tuned settings by variant: those of this directory, or the committed ones for this config file, where a variant
+    without any takes those of its method in the suite reward_signal."""
     own = root / suite / "tuned.json"
     if own.exists():
         return read_json(own)["chosen"]
-    path = os.path.relpath(file.split(":")[0], Path(__file__).parents[1])  # as it stands there, wherever this is run
+    path = os.path.relpath(file.split(":")[0], Path(__file__).parents[1])  # as tuned.json has it, wherever this is run
     committed = read_json(TUNED).get(path, {}) if TUNED.exists() else {}
     methods = committed.get("reward_signal", {})
     found = {label: methods.get(v["method"]) for label, v in SUITES[suite].variants.items()}
@@ -317,13 +318,13 @@ def chosen(suite: str, file: str, root: Path) -> dict[str, Overrides]:
 
 
 def _too_many(file: str, variant: Overrides) -> bool:
-    """Whether the variant asks the tiny environment for more constraints than its texts have."""
+    """Whether the variant wants more constraints than the texts of the tiny environment can have."""
     witness = configs.load_file(file).data.source == "witness"
     return witness and variant.get("data.max_constraints", 0) > MAX_CONSTRAINTS
 
 
 def note_command(suite: Path, arguments: list[str]) -> None:
-    """A line of D/SUITE/commands.txt: date, commit of this checkout, version of jax, and the command."""
+    """Adds a line to D/SUITE/commands.txt: date, commit of this checkout, version of jax, and the command."""
     made = f"{datetime.date.today()}, commit {files.commit()}, jax {version('jax')}: "
     line, path = made + shlex.join(["python", "-m", "experiments.run", *arguments]) + "\n", suite / COMMANDS
     before = read_text(path) if path.exists() else ""

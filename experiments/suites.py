@@ -1,8 +1,8 @@
 """The questions of the paper, each as a list of config overrides: suite -> variant -> overrides.
 
-A suite's first variant is what the others are compared with, unless `Suite.against` says otherwise. All of them start from the
-same base model, a seed at a time. A key `base.KEY` is KEY of the base model's own fit. Every variant names its method: the
-config's default may change.
+A suite's other variants are compared with its first, unless `Suite.against` says otherwise. With one seed, all of them start from
+the same base model. A key `base.KEY` is KEY of the base model's own fit. Every variant names its method, since the config's
+default may change.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ Overrides = dict[str, Any]
 
 
 class Suite(NamedTuple):
-    """`question`: what it answers; `variants`: label -> overrides of config keys; `base`: of the base models' own fit, where the
-    runner fits them; `against`: label -> the label that it is compared with, where that is not the first variant."""
+    """`variants`: label -> overrides of config keys; `base`: overrides of the base models' own fit, if the runner fits them;
+    `against`: label -> the label that it is compared with, if that is not the first variant."""
 
     question: str
     variants: dict[str, Overrides]
@@ -23,18 +23,18 @@ class Suite(NamedTuple):
 
 
 def _of(key: str, values: dict[str, Any] | list) -> dict[str, Overrides]:
-    """One variant a value of a single key."""
+    """One variant for each value of a single key."""
     named = values if isinstance(values, dict) else {str(value): value for value in values}
     return {label: {key: value} for label, value in named.items()}
 
 
 def _hir(variants: dict[str, Overrides]) -> dict[str, Overrides]:
-    """Variants of HiR, but for those that name another method."""
+    """Adds the method hir to the variants that name none."""
     return {label: {"method": "hir"} | overrides for label, overrides in variants.items()}
 
 
 def _with_and_without_replay(question: str, settings: dict[str, Overrides]) -> Suite:
-    """hir-NAME and ilr-NAME of each setting, the first compared with the second."""
+    """Variants hir-NAME and ilr-NAME for each setting; the first is compared with the second."""
     variants = {
         f"{method}-{name}": {"method": method} | overrides
         for name, overrides in settings.items()
@@ -73,19 +73,19 @@ SUITES = {
         _hir(_of("replay.schedule", ["exponential", "constant", "linear", "cosine"])),
     ),
     "replays_at_equal_trained": Suite(
-        "How many of eight trained sequences a prompt should be replays?",
+        "How many of a prompt's eight trained sequences should be replays?",
         _hir({f"{m}+{8 - m}": {"rollout.m": m, "replay.k": 8 - m} for m in (6, 7, 5, 4)})
         | {"8+0": {"method": "ilr"}},  # without replay all m + k are sampled
     ),
     "replays_at_equal_generated": Suite(
-        "And of six generated ones?",
+        "How many replays should follow from six generated sequences a prompt?",
         _hir({f"6+{k}": {"rollout.m": 6, "replay.k": k} for k in (2, 1, 3, 4)})
         | {"6+0": {"method": "ilr", "rollout.m": 6, "replay.k": 0}},
     ),
     "scope": Suite("From where are replays taken?", _hir(_of("replay.scope", ["batch", "group", "even"]))),
-    "estimator": _with_and_without_replay("Does the order of the methods hang on the estimator?", ESTIMATORS),
+    "estimator": _with_and_without_replay("Does the order of the methods depend on the estimator?", ESTIMATORS),
     "behaviour": Suite(
-        "Whose log-prob stands below the ratio?", _hir(_of("replay.behaviour", ["original", "rewritten"]))
+        "Which prompt gives the log-probs in the ratio's denominator?", _hir(_of("replay.behaviour", ["original", "rewritten"]))
     ),
     "baseline": Suite(
         "What are returns compared with?",
@@ -112,7 +112,7 @@ SUITES = {
         base={"data.templates": TEMPLATES},
     ),
     "constraints": _with_and_without_replay(
-        "With how many constraints does replay pay?",
+        "With how many constraints does replay help?",
         {str(n): {"data.min_constraints": n, "data.max_constraints": n} for n in (2, 4, 6, 8, 10)},
     ),
     "difficulty": _with_and_without_replay(
@@ -120,11 +120,11 @@ SUITES = {
         _of("base.data.label_noise", [0.5, 0.9, 0.97]),
     ),
     "base_constraints": _with_and_without_replay(
-        "Must the base policy have seen as many constraints as it is trained on? (most in its own fit)",
+        "Must the base policy have seen as many constraints as it is trained on? (largest number in its own fit)",
         _of("base.data.max_constraints", [6, 2]),
     ),
     "model_size": _with_and_without_replay(
-        "And how small the model? (hidden size)",
+        "How small may the model be? (hidden size)",
         {
             str(width): {"base.model.hidden_size": width, "base.model.intermediate_size": 2 * width}
             for width in (32, 64, 128)

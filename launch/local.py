@@ -1,11 +1,11 @@
-"""Several processes of one program on this machine, which find each other through jax.distributed.
+"""Starts several processes of one program on this machine, which find each other through jax.distributed.
 
     python launch/local.py --processes=2 [--devices=4] -- hir_jax.train --config=configs/X.py --workdir=DIR ...
 
 Each process runs `python -m MODULE ...` with HIR_COORDINATOR (a free port of this machine), HIR_PROCESSES and HIR_PROCESS. With
---devices=D it has D virtual CPU devices; without, on a machine with GPUs, its share of them, and 95% of their memory unless
-XLA_CLIENT_MEM_FRACTION is set. Lines of output begin with their process's number: "[0] ...". SIGTERM and SIGINT are handed on
-to all. When one process fails the others get SIGTERM, and SIGKILL after --grace seconds; the exit status is that of the first
+--devices=D it has D virtual CPU devices. Without, on a machine with GPUs, it has its share of them, and 95% of their memory
+unless XLA_CLIENT_MEM_FRACTION is set. Each line of output begins with its process's number: "[0] ...". All processes receive
+SIGTERM and SIGINT. When one fails the others get SIGTERM, and SIGKILL after --grace seconds; the exit status is that of the first
 that failed. Nothing is started again. Standard library only.
 """
 
@@ -30,7 +30,7 @@ def free_port() -> int:
 
 
 def gpus() -> list[str]:
-    """What CUDA_VISIBLE_DEVICES names, or else all that nvidia-smi lists."""
+    """The GPUs in CUDA_VISIBLE_DEVICES, or else all that nvidia-smi lists."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return [one for one in visible.split(",") if one]
@@ -42,12 +42,13 @@ def gpus() -> list[str]:
     return listed.stdout.split() if listed.returncode == 0 else []
 
 
-# The share of a card that jax may take, and the older name of it; by itself it takes 0.75, less than `hir_jax.aot` reckons with
+# The variable for the share of a GPU's memory that jax may take, and its older name. jax's own default, 0.75, is less than
+# `hir_jax.aot` assumes.
 MEMORY_NAMES, MEMORY_SHARE = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"), "0.95"
 
 
 def environments(processes: int, devices: int | None) -> list[dict[str, str]]:
-    """What each process has besides this one's environment."""
+    """Each process's variables, beyond this one's environment."""
     shared = {"HIR_COORDINATOR": f"127.0.0.1:{free_port()}", "HIR_PROCESSES": str(processes)}
     own = [{"HIR_PROCESS": str(index)} for index in range(processes)]
     if devices:
@@ -65,7 +66,7 @@ def environments(processes: int, devices: int | None) -> list[dict[str, str]]:
 
 
 def exit_status(code: int) -> int:
-    """As a shell gives it: 128 + the signal that killed it."""
+    """The status that a shell gives: 128 + the signal for a killed process."""
     return code if code >= 0 else 128 - code
 
 
@@ -82,7 +83,7 @@ def end_groups(children) -> None:
 
 
 def run(command: list[str], environments: list[dict[str, str]], grace: float) -> int:
-    """Runs them to the end; the status of the first that failed, 128 + the signal that killed it, or 0."""
+    """Runs one process for each environment to its end. Returns the status of the first that failed, or 0."""
     children, told = [], []
 
     def hand_on(signum, _=None):
@@ -94,10 +95,10 @@ def run(command: list[str], environments: list[dict[str, str]], grace: float) ->
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, hand_on)
     for one in environments:
-        # A session of its own, so that a terminal's Ctrl-C reaches it once, and what it started can be ended with it.
+        # A session of its own: a terminal's Ctrl-C reaches it only through us, and its workers can be ended with it.
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "start_new_session": True}
         children.append(subprocess.Popen(command, env=os.environ | one, **pipes))
-    if told:  # while they were being started
+    if told:  # a signal that came while they were being started
         hand_on(told[0])
     readers = [threading.Thread(target=copy_lines, args=(i, child.stdout)) for i, child in enumerate(children)]
     for reader in readers:

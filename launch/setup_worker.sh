@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # Run on each worker by `tpu_vm.py setup`, in the home directory, after the checkout was unpacked over ~/hir_jax:
 #     setup_worker.sh PYTHON [HOST:/PATH]
-# makes ~/hir_jax/.venv with that Python version, requirements and jax[tpu]; mounts the NFS share HOST:/PATH at ~/hir_jax/run.
-# Doing it again changes only what is out of date.
+# makes ~/hir_jax/.venv with that Python version, requirements and jax[tpu]; mounts the NFS share HOST:/PATH at ~/hir_jax/runs.
+# Running it again changes only what is out of date.
 set -euo pipefail
 python_version=$1
 share=${2-}
 cd ~/hir_jax
 
-# Files of the checkout before this one that are gone would still be imported.
+# Remove files that the checkout before this one had and this one lacks: Python could still import them.
 mkdir -p .launch runs
 tar -tzf ~/hir_jax.tar.gz | { grep -v '/$' || true; } | sort > .launch/files.new
 if [ -f .launch/files ]; then
@@ -22,8 +22,8 @@ if [ -n "$share" ] && ! mountpoint -q runs; then
     sudo chown "$(id -u):$(id -g)" runs
 fi
 
-# The images' own Python (3.10 on Ubuntu 22.04) is too old for jax; uv brings one along. --target: a place of its own, which also works
-# where pip leaves the system's packages alone.
+# The images' own Python (3.10 on Ubuntu 22.04) is too old for jax, so uv installs a newer one. --target: pip may not change the
+# packages of the system's own Python.
 [ -x ~/.local/uv/bin/uv ] || python3 -m pip install --quiet --target ~/.local/uv uv==0.13.9
 export PATH=~/.local/uv/bin:$PATH
 [ -x .venv/bin/python ] || uv venv --quiet --python "$python_version" .venv

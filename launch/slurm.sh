@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
 # Training on GPU nodes under SLURM. From the repository's root:
 #     sbatch [--nodes=2 --partition=... --time=...] launch/slurm.sh --config=configs/X.py --workdir=DIR [--config.key=value ...]
-# Arguments are those of `python -m hir_jax.train`; DIR is on a file system that all nodes share. Options given to sbatch come
-# before the ones below. PYTHON names another interpreter than .venv's.
+# Arguments are those of `python -m hir_jax.train`; DIR is on a file system that all nodes share. Options given to sbatch override
+# the ones below. PYTHON names another interpreter than .venv's.
 #
-# One process a GPU: that is what jax.distributed makes of SLURM's variables (a process uses the device SLURM_LOCALID, and only it).
-# Every process must therefore see all GPUs of its node: --gpus-per-node, not --gpus-per-task, which hides the others.
+# There is one process a GPU, as jax.distributed expects under SLURM: a process uses the device SLURM_LOCALID alone. Every process
+# must therefore see all GPUs of its node: --gpus-per-node, not --gpus-per-task, which hides the others.
 #
-# Two minutes before the time limit SLURM sends SIGTERM to this script, and on pre-emption to the processes or to it. The processes
-# then save a checkpoint and end with 0, and the job goes back into the queue until the run is finished (by the rule of worker.py).
-# A run that fails by itself is not queued again.
+# SLURM sends SIGTERM to this script two minutes before the time limit, and on pre-emption to the processes or to this script. The
+# processes then save a checkpoint and end with 0, and the job goes back into the queue until the run is finished (worker.py says
+# when). A run that fails by itself is not queued again.
 #SBATCH --job-name=hir_jax
 #SBATCH --nodes=1
 #SBATCH --gpus-per-node=8
@@ -23,7 +23,7 @@
 #SBATCH --output=slurm-%j.txt
 set -u
 
-# jax gives a process three quarters of its card, unless told; what `hir_jax.aot` says fits may need nearly all (README.md)
+# By default jax takes three quarters of a GPU's memory; a run that fits by `hir_jax.aot` may need nearly all of it (README.md)
 if [ -z "${XLA_CLIENT_MEM_FRACTION:-}${XLA_PYTHON_CLIENT_MEM_FRACTION:-}" ]; then
     export XLA_CLIENT_MEM_FRACTION=0.95
 fi
@@ -33,8 +33,8 @@ if [ ! -f hir_jax/train.py ]; then
     exit 1
 fi
 
-# The processes get the signal from SLURM itself. Without --batch and --full it does not come back to this script. Once is enough: a
-# second one would end them in the middle of saving.
+# Hand the signal to the processes through SLURM; without --batch and --full it does not come back to this script. Only once: a
+# second signal would end them in the middle of saving.
 signals=0
 trap 'signals=$((signals + 1)); [ "$signals" -gt 1 ] || scancel --signal=TERM "$SLURM_JOB_ID"' TERM
 

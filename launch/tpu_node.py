@@ -1,7 +1,7 @@
-"""A Cloud TPU node and its workers, through `gcloud compute tpus`: what `tpu_vm.py` is made of. Standard library only.
+"""A Cloud TPU node and its workers, through `gcloud compute tpus`; `tpu_vm.py` uses it. Standard library only.
 
-A node belongs to a queued resource of the same name where it was asked for through the queue. Each worker is talked to
-by a command of its own, all at the same time, not by `--worker=all`: a failure then names its worker, and no ssh-agent is needed.
+A node that was requested through the queue belongs to a queued resource of the same name. Each worker has its own gcloud command,
+all at the same time, instead of one with `--worker=all`: a failure then names its worker, and no ssh-agent is needed.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from dataclasses import dataclass
 
 NODE, QUEUED = "tpu-vm", "queued-resources"  # gcloud's names
 NAMES = {NODE: "node", QUEUED: "queued resource"}
-# States out of which a node, or a request in the queue, does not come by itself
+# States that a node, or a request in the queue, does not leave by itself
 LOST = {
     NODE: ("PREEMPTED", "TERMINATED", "STOPPED", "STOPPING", "DELETING"),
     QUEUED: ("FAILED", "SUSPENDING", "SUSPENDED", "DELETING"),
 }
-TRIES = 6  # looks or deletions in a row that may fail
+TRIES = 6  # of a look or a deletion before it counts as failed
 
 Worker = tuple[int, str]  # index, internal address
 
 
 class LaunchError(Exception):
-    """What went wrong and what to do; the program ends with it and status 1."""
+    """An error whose message says what to do; the program ends with it and status 1."""
 
 
 def say(text: str) -> None:
-    """To stderr: stdout is for what was asked for."""
+    """Prints to stderr; stdout is for the requested output."""
     print(text, file=sys.stderr, flush=True)
 
 
@@ -44,14 +44,14 @@ def listed(found: dict[str, dict]) -> str:
 
 
 def reason(done: subprocess.CompletedProcess) -> str:
-    """The line in which a command names its error, or the last one it said."""
+    """The line in which a command names its error, or its last line of output."""
     lines = (done.stderr or done.stdout).strip().splitlines() or [f"status {done.returncode}"]
     return next((line for line in reversed(lines) if line.lower().startswith("error")), lines[-1])
 
 
 @dataclass(frozen=True)
 class Node:
-    """Where it is. In a dry run commands are printed, and nothing is known of what they would answer."""
+    """Identifies a node, and runs commands about it and on its workers. A dry run prints them and has no answers."""
 
     name: str
     zone: str
@@ -66,12 +66,12 @@ class Node:
         return ["gcloud", "compute", "tpus", kind, verb, *rest, f"--zone={self.zone}", f"--project={self.project}"]
 
     def ssh(self, worker: int, remote: str) -> list[str]:
-        """`remote` is read by the shell at the far end: gcloud and ssh hand it on as it is."""
+        """The command that runs `remote` in the worker's shell; gcloud and ssh hand it on unchanged."""
         rest = (self.name, "--quiet", "--ssh-flag=-oConnectTimeout=20", f"--worker={worker}", f"--command={remote}")
         return self.gcloud(NODE, "ssh", *rest)
 
     def call(self, command: list[str], timeout: float | None = None) -> subprocess.CompletedProcess:
-        """Runs a command and keeps its output. One that cannot run has status 127, one that takes longer than `timeout` s 124."""
+        """Runs a command and captures its output. Status 127: it cannot run; 124: it took longer than `timeout` seconds."""
         if self.dry_run:
             print(shlex.join(command), flush=True)
             return subprocess.CompletedProcess(command, 0, "", "")
@@ -83,7 +83,7 @@ class Node:
             return subprocess.CompletedProcess(command, 124, "", f"no answer within {timeout:g} s")
 
     def must(self, command: list[str]) -> str:
-        """The command's stdout. LaunchError with all that it said if it fails."""
+        """Runs a command and returns its stdout. LaunchError with its stderr if it fails."""
         done = self.call(command)
         if done.returncode:
             raise LaunchError(f"{shlex.join(command)}\nended with status {done.returncode}:\n{done.stderr.strip()}")
@@ -92,7 +92,7 @@ class Node:
     # ---- the node and its request
 
     def find(self) -> dict[str, dict]:
-        """What there is under the name, by kind, as Google Cloud describes it."""
+        """The node and the queued resource of this name, by kind, as Google Cloud describes them."""
         found = {}
         for kind in (QUEUED, NODE):
             for one in json.loads(self.must(self.gcloud(kind, "list", "--format=json")) or "[]"):
@@ -101,7 +101,7 @@ class Node:
         return found
 
     def remove(self, found: dict[str, dict]) -> None:
-        """Deletes, and looks whether all is gone; some states have to be waited for."""
+        """Deletes what was found, and tries again until all is gone: some states do not allow it at once."""
         force = {QUEUED: ("--force",), NODE: ()}  # a queued resource with its nodes
         for _ in range(TRIES):
             kinds = [kind for kind in (QUEUED, NODE) if kind in found or self.dry_run]
@@ -113,7 +113,7 @@ class Node:
         raise LaunchError(f"{listed(found)} could not be deleted and may go on costing money: see the console")
 
     def wait_for(self, kind: str, good: str) -> None:
-        """Returns when it is in the state `good`. LaunchError when it is lost, or cannot be looked at."""
+        """Returns once the resource is in the state `good`. LaunchError if it is lost, or cannot be looked at."""
         begun, state, failures = time.monotonic(), "", 0
         while True:
             done = self.call(self.gcloud(kind, "describe", self.name, "--format=json"))
@@ -136,7 +136,7 @@ class Node:
     # ---- workers
 
     def workers(self) -> list[Worker]:
-        """All of them. LaunchError if the node is not READY."""
+        """All workers of the node. LaunchError if it is not READY."""
         text = self.must(self.gcloud(NODE, "describe", self.name, "--format=json"))
         if self.dry_run:
             return [(index, "?") for index in range(self.assumed_workers)]
@@ -146,8 +146,8 @@ class Node:
         return [(index, end.get("ipAddress", "?")) for index, end in enumerate(node["networkEndpoints"])]
 
     def ask(self, workers: list[Worker], commands, timeout: float | None = None) -> tuple[dict[int, str], list[str]]:
-        """Runs `commands(index)`, a list, up to the first that fails, for all workers at the same time.
-        (What the last one said by worker, a line for each worker where one failed.)"""
+        """Runs the list `commands(index)` up to the first that fails, for all workers at the same time. Returns (stdout of the
+        last command by worker, a line for each worker on which one failed)."""
 
         def one(worker: Worker) -> subprocess.CompletedProcess:
             for command in commands(worker[0]):
@@ -162,7 +162,7 @@ class Node:
         return {i: d.stdout.strip() for (i, _), d in done.items() if not d.returncode and not self.dry_run}, failed
 
     def tell(self, workers: list[Worker], commands, what: str) -> None:
-        """`ask`, where none may fail, and their answers are shown."""
+        """Runs commands as `ask` does and prints the answers. LaunchError if one fails."""
         said, failed = self.ask(workers, commands)
         for index, text in said.items():
             say(f"worker {index}: {text}")

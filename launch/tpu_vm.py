@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A training run on a Cloud TPU node, from one's own machine, through `gcloud compute tpus`. README.md beside this file explains.
+"""Makes a Cloud TPU node and trains on it, from your own machine, through `gcloud compute tpus` (see README.md beside this file).
 
     launch/tpu_vm.py create --type=v5p-16 [--version=V] [--spot] [--queued [--wait=6h]]
     launch/tpu_vm.py setup  [--python=3.11] [--nfs=HOST:/SHARE]
@@ -9,9 +9,9 @@
     launch/tpu_vm.py fetch  --workdir=runs/X [--output=runs/X] [--checkpoints]
     launch/tpu_vm.py delete [--yes]
 
-each with --name=N --zone=Z --project=P. `run --keep` stays, and makes a lost node anew (with the flags of create and setup) until
-the run has ended. With --dry_run the commands are printed as a shell script and nothing is done; it cannot know how many workers
-there are: --workers=W. Standard library only.
+each with --name=N --zone=Z --project=P. `run --keep` stays until the run has ended, and replaces a lost node by a new one (with
+the flags of create and setup). --dry_run only prints the commands, as a shell script; it cannot know how many workers there are:
+--workers=W. Standard library only.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ VERSIONS = {
     "v4": "tpu-ubuntu2204-base",
 }
 WORKER = "hir_jax/.venv/bin/python hir_jax/launch/worker.py"  # relative to the home directory on a worker
-ENDED = ("finished", "stopped", "given up")  # states of a worker's run (worker.py) that `--keep` leaves alone
-ANSWER = 120  # seconds a worker has to say how it is
+ENDED = ("finished", "stopped", "given up")  # states of a worker's run (worker.py) after which `--keep` starts nothing
+ANSWER = 120  # seconds in which a worker must answer
 
 
 def create(node: Node, args) -> None:
-    """The node, READY; or nothing, and LaunchError."""
+    """Makes a node and waits until it is READY. If that fails, deletes what was made and raises LaunchError."""
     version = args.version or VERSIONS.get((args.type or "").split("-")[0])
     if not args.type or not version:
         known = ", ".join(f"{name}-N" for name in VERSIONS)
@@ -84,7 +84,7 @@ def delete(node: Node, args) -> None:
 
 
 def setup(node: Node, args) -> None:
-    """The last commit of this checkout and its environment on every worker."""
+    """Installs the last commit of this checkout and its environment on every worker."""
     git = ["git", "-C", str(ROOT)]
     if not node.dry_run and node.must([*git, "status", "--porcelain"]):
         say("note: the last commit is copied, without the changes since")
@@ -93,13 +93,13 @@ def setup(node: Node, args) -> None:
     without = (".", ":(exclude)experiments/results", ":(exclude)docs")
     node.must([*git, "archive", "--format=tar.gz", f"--output={archive}", "HEAD", "--", *without])
     install = shlex.join(["bash", "hir_jax/launch/setup_worker.sh", args.python, *([args.nfs] if args.nfs else [])])
-    # Code is not changed under a run, which holds the lock (worker.py).
+    # The code under a run must not change; a run holds the lock (worker.py).
     refuse = "{ echo 'error: a run is under way here: stop it first' >&2; exit 1; }"
     free = f"mkdir -p hir_jax/.launch && {{ flock -n hir_jax/.launch/lock true || {refuse}; }}"
     unpack = f"{free} && tar -xzf hir_jax.tar.gz -C hir_jax && {install}"
     scp = node.gcloud(NODE, "scp", archive, f"{node.name}:hir_jax.tar.gz", "--quiet")
     workers = node.workers()
-    # The first connection makes the ssh key and tells the node: once, before all do it at the same time.
+    # The first connection makes the ssh key and sends it to the node. It comes alone: several at once would each make one.
     node.tell(workers[:1], lambda i: [node.ssh(i, "echo connected")], "ssh")
     node.tell(workers, lambda i: [[*scp, f"--worker={i}"], node.ssh(i, unpack)], "setup")
 
@@ -121,7 +121,7 @@ def run(node: Node, args) -> None:
 
 
 def start(node: Node, workers: list[Worker], program: list[str]) -> None:
-    """Where the same run is kept going already, nothing happens."""
+    """Starts the run on these workers, except where it is under way already."""
     node.tell(workers, lambda i: [node.ssh(i, f"{WORKER} start -- {shlex.join(program)}")], "start")
 
 
@@ -130,14 +130,14 @@ def stop(node: Node, args) -> None:
 
 
 def reports(node: Node, workers: list[Worker]) -> tuple[dict[int, dict], list[str]]:
-    """What `worker.py status` says by worker, a line for each worker that does not answer."""
+    """(the output of `worker.py status` by worker, a line for each worker that does not answer)."""
     said, failed = node.ask(workers, lambda i: [node.ssh(i, f"{WORKER} status")], ANSWER)
     return {index: json.loads(text) for index, text in said.items()}, failed
 
 
 def kept(node: Node, args) -> str:
-    """One look after the run: a lost node is made anew, set up and started; a worker that was rebooted is started.
-    How the run has ended on all workers, or ""."""
+    """Looks after the run once: replaces a lost node and starts the run there; starts it on a worker that was rebooted. Returns
+    how the run has ended on all workers, or ""."""
     try:
         found = node.find()
         state = state_of(NODE, found[NODE]) if NODE in found else "not there"
@@ -158,25 +158,23 @@ def kept(node: Node, args) -> str:
             again = [w for w in workers if w[0] in states and states[w[0]]["state"] not in (*ENDED, "running")]
             if again:
                 start(node, again, args.program)
-    except LaunchError as error:  # no capacity, no network: the next look may have more luck
+    except LaunchError as error:  # no capacity, no network: try again at the next look
         say(str(error))
     return ""
 
 
 def status(node: Node, args) -> None:
-    """States of request, node and each worker's run, and the last row of its metrics."""
+    """Prints the states of request, node and each worker's run, and the last row of its metrics."""
     found = node.find()
     if not found and not node.dry_run:
         raise LaunchError(f"nothing with the name {node.name} in {node.zone} of {node.project}")
     for kind, resource in found.items():
         print(f"{listed({kind: resource})} {resource.get('health', '')}".rstrip())
     if QUEUED in found and NODE not in found:
-        return  # it waits
+        return  # the request waits
     workers = node.workers()
     states, failed = reports(node, workers)
-    rows = {
-        one["metrics"]: None for one in states.values()
-    }  # all workers see the same one where they share the directory
+    rows = dict.fromkeys(one["metrics"] for one in states.values())  # workers that share the directory see the same row
     for index, address in workers:
         if index in states:
             print(f"worker {index} ({address}): {states[index]['state']}")
@@ -201,10 +199,10 @@ def logs(node: Node, args) -> None:
 
 
 def fetch(node: Node, args) -> None:
-    """The run's directory as worker 0 sees it. Its files may grow meanwhile, which tar reports with status 1."""
+    """Copies the run's directory from worker 0. Its files may grow meanwhile, which tar reports with status 1."""
     without = "" if args.checkpoints else " --exclude=./checkpoints"
     there = shlex.quote(args.workdir)
-    if args.workdir.startswith("~/"):  # the far side's home, as for the program
+    if args.workdir.startswith("~/"):  # the home directory on the worker, as for the program
         there = "~/" + shlex.quote(args.workdir[2:])
     pack = f"cd hir_jax && {{ tar -C {there} -cz{without} . || [ $? -eq 1 ]; }}"
     output = os.path.expanduser(args.output or args.workdir)
@@ -221,7 +219,7 @@ def fetch(node: Node, args) -> None:
 
 COMMANDS = (create, setup, run, status, stop, logs, fetch, delete)
 ON = {"action": "store_true"}
-# flag: (the commands that have it; all where empty, argparse's arguments)
+# flag: (the commands that have it, "" for all; argparse's arguments)
 FLAGS = {
     "--name": ("", {"required": True, "help": "of the node, and of its queued resource"}),
     "--zone": ("", {"required": True}),
@@ -235,7 +233,7 @@ FLAGS = {
     "--queued": ("create run", ON | {"help": "wait in the queue until there is room"}),
     "--wait": ("create run", {"default": "6h", "help": "how long a queued request stands: 90m, 6h, 2d"}),
     "--python": ("setup run", {"default": "3.11", "help": "3.11 or 3.12; requirements.txt has a jax for each"}),
-    "--nfs": ("setup run", {"help": "HOST:/SHARE, mounted at hir_jax/run on every worker"}),
+    "--nfs": ("setup run", {"help": "HOST:/SHARE, mounted at hir_jax/runs on every worker"}),
     "--keep": ("run", ON | {"help": "stay until the run has ended, and make a lost node anew"}),
     "--lines": ("logs", {"type": int, "default": 20}),
     "--follow": ("logs", ON | {"help": "go on, for one worker"}),

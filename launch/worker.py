@@ -1,18 +1,18 @@
-"""What runs on each worker of a TPU node: keeps the training program going, and says how it is. Called by tpu_vm.py through ssh.
+"""Keeps the training program running on each worker of a TPU node, and reports its state. Called by tpu_vm.py through ssh.
 
     python launch/worker.py start [--pause=30] -- ARGUMENTS OF hir_jax.train
     python launch/worker.py status|stop
-    python launch/worker.py finished -- ARGUMENTS OF hir_jax.train      (status 0: yes; what slurm.sh asks)
+    python launch/worker.py finished -- ARGUMENTS OF hir_jax.train      (status 0: yes; for slurm.sh)
 
-`start` leaves a process behind, in a session of its own (it outlives the ssh connection), that runs `python -m hir_jax.train` and
+`start` leaves a keeper process, in a session of its own (it outlives the ssh connection), that runs `python -m hir_jax.train` and
 starts it again until the run is finished. The program ends with 0 both when it is finished and when SIGTERM has made it save, and
-one worker's SIGTERM ends all of them; so the run's own files decide: a run is finished when the last row of WORKDIR/metrics.jsonl
+one worker's SIGTERM ends all of them. So the run's own files decide: a run is finished when the last row of WORKDIR/metrics.jsonl
 has the step `total_steps` of WORKDIR/config.json, and given up when three starts in a row added no step. Several workers must see
-the same WORKDIR (a shared file system), which their checkpoints need anyway. `stop` ends the run for now; a SIGTERM to what was
-left behind means that the machine goes down ("interrupted"). The program saves in both cases.
+the same WORKDIR (a shared file system), which their checkpoints need anyway. `stop` ends the run for now; a SIGTERM to the keeper
+means that the machine goes down ("interrupted"). The program saves in both cases.
 
-In the checkout: .launch/ holds lock (held while the run is kept going; its text is the process id), arguments.json, outcome and
-log.txt; .env, if there, NAME=VALUE lines for the program's environment. Standard library only.
+In the checkout, .launch/ holds lock (the keeper holds it; its text is the process id), arguments.json, outcome and log.txt; .env
+may hold NAME=VALUE lines for the program's environment. Standard library only.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ STARTS_WITHOUT_A_STEP = 3
 
 
 def workdir_of(arguments: list[str]) -> Path:
-    """The run's directory; relative ones are the checkout's."""
+    """The run's directory; a relative one is in the checkout."""
     name = next(a for a in reversed(arguments) if a.startswith("--workdir=")).split("=", 1)[1]
     return ROOT / Path(name).expanduser()
 
@@ -71,7 +71,7 @@ def note(text: str) -> None:
 
 
 def keep_running(arguments: list[str], pause: float) -> str:
-    """Runs the program until the run is finished, stopped, interrupted or given up: which of them."""
+    """Runs the program until the run is "finished", "stopped", "interrupted" or "given up", and returns that word."""
     workdir, useless, ended, child = workdir_of(arguments), 0, "", None
 
     def end(signum, _):
@@ -86,13 +86,13 @@ def keep_running(arguments: list[str], pause: float) -> str:
         before = last_step(workdir)
         note(f"start, last step {before}")
         child = subprocess.Popen([sys.executable, "-m", "hir_jax.train", *arguments], cwd=ROOT, env=environment())
-        if ended:  # while there was no child to hand it to
+        if ended:  # the signal came while there was no child
             child.terminate()
         status = child.wait()
         note(f"end, status {status}")
         useless = useless + 1 if last_step(workdir) == before else 0
         due = time.monotonic() + pause
-        while True:  # the last row may come a moment after this worker's end: worker 0 writes it
+        while True:  # worker 0 writes the last row, maybe a moment after this worker's program has ended
             if ended:
                 return ended
             if status == 0 and finished(workdir):
@@ -105,7 +105,7 @@ def keep_running(arguments: list[str], pause: float) -> str:
 
 
 def holder() -> int | None:
-    """The id of the process that keeps a run going here, or None."""
+    """The id of the keeper process in this checkout, or None."""
     try:
         with open(STATE / "lock", "rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -127,7 +127,7 @@ def start(arguments: list[str], pause: float) -> None:
     command = [sys.executable, __file__, "keep", f"--pause={pause}", "--", *arguments]
     with open(STATE / "lock", "a") as lock, open(STATE / "log.txt", "ab") as log:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # The lock belongs to the open file, which the child inherits: it lasts as long as that process, no longer.
+        # The lock belongs to the open file, which the child inherits: it ends with that process.
         child = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, pass_fds=[lock.fileno()]
         )
@@ -143,7 +143,7 @@ def keep(arguments: list[str], pause: float) -> None:
 
 
 def status() -> None:
-    """One line of JSON: `state`, running, died, or how the run ended; `metrics`, the last row of metrics.jsonl."""
+    """Prints one line of JSON: `state` (running, died, or how the run ended) and `metrics`, the last row of metrics.jsonl."""
     ended, given = STATE / "outcome", STATE / "arguments.json"
     if holder():
         state = "running"

@@ -1,4 +1,4 @@
-"""The reading of compiled text, the arithmetic of bounds, chips and messages; with the compilers there, real compilations."""
+"""Collectives in compiled text, bounds, chips and messages; and real compilations, if the compilers are installed."""
 
 import importlib.util
 import json
@@ -80,7 +80,7 @@ def test_collectives_with_their_loops():
 
 
 def test_what_tpus_say_of_loops_and_groups():
-    """A scan shows in its condition; groups are axes of a mesh; attributes of several lines end no computation."""
+    """TPUs: the trips of a scan are in its condition, groups are axes of a mesh, and an attribute may take several lines."""
     tpu = TEXT.replace(', backend_config={"known_trip_count":{"n":"28"},"x":1}', "")
     tpu = tpu.replace("condition=%condition, body=%inner_body", "condition=%counted, body=%inner_body")
     tpu = tpu.replace("[1,8]<=[8]", "mesh['axis_0'=2,'axis_1'=4] {'axis_1'}")
@@ -107,13 +107,22 @@ def test_totals_take_the_trips_that_the_text_does_not_say():
     assert hlo.by_kind(hlo.collectives(TEXT, 8), [])["all-gather"]["count"] == 29
 
 
+def buffers(text: str) -> set[hlo.Shape]:
+    """The distinct result shapes of a module's operations, without those inside a fusion, which are never in memory."""
+    computations, _ = hlo._computations(text)
+    operations = [o for each in computations.values() for o in each]
+    fused = {name for o in operations if o.kind == "fusion" for name, _ in hlo._called(o, computations)}
+    kept = [each for name, each in computations.items() if name not in fused]
+    return {shape for each in kept for o in each for shape in hlo.shapes(o.result)}
+
+
 def test_buffers_leave_out_what_a_fusion_keeps_to_itself():
-    found = hlo.buffers(TEXT.replace("bf16[8,512]{1,0} broadcast", "bf16[7,7]{1,0} broadcast"))
+    found = buffers(TEXT.replace("bf16[8,512]{1,0} broadcast", "bf16[7,7]{1,0} broadcast"))
     assert hlo.Shape("bf16", (8, 512)) in found and hlo.Shape("bf16", (7, 7)) not in found
 
 
 def test_a_program_that_xla_made(tmp_path):
-    """On eight virtual devices, in its own process: what jax.lax.scan says of its trips, and a psum."""
+    """A psum in a jax.lax.scan on eight virtual devices, in its own process, is found with the trips of the scan."""
     code = """
 import jax, jax.numpy as jnp, json
 from hir_jax.aot import hlo
@@ -146,7 +155,7 @@ def test_bounds_worked_by_hand():
 
 
 def read_step_by_step(functions, splash: bool) -> int:
-    """Columns that a device of `functions` reads while all its rows get their longest responses, slots refilled in turn."""
+    """Counts the columns that a device reads, one step after the other, while all its rows get their longest responses."""
     config, ways = functions.config, functions.sampler_mesh.shape["data"]
     prompts, longest = config.data.batch_prompts // ways, config.rollout.max_response
     rows, slots = prompts * functions.settings.first_samples, functions.settings.slots() // ways
@@ -198,7 +207,7 @@ def test_what_sampling_reads_is_what_is_read_step_by_step(attention, longest, sl
 
 
 def test_the_report_has_the_documented_fields(monkeypatch):
-    """For the CPU that is there, as if it were a chip with 1 GB: no compiler of another platform is needed."""
+    """Compiles for this CPU as if it were a chip with 1 GB, so that no compiler of another platform is needed."""
     config = small_config(model__checkpoint="tiny")
     chip = chips.Chip("made up", 1e12, 1e9, 1e11, 1e10, "no source")
     model = ModelConfig("llama", 97, 32, 64, 1, 2, 1, 16)
@@ -320,8 +329,8 @@ def compile_for(config: str, topology: str, *arguments: str) -> dict:
 
 @pytest.mark.slow
 def test_learning_gathers_a_layer_at_a_time_and_never_makes_all_logits(tmp_path):
-    """Qwen3-4B on 16 v6e with the paper's batch: what XLA made of the shardings of `score` and `update`; and no function of a
-    step gathers a whole stack, nor more than a device's own part of one to bring the weights to the sampler."""
+    """Qwen3-4B on 16 v6e with the paper's batch: the collectives and buffers that XLA made of the shardings. No function of a
+    step gathers a whole stack of weights; to bring them to the sampler, none gathers more than a device's own part of one."""
     found = compile_for("qwen3_4b_hir", "v6e:4x4", f"--text={tmp_path}")
     assert (
         found["fits"]
@@ -340,7 +349,7 @@ def test_learning_gathers_a_layer_at_a_time_and_never_makes_all_logits(tmp_path)
         gathers = [c for c in hlo.collectives(text, 16) if c.kind == "all-gather"]
         assert any(None in c.loops and c.loops[-1] == 36 for c in gathers)  # a layer's, in the loop over layers
         assert max(np.prod(c.result.sizes) for c in gathers) < stacked
-        wide = [s for s in hlo.buffers(text) if any(n in words for n in s.sizes)]
+        wide = [s for s in buffers(text) if any(n in words for n in s.sizes)]
         logits = [s for s in wide if s.dtype == "f32" and s.sizes[-1] in words]
         assert logits  # those of a chunk, words split among all devices
         for shape in wide:

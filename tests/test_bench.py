@@ -1,4 +1,4 @@
-"""The bench program on the tiny model: its JSON."""
+"""The bench program on the tiny model, and the JSON that it prints."""
 
 import json
 import os
@@ -10,7 +10,7 @@ import pytest
 from small_runs import small_config
 
 from hir_jax.bench import __main__ as bench
-from hir_jax.bench import machine, peer_hf, scaling, start, steps, table, verify
+from hir_jax.bench import machine, peer_hf, scaling, steps, table, verify
 from hir_jax.bench.learner import Learner
 from hir_jax.bench.rollout import Rollout, bench_engine
 from hir_jax.bench.sizes import PROMPT_LONGEST, Sizes, learner_lengths
@@ -102,7 +102,7 @@ def test_steps(report):
 
 
 def test_steps_that_compile_are_left_out_and_counted():
-    """Six steps worked by hand: the first, one in a new prompt bucket and one after the first save compile."""
+    """Worked by hand for six steps: the first, one in a new prompt bucket and one after the first save compile."""
 
     def line(step, compiling):
         return {
@@ -122,13 +122,13 @@ def test_steps_that_compile_are_left_out_and_counted():
 
 
 def test_both_starts_are_told_from_what_the_program_prints():
-    first = start.figures(80.0, "metrics\n240 compilations, 52.0 s; 0 of them read from the cache\nreport: x\n")
-    second = start.figures(20.0, "240 compilations, 6.5 s; 31 of them read from the cache\n")
+    first = steps.start_figures(80.0, "metrics\n240 compilations, 52.0 s; 0 of them read from the cache\nreport: x\n")
+    second = steps.start_figures(20.0, "240 compilations, 6.5 s; 31 of them read from the cache\n")
     assert second == {"seconds": 20.0, "compilations": 240, "compile_seconds": 6.5, "from_cache": 31}
-    found = start.compared(first, second)
+    found = steps.compared(first, second)
     assert found["seconds_ratio"] == 0.25 and found["compile_seconds_ratio"] == 0.125
     with pytest.raises(RuntimeError, match="did not say what it compiled"):
-        start.figures(1.0, "Killed\n")
+        steps.start_figures(1.0, "Killed\n")
 
 
 @pytest.mark.slow

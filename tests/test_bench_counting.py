@@ -1,4 +1,4 @@
-"""FLOPs, bytes and floors against numbers worked by hand, and the lengths that the bench makes up."""
+"""FLOPs, bytes and floors against numbers worked by hand, and the made-up lengths of the bench."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The accelerator's script on its tiny shapes, and its counts of Qwen3-4B against the published ones."""
+"""The script for an accelerator with its tiny shapes, and its parameter counts against those that Qwen3's makers publish."""
 
 import json
 import os

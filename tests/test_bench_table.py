@@ -1,6 +1,7 @@
-"""The Markdown table of a report, from figures written down here."""
+"""The Markdown table of a report, made from figures in this file, and of the committed reports."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -75,6 +76,12 @@ def test_growth_is_the_power():
     }
     found = table.lines(HEAD | {"scaling": parts})
     assert len(found) == 8 and found[1].ceiling == "seconds ~ batch^0.50" and "parameters 9" in found[4].what
+
+
+def test_committed_reports_are_read(capsys):
+    paths = sorted((Path(__file__).parents[1] / "experiments" / "results" / "bench").glob("*.json"))
+    table.main([str(path) for path in paths])
+    assert len(paths) > 5 and capsys.readouterr().out.count("measured in the same run") == len(paths)
 
 
 def test_files_are_read_or_refused_by_name(tmp_path, capsys):

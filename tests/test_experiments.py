@@ -23,7 +23,7 @@ OVERRIDES = [f"--config.{key}={value}" for key, value in CHANGES.items()]
 
 
 def programs(monkeypatch, start):
-    """The runner starts its programs by `start(command, ...)`; git, which it asks for the commit, is asked as ever."""
+    """Makes the runner start its programs by `start(command, ...)`; calls of git stay real."""
     monkeypatch.setattr(run, "subprocess", SimpleNamespace(run=start))
 
 
@@ -116,7 +116,7 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(started, tmp_path, monke
 
 
 def test_tuning_takes_the_rate_with_the_largest_area(tmp_path, monkeypatch):
-    """Runs are made up: batch learns best at the middle rate and the small weight of the KL, group at the highest and large."""
+    """With made-up runs: batch learns best at the middle rate and small KL weight, group at the highest rate and large weight."""
     best = {"batch": (3e-4, 0.001), "group": (9e-4, 0.03)}
 
     asked = {}

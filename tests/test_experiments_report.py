@@ -103,7 +103,7 @@ def test_tables_hold_means_and_paired_differences(runs):
 
 
 def test_samples_to_a_level_are_of_the_seeds_that_reach_it(runs):
-    """At 0.3 the second seed of `batch` does after 120 samples, the first never; both of `group` do, after 120 and 60."""
+    """The second seed of `batch` reaches 0.3 after 120 samples, the first never; both seeds of `group` do, after 120 and 60."""
     shown = report.write(runs, runs / "report", level=0.3)
     assert "mean of the seeds that reach it" in shown and "| 120 (1 of 2) |" in shown
     with open(runs / "report" / "scope.csv") as file:
@@ -116,7 +116,7 @@ def test_samples_to_a_level_are_of_the_seeds_that_reach_it(runs):
 
 
 def test_methods_are_compared_at_the_same_setting(tmp_path):
-    """hir-0.5 with ilr-0.5 and hir-0.9 with ilr-0.9, though hir-0.5 is the suite's first variant; ilr-0.97 is not finished."""
+    """Compares hir-0.5 with ilr-0.5 and hir-0.9 with ilr-0.9, not with the first variant, hir-0.5; ilr-0.97 is not finished."""
     last = {
         "hir-0.5": (0.3, 0.5),
         "ilr-0.5": (0.2, 0.2),

@@ -1,27 +1,27 @@
-r"""Decoding and learning at the shapes of Qwen3 on one accelerator, against what that chip can do. Random bfloat16 weights.
+r"""Decoding and learning at the shapes of Qwen3 on one accelerator, against that chip's limits. Random bfloat16 weights.
 
     python -m experiments.benchmarks.gpu --output=FILE [--cases=NAME,...] [--wheels=DIR] [--rounds=5] [--tiny]
 
-Uses `rollout`, `replay`, `learner` and `functions` without any tokenizer or data: of this project's requirements it needs
-jax, flax, optax, ml_collections, einops and jaxtyping. Those that are not installed come from --wheels=DIR, into a temporary
+Uses the sampler, the learner and the Engine without any tokenizer or data: of this project's requirements it needs jax, flax,
+optax, ml_collections, einops and jaxtyping. If one is missing, --wheels=DIR installs it from the wheels there into a temporary
 directory.
 
-A decode case is `sequences` rows, 8 samples a prompt, no stops; the seconds of a decode step are those of new_tokens tokens
-less those of one, divided by the steps between. Its floor is the larger of FLOPs / matmul rate and (weights + filled cache,
-that of a prompt once for all its samples) / memory rate, both rates measured in the same run; a learner case's MFU is 6ND +
+A decode case has `sequences` rows, 8 samples a prompt, no stop tokens. The seconds of a decode step are those of new_tokens
+tokens minus those of one, divided by the steps between. Its floor is the larger of FLOPs / matmul rate and (weights + filled
+cache, a prompt's once for all its samples) / memory rate, with both rates measured in the same run. A learner case's MFU is 6ND +
 attention FLOPs, remat not counted, over its seconds and the bfloat16 matmul rate. A step case is a whole HiR step through the
 functions that training compiles (sampling, reference log-probs, selection and relabelling by made-up verdicts, update). Its
-parameters, moments and reference are bfloat16, for in float32 they alone, with gradients, are 80.4 GB. So it takes 55.3 of 80 GB
-at most, while sampling (update: 54.6), by the compiler's account:
+parameters, moments and reference are bfloat16: in float32 they alone, with gradients, would take 80.4 GB. By the compiler's
+account the step takes at most 55.3 of 80 GB, while sampling (update: 54.6):
 
     python -m hir_jax.aot --config=configs/qwen3_4b_hir.py --topology=h100:1 --config.model.param_dtype=bfloat16 \
         --config.data.batch_prompts=16 --config.data.max_prompt=512 --config.data.prompt_buckets='()' \
         --config.rollout.max_response=1024 --config.rollout.tensor=0 --config.rollout.cache_bytes=0 \
         --config.learner.pack_columns=0 --config.learner.micro_batch_tokens=16384
 
-That is for memory and speed; training at a rate of 1e-6 wants float32, as most changes of a bfloat16 weight are rounded away.
-The JSON file is written anew after each case, so that a run that is cut off keeps what it has; a case that does not fit the
-memory is reported as such. --tiny: small shapes, to try the script on a CPU.
+That suits a measurement of memory and speed; training at a rate of 1e-6 needs float32, since rounding to bfloat16 would undo most
+changes of a weight. The JSON file is written after each case, so that a run that is cut off keeps its finished cases; a case that
+does not fit the memory is reported as such. --tiny: small shapes, to try the script on a CPU.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Decode:
     sequences: int
     prompt: int  # tokens
     new_tokens: int
-    slots: int = 0  # continuous batching in so many; 0: the plain loop
+    slots: int = 0  # of continuous batching; 0: the plain loop
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ TINY = {
 
 
 def install(wheels: str | None) -> None:
-    """Makes NEEDED importable, from wheels where they are not. Exits with a message where they cannot be."""
+    """Installs the packages of NEEDED that are missing, from wheels. Exits with a message without a directory of wheels."""
     lacking = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if not lacking:
         return
@@ -110,7 +110,7 @@ def install(wheels: str | None) -> None:
     target = tempfile.mkdtemp(prefix="wheels-")
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--find-links", wheels]
     subprocess.run([*command, "--target", target, *lacking], check=True)
-    sys.path.append(target)  # behind what is there: nothing of the machine's own is replaced
+    sys.path.append(target)  # at the end, so that the machine's own packages stay in use
 
 
 def make_model(name: str, remat: str = "full"):
@@ -188,12 +188,11 @@ def learn(case: Learn, rounds: int, ceilings) -> dict:
     import jax
     import numpy as np
 
-    from hir_jax.bench.sizes import random_prompts
+    from hir_jax.bench.sizes import random_prompts, train_batch
     from hir_jax.config import defaults
     from hir_jax.learner.settings import LearnerSettings
     from hir_jax.learner.update import init_state, update
     from hir_jax.model import counting
-    from hir_jax.types import TrainBatch
 
     model, rows = make_model(case.model, case.remat), case.sequences
     changes = {"mini_batches": 1, "micro_batch_tokens": case.micro_batch_tokens}
@@ -201,12 +200,7 @@ def learn(case: Learn, rounds: int, ceilings) -> dict:
     state = jax.jit(partial(init_state, settings=settings), donate_argnums=0)(make_params(model))
     lengths, columns = np.full(rows, case.prompt, np.int32), case.prompt + case.response
     tokens = random_prompts(model.vocab_size, np.full(rows, columns), columns)
-    logp = np.full((rows, case.response), -np.log(model.vocab_size), np.float32)
-    batch = jax.device_put(TrainBatch(
-        tokens, lengths, np.ones(logp.shape, bool), logp, logp, np.ones_like(logp),
-        reward=(np.arange(rows) % 2).astype(np.float32), weight=np.ones(rows, np.float32),
-        group=np.arange(rows, dtype=np.int32), is_replay=np.zeros(rows, bool),
-    ))  # fmt: skip
+    batch = jax.device_put(train_batch(tokens, lengths, np.ones((rows, case.response), bool), model.vocab_size))
     step = jax.jit(partial(update, model=model, settings=settings), donate_argnums=0)
 
     def run():
@@ -223,7 +217,7 @@ def learn(case: Learn, rounds: int, ceilings) -> dict:
     }  # fmt: skip
 
 
-CONSTRAINTS = 4  # of an instruction of a step case; its text, half of the prompt, is divided among them
+CONSTRAINTS = 4  # of an instruction in a step case; they share half of the prompt's tokens
 
 
 def _made_up(case: Step, samples: int, words: int):
@@ -316,7 +310,7 @@ RUNS = {Decode: decode, Learn: learn, Step: hir_step}
 
 
 def attempt(case, rounds: int, ceilings) -> dict:
-    """A case's figures; "out of memory" where it does not fit, which is a finding too."""
+    """A case's figures, or {"out_of_memory": the message} where it does not fit."""
     import jax
 
     try:
@@ -354,7 +348,7 @@ def main() -> None:
         print(f"{name} ...", flush=True)
         try:
             figures = attempt(cases[name], args.rounds, ceilings)
-        except Exception:  # the device's time is dear: the other cases are measured, and the end says which failed
+        except Exception:  # the device's time is dear: measure the other cases, and name the failed ones at the end
             traceback.print_exc()
             failed.append(name)
             continue

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import math
-import os
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -25,18 +24,17 @@ class Chip(NamedTuple):
     source: str
 
 
+# Links: v5e 1,600 and v5p 4,800 Gbit/s of inter-chip interconnect; v6e 800 GB/s and the H100's (SXM5) NVLink 900 GB/s in both
+# directions together
 CHIPS = {
-    # 1,600 Gbit/s of inter-chip interconnect
     "v5e": Chip("TPU v5e", 197e12, 16e9, 819e9, 200e9, "cloud.google.com/tpu/docs/v5e"),
-    # 4,800 Gbit/s
     "v5p": Chip("TPU v5p", 459e12, 95e9, 2765e9, 600e9, "cloud.google.com/tpu/docs/v5p"),
-    # 800 GB/s in both directions together
     "v6e": Chip("TPU v6e", 918e12, 32e9, 1638e9, 400e9, "cloud.google.com/tpu/docs/v6e"),
-    # SXM5; NVLink: 900 GB/s in both directions together
     "h100": Chip("NVIDIA H100 80GB", 989.5e12, 80e9, 3352e9, 450e9, "NVIDIA H100 Tensor Core GPU data sheet"),
-}  # fmt: skip
+}
+DIMENSIONS = {"v5e": 2, "v5p": 3, "v6e": 2, "h100": 1}
 
-# What XLA asks of a GPU that is not there: facts of the H100 SXM5, under the names of XLA's GpuTargetConfigProto
+# XLA compiles for an absent GPU from its facts: those of the H100 SXM5, under the names of XLA's GpuTargetConfigProto
 _H100 = """
 platform_name: "CUDA"
 device_description_str: "NVIDIA H100 80GB HBM3"
@@ -56,8 +54,8 @@ gpu_device_info {
 }
 """
 
-# libtpu asks the cloud's metadata server what machine it is on, unless told
-_ENVIRONMENT = {
+# To be set before jax is used: keeps jax on the CPU, and libtpu from asking the cloud's metadata server for its machine
+ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_ACCELERATOR_TYPE": "v5litepod-8", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }  # fmt: skip
@@ -74,7 +72,7 @@ class Topology(NamedTuple):
 
 
 def parse(name: str) -> Topology:
-    """The Topology of "v5e:4x4" or "h100:8". InputError for an unknown one."""
+    """The Topology that "v5e:4x4" or "h100:8" names. InputError for an unknown one."""
     chip, _, sizes = name.partition(":")
     if chip not in CHIPS or not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", sizes):
         raise InputError(
@@ -82,31 +80,24 @@ def parse(name: str) -> Topology:
             + ", ".join(CHIPS)
         )
     found = Topology(CHIPS[chip], "cuda" if chip == "h100" else "tpu", tuple(map(int, sizes.split("x"))))
-    dimensions = {"v5e": 2, "v6e": 2, "v5p": 3, "h100": 1}[chip]
-    if len(found.sizes) != dimensions:
+    if len(found.sizes) != (dimensions := DIMENSIONS[chip]):
         raise InputError(f"--topology={name}: {chip} has {dimensions} dimension{'s' if dimensions > 1 else ''}")
     return found
 
 
-def set_environment() -> None:
-    """Before jax is used: keeps libtpu from looking for a TPU, and jax on the CPU."""
-    os.environ.update(_ENVIRONMENT)
-
-
 def devices(topology: Topology) -> Sequence:
-    """Devices to compile for. InputError without the packages that can."""
+    """Devices to compile for. InputError if the compiler's package is not installed."""
     package = "libtpu" if topology.platform == "tpu" else "jax_cuda13_plugin"
     if importlib.util.find_spec(package) is None:
         raise InputError(f"compiling for {topology.chip.name} needs the package {package}: {INSTALL}")
     from jax.experimental import topologies
 
     if topology.platform == "cuda":
-        sizes = f"1x1x{topology.count}"
-        how = {"topology_name": "", "target_config": _H100, "topology": sizes}
+        how = {"topology_name": "", "target_config": _H100, "topology": f"1x1x{topology.count}"}
     else:
         key = next(key for key, chip in CHIPS.items() if chip is topology.chip)
         how = {"topology_name": f"{key}:{'x'.join(map(str, topology.sizes))}"}
     try:
         return topologies.get_topology_desc(platform=topology.platform, **how).devices
-    except Exception as error:  # jaxlib raises a RuntimeError of its own for sizes that a chip does not come in
+    except Exception as error:  # jaxlib has its own RuntimeError for sizes that a chip does not come in
         raise InputError(f"--topology: XLA does not know {topology.chip.name} x {topology.sizes}: {error}") from None

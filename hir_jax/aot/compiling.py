@@ -1,10 +1,11 @@
-"""Compiling one program and judging it: memory, collectives, and the seconds below which the chips cannot do it."""
+"""Compiles one program and judges it: memory, collectives, and the seconds below which the chips cannot do it."""
 
 from __future__ import annotations
 
 import re
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -12,6 +13,7 @@ import jax
 from hir_jax.aot import hlo
 from hir_jax.aot.chips import Chip
 from hir_jax.aot.programs import Program, Work, device_bytes
+from hir_jax.run.files import write_atomically
 
 _ALL = re.compile(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm", re.IGNORECASE)
 _TEMPORARIES = re.compile(r"required for HLO temporaries \(([\d.]+)([KMGT]?)\) exceeds")
@@ -19,7 +21,7 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 class Bound(NamedTuple):
-    """The least seconds, should computing, reading memory and communication all overlap and run at the published peaks."""
+    """The least seconds, if computing, reading memory and communication all overlap and run at the published peaks."""
 
     computing: float
     reading: float
@@ -31,17 +33,18 @@ class Bound(NamedTuple):
 
     @property
     def limit(self) -> str:
-        """Which of the three it is."""
+        """The one of the three that takes longest."""
         return self._fields[self.index(self.seconds)]
 
 
 def bound(work: Work, sent: float, chip: Chip) -> Bound:
-    """Of one device's work; sent: bytes that it sends to others."""
+    """The bound for one device's work; sent: bytes that it sends to others."""
     return Bound(work.computed / chip.flops_per_s, work.read / chip.hbm_bytes_per_s, sent / chip.link_bytes_per_s)
 
 
 def refused_bytes(message: str, arguments: int) -> float | None:
-    """Bytes that the compiler says a program takes which does not fit, with its arguments; None where it does not say."""
+    """Bytes that a program would need, from the compiler's message that refuses it; None where the message does not say.
+    arguments: bytes of its arguments, which one kind of message leaves out."""
     for pattern, beside in ((_ALL, 0), (_TEMPORARIES, arguments)):
         if match := pattern.search(message):
             return float(match[1]) * _UNITS[match[2].upper()] + beside
@@ -62,7 +65,7 @@ def compile_program(program: Program) -> tuple[jax.stages.Compiled | str, float]
 
 
 def memory(compiled, program: Program, chip: Chip) -> dict[str, float]:
-    """Bytes of HBM on a device while the program runs; `free` is what the chip has left."""
+    """Bytes of HBM on a device while the program runs; `free`: bytes that the chip has left."""
     found = compiled.memory_analysis()
     arguments, aliased = found.argument_size_in_bytes, found.alias_size_in_bytes
     outputs, temporaries = found.output_size_in_bytes - aliased, found.temp_size_in_bytes
@@ -73,26 +76,22 @@ def memory(compiled, program: Program, chip: Chip) -> dict[str, float]:
     }  # fmt: skip
 
 
-def judge(program: Program, chip: Chip, keep_text=None) -> dict:
-    """Everything that is reported of a program; keep_text(name, text) is given the compiled text."""
+def judge(program: Program, chip: Chip, text_file: Path | None = None) -> dict:
+    """Everything that is reported of a program; its compiled text is written to `text_file`."""
     compiled, seconds = compile_program(program)
     found: dict = {"compile_seconds": round(seconds, 1)}
     if isinstance(compiled, str):
-        arguments = device_bytes(program.arguments)
-        refused = compiled.splitlines()[0]
-        found |= {"fits": False, "refused": refused, "hbm": {"arguments": arguments, "resident": program.resident}}
-        used = refused_bytes(compiled, arguments)
-        if used is not None:
+        arguments, refused = device_bytes(program.arguments), compiled.splitlines()[0]
+        hbm = {"arguments": arguments, "resident": program.resident}
+        if (used := refused_bytes(compiled, arguments)) is not None:
             used += program.resident
-            found["hbm"] |= {"used": used, "free": chip.hbm_bytes - used}
-        return found
-    text = compiled.as_text()
-    if keep_text is not None:
-        keep_text(program.name, text)
+            hbm |= {"used": used, "free": chip.hbm_bytes - used}
+        return found | {"fits": False, "refused": refused, "hbm": hbm}
+    text, work, hbm = compiled.as_text(), program.work, memory(compiled, program, chip)
+    if text_file:
+        write_atomically(text_file, text)
     kinds = hlo.by_kind(hlo.collectives(text, program.mesh.size), program.loops)
-    found["hbm"] = memory(compiled, program, chip)
-    found |= {"fits": found["hbm"]["free"] >= 0, "collectives": kinds, "loops": program.loops, "part": program.part}
-    work = program.work
+    found |= {"hbm": hbm, "fits": hbm["free"] >= 0, "collectives": kinds, "loops": program.loops, "part": program.part}
     if work is None:
         return found
     least = bound(work, sum(kind["bytes"] for kind in kinds.values()), chip)
@@ -106,34 +105,30 @@ def advice(config, found: Mapping[str, Mapping], split_heads: bool) -> list[str]
     """For functions that do not fit: by how much, and which settings would help."""
     lines = []
     for name, one in found.items():
-        if one["fits"]:
-            continue
-        free = one["hbm"].get("free")
-        by = "an amount that the compiler does not say" if free is None else f"{-free / 1e9:.1f} GB a device"
-        lines.append(
-            f"{name} exceeds the memory by {by}; what helps: " + "; ".join(_settings(name, config, split_heads))
-        )
+        if not one["fits"]:
+            free, helpful = one["hbm"].get("free"), "; ".join(_settings(name, config, split_heads))
+            by = "an amount that the compiler does not say" if free is None else f"{-free / 1e9:.1f} GB a device"
+            lines.append(f"{name} exceeds the memory by {by}; what helps: {helpful}")
     return lines
 
 
 def _settings(name: str, config, split_heads: bool) -> Sequence[str]:
-    mesh = f"more devices in config.mesh.fsdp (now {config.mesh.fsdp}) or config.mesh.tensor ({config.mesh.tensor})"
-    state = [mesh] + (["config.learner.kl=0 (no reference)"] if config.learner.kl else [])
-    if config.model.param_dtype == "float32":
-        state.append("config.model.param_dtype=bfloat16")
+    rollout, learner, mesh, found = config.rollout, config.learner, config.mesh, []
     if name == "sample":
-        cache = f"a smaller config.rollout.cache_bytes (now {config.rollout.cache_bytes}; 0 is no limit) or config.rollout.slots"
-        layout = f"config.rollout.tensor (now {config.rollout.tensor}): more devices share the sampler's weights"
-        heads = (
-            [] if split_heads else ["a config.rollout.tensor that divides the key heads, so that the cache is split"]
-        )
-        return [cache, layout, *heads, *state]
-    if name in ("learn", "update", "score", "score_old"):
-        own = [
-            f"a smaller config.learner.micro_batch_tokens (now {config.learner.micro_batch_tokens}) or pack_columns "
-            f"({config.learner.pack_columns})"
+        found += [
+            f"a smaller config.rollout.cache_bytes (now {rollout.cache_bytes}; 0 is no limit) or config.rollout.slots",
+            f"config.rollout.tensor (now {rollout.tensor}): more devices share the sampler's weights",
         ]
+        if not split_heads:
+            found.append("a config.rollout.tensor that divides the key heads, so that the cache is split")
+    if name in ("learn", "update", "score", "score_old"):
+        micro, pack = learner.micro_batch_tokens, learner.pack_columns
+        found.append(f"a smaller config.learner.micro_batch_tokens (now {micro}) or pack_columns ({pack})")
         if config.model.remat != "full":
-            own.append("config.model.remat=full")
-        return [*own, *state]
-    return state
+            found.append("config.model.remat=full")
+    found.append(f"more devices in config.mesh.fsdp (now {mesh.fsdp}) or config.mesh.tensor ({mesh.tensor})")
+    if learner.kl:
+        found.append("config.learner.kl=0 (no reference)")
+    if config.model.param_dtype == "float32":
+        found.append("config.model.param_dtype=bfloat16")
+    return found

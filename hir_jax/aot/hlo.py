@@ -1,11 +1,10 @@
-"""What a compiled program says in its text: collectives by kind, with the loops they stand in, and the largest buffers."""
+"""Reads the text of a compiled program: its collectives by kind, with the loops around them."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all")
@@ -30,20 +29,17 @@ class Shape(NamedTuple):
 
     @property
     def bytes(self) -> float:
-        total = _BYTES[self.dtype]
-        for size in self.sizes:
-            total *= size
-        return total
+        return _BYTES[self.dtype] * math.prod(self.sizes)
 
 
 def shapes(text: str) -> list[Shape]:
-    """The array shapes in a type, "(bf16[8,128]{1,0}, f32[])" say."""
+    """The array shapes in a type such as "(bf16[8,128]{1,0}, f32[])"."""
     return [Shape(dtype, tuple(int(s) for s in sizes.split(",") if s)) for dtype, sizes in _SHAPE.findall(text)]
 
 
 class Collective(NamedTuple):
     """One collective of the program. `loops`: trip counts of the loops around it, outermost first, None where the text does
-    not say; `bytes`: what one device sends at least in one execution, by a ring."""
+    not say; `bytes`: the least that one device sends in one execution, by a ring."""
 
     kind: str
     result: Shape
@@ -52,8 +48,7 @@ class Collective(NamedTuple):
     loops: tuple[int | None, ...]
 
 
-@dataclass
-class _Operation:
+class _Operation(NamedTuple):
     name: str
     result: str  # its type
     kind: str
@@ -65,11 +60,10 @@ def _computations(text: str) -> tuple[dict[str, list[_Operation]], str]:
     found: dict[str, list[_Operation]] = {}
     entry, current = "", None
     for line in text.splitlines():
-        head = _HEAD.match(line)
-        if head:
+        if head := _HEAD.match(line):
             current = found.setdefault(head[2], [])
             entry = head[2] if head[1] else entry
-        elif line == "}":  # other lines that begin so belong to attributes of several lines
+        elif line == "}":  # longer lines that begin with "}" belong to attributes of several lines
             current = None
         elif current is not None and (match := _OPERATION.match(line)):
             current.append(_Operation(*match.groups()))
@@ -90,17 +84,16 @@ def _group_size(rest: str, default: int) -> int:
 
 
 def _sent(kind: str, result: float, devices: int) -> float:
-    """Bytes that each of `devices` sends in a ring, for a result of so many bytes on a device."""
+    """Bytes that each of `devices` sends in a ring; result: bytes of the result on a device."""
     share = (devices - 1) / devices if devices > 1 else 0.0
     factor = {"all-reduce": 2 * share, "reduce-scatter": share * devices, "collective-permute": 1.0}
     return result * factor.get(kind, share)
 
 
 def _trips(operation: _Operation, computations: Mapping[str, list[_Operation]]) -> int | None:
-    """How often a while loop runs: XLA says so for CPUs and GPUs; for TPUs a scan shows as a condition that compares its
-    counter, from 0, with a constant."""
-    known = _TRIPS.search(operation.rest)
-    if known:
+    """How often a while loop runs. XLA says so for CPUs and GPUs; for TPUs the condition of a scan compares its counter, from 0,
+    with a constant."""
+    if known := _TRIPS.search(operation.rest):
         return int(known[1])
     condition = re.search(r"\bcondition=%?([\w.-]+)", operation.rest)
     found = {o.name: o for o in computations.get(condition[1] if condition else "", ())}
@@ -113,10 +106,9 @@ def _trips(operation: _Operation, computations: Mapping[str, list[_Operation]]) 
 
 
 def _called(operation: _Operation, computations) -> Iterator[tuple[str, int | bool | None]]:
-    """(computation, trip count of the loop that it is the body of, or False where it is none)."""
+    """(computation, trip count of the loop whose body it is; False where it is no loop's body)."""
     if operation.kind == "while":
-        body = re.search(r"\bbody=%?([\w.-]+)", operation.rest)
-        if body:
+        if body := re.search(r"\bbody=%?([\w.-]+)", operation.rest):
             yield body[1], _trips(operation, computations)
         return
     for names in _CALLED.findall(operation.rest):
@@ -125,7 +117,7 @@ def _called(operation: _Operation, computations) -> Iterator[tuple[str, int | bo
 
 
 def collectives(text: str, devices: int) -> list[Collective]:
-    """Every collective of a compiled module's text, of a program for so many devices."""
+    """Every collective in the text of a module that was compiled for `devices` devices."""
     computations, entry = _computations(text)
     found: list[Collective] = []
 
@@ -152,30 +144,14 @@ def _collective(kind: str, operation: _Operation, devices: int, loops) -> Collec
     return Collective(kind, largest, group, _sent(kind, size, group), loops)
 
 
-def executions(collective: Collective, unknown: Sequence[int]) -> int:
-    """How often it runs; `unknown`: trip counts to take for loops that the text does not give, outermost first."""
-    count, given = 1, iter(unknown)
-    for trips in collective.loops:
-        count *= next(given, 1) if trips is None else trips
-    return count
-
-
 def by_kind(found: Sequence[Collective], unknown: Sequence[int]) -> Mapping[str, dict[str, float]]:
-    """{kind: {"count", "bytes"}}: executions, and bytes that a device sends in all of them."""
+    """{kind: {"count": executions, "bytes": that a device sends in all of them}}. unknown: trip counts of the loops for which the
+    text gives none, outermost first."""
     totals: dict[str, dict[str, float]] = {}
     for one in found:
-        times = executions(one, unknown)
+        given = iter(unknown)
+        times = math.prod(next(given, 1) if trips is None else trips for trips in one.loops)
         entry = totals.setdefault(one.kind, {"count": 0, "bytes": 0.0})
         entry["count"] += times
         entry["bytes"] += times * one.bytes
     return totals
-
-
-def buffers(text: str) -> set[Shape]:
-    """The distinct array shapes that a module's operations give, but for those inside of a fusion, which are never in memory."""
-    computations, _ = _computations(text)
-    operations = [o for each in computations.values() for o in each]
-    fused = {name for o in operations if o.kind == "fusion" for name, _ in _called(o, computations)}
-    return {
-        shape for name, each in computations.items() if name not in fused for o in each for shape in shapes(o.result)
-    }

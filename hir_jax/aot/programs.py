@@ -1,7 +1,7 @@
-"""What is compiled of a config: the functions of its Engine with abstract arguments of the largest shapes, and what they must do.
+"""The programs that are compiled: the functions of a step with abstract arguments of the largest shapes, and their work.
 
-The batch is the config's: N prompts of `data.max_prompt` tokens, `rollout.max_response` tokens each, all of them used: the
-longest step there can be.
+The batch is the config's: N prompts of `data.max_prompt` tokens and responses of `rollout.max_response` tokens, the longest
+step that there can be.
 """
 
 from __future__ import annotations
@@ -25,30 +25,30 @@ from hir_jax.parallel import mesh as meshes
 from hir_jax.sampler.continuous import ring_columns
 from hir_jax.types import PromptBatch, PromptParts, Rollout, TrainBatch, Verdicts
 
-# Sizes of what the data decides, for relabelling: constraints of a row, tokens of one, tokens before and behind them
+# Sizes that the data decides, for relabelling: constraints of a row, tokens of one, tokens behind them
 CONSTRAINTS, CONSTRAINT_TOKENS, TAIL_TOKENS = 16, 64, 64
 
 
 class Work(NamedTuple):
-    """What a function must do at least, on one device."""
+    """The least that a function must do, on one device."""
 
     flops: float  # of the model: matrix products, nothing counted twice
-    computed: float  # FLOPs with what the backward pass computes again
+    computed: float  # FLOPs with those that the backward pass repeats
     read: float  # bytes of HBM
 
 
 class Program(NamedTuple):
-    """One function to compile: arguments, what else stays in memory meanwhile, and the trip counts of its loops.
+    """One function to compile.
 
-    `learn` is compiled for its memory, and its parts that have work to do for bounds on their time: `work` is None, or `part` is
-    True.
+    `learn` is compiled for its memory and has no `work`. Its parts that have work to do are compiled for bounds on their time;
+    for them `part` is True.
     """
 
     name: str
     function: Any  # jitted
     arguments: tuple
     options: dict[str, Any]
-    resident: int  # bytes a device, beside the arguments
+    resident: int  # bytes a device holds beside the arguments
     work: Work | None
     loops: tuple[int, ...]  # trip counts that the compiled text does not say, outermost first
     mesh: jax.sharding.Mesh
@@ -57,11 +57,12 @@ class Program(NamedTuple):
 
 def device_bytes(tree) -> int:
     """Bytes that a device holds of a tree of ShapeDtypeStructs with shardings."""
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
-    def one(x):
-        return math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
 
-    return sum(map(one, jax.tree.leaves(tree)))
+def entries(tree) -> int:
+    """Numbers in a tree of arrays, or of their shapes."""
+    return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
 
 
 def _abstract(sharding: NamedSharding, tree):
@@ -73,31 +74,28 @@ def _array(dtype, *sizes: int):
 
 
 def _batches(engine: Engine):
-    """(Rollout, Verdicts, PromptParts, TrainBatch) of a step, without shardings."""
+    """(PromptBatch, Rollout, Verdicts, TrainBatch) of a step, without shardings."""
     config = engine.config
     n, columns, longest = config.data.batch_prompts, config.data.max_prompt, config.rollout.max_response
     b, c = n * engine.settings.samples, CONSTRAINTS
-    f32, i32, flag = jnp.float32, jnp.int32, jnp.bool_
-    rollout = Rollout(
-        _array(i32, b, longest), _array(flag, b, longest), _array(f32, b, longest), _array(f32, b, longest),
-        _array(flag, b), _array(flag, b),
-    )  # fmt: skip
-    verdicts = Verdicts(*(_array(flag, b, c) for _ in Verdicts._fields))
+    f32, i32, flag = (partial(_array, dtype) for dtype in (jnp.float32, jnp.int32, jnp.bool_))
+    logp, rows = f32(b, longest), f32(b)
     parts = PromptParts(
-        _array(i32, n, columns), _array(i32, n), _array(i32, n, c, 2 * c, CONSTRAINT_TOKENS), _array(i32, n, c, 2 * c),
-        _array(i32, n, TAIL_TOKENS), _array(i32, n), _array(i32, n), _array(flag, n, c),
+        i32(n, columns), i32(n), i32(n, c, 2 * c, CONSTRAINT_TOKENS), i32(n, c, 2 * c), i32(n, TAIL_TOKENS), i32(n), i32(n),
+        flag(n, c),
     )  # fmt: skip
-    logp, rows = _array(f32, b, longest), _array(f32, b)
+    rollout = Rollout(i32(b, longest), flag(b, longest), logp, logp, flag(b), flag(b))
+    verdicts = Verdicts(*(flag(b, c) for _ in Verdicts._fields))
     batch = TrainBatch(
-        _array(i32, b, columns + longest), _array(i32, b), _array(flag, b, longest), logp, logp, logp, rows, rows,
-        _array(i32, b), _array(flag, b),
-    )  # fmt: skip
-    return rollout, verdicts, parts, batch
+        i32(b, columns + longest), i32(b), flag(b, longest), logp, logp, logp, rows, rows, i32(b), flag(b)
+    )
+    return PromptBatch(i32(n, columns), i32(n), parts), rollout, verdicts, batch
 
 
-def _learner_loops(engine: Engine, rows: int) -> tuple[int, int]:
-    """(micro-batches, chunks of log-probs in one) for rows that all have the greatest length."""
+def _learner_loops(engine: Engine, mini_batches: int = 1) -> tuple[int, int]:
+    """(micro-batches, chunks of log-probs in one) for the rows of a mini-batch, all of the greatest length."""
     config, ways = engine.config, meshes.row_devices(engine.mesh)
+    rows = config.data.batch_prompts * engine.settings.samples // mini_batches
     columns = config.data.max_prompt + config.rollout.max_response
     width = packing.bin_columns(columns, config.learner.pack_columns)
     size = packing.sizes(rows, columns - 1, width, ways, config.learner.micro_batch_tokens)
@@ -107,39 +105,37 @@ def _learner_loops(engine: Engine, rows: int) -> tuple[int, int]:
     return -(-used // size.micro), -(-predicted // chunk)
 
 
+def _forward_flops(engine: Engine) -> float:
+    """FLOPs of one forward pass of all sequences of a step, on all devices."""
+    config = engine.config
+    lengths = [config.data.max_prompt] * (config.data.batch_prompts * engine.settings.samples)
+    return counting.learner_flops(engine.model, lengths, config.rollout.max_response) / 3
+
+
 def _update_work(engine: Engine) -> Work:
-    config, model = engine.config, engine.model
-    rows = config.data.batch_prompts * engine.settings.samples
-    lengths = [config.data.max_prompt] * rows
-    flops = counting.learner_flops(model, lengths, config.rollout.max_response)
-    forward = flops / 3
-    if engine.lora:  # frozen matrices have no gradient of their own; the adapters' products are not counted
-        flops = 2 * forward
-    computed = flops + (forward if model.remat == "full" else 0.0)
-    devices, item = engine.mesh.size, jnp.dtype(config.model.param_dtype).itemsize
-    trips = config.learner.mini_batches * _learner_loops(engine, rows // config.learner.mini_batches)[0]
-    weights = 3 * counting.weight_bytes(model) / engine.mesh.shape["tensor"]  # forward, recomputed, backward
+    learner, forward = engine.config.learner, _forward_flops(engine)
+    flops = (2 if engine.lora else 3) * forward  # frozen matrices have no gradient; adapters are not counted
+    computed = flops + (forward if engine.model.remat == "full" else 0.0)
+    devices, item = engine.mesh.size, jnp.dtype(engine.config.model.param_dtype).itemsize
+    trips = learner.mini_batches * _learner_loops(engine, learner.mini_batches)[0]
+    weights = 3 * counting.weight_bytes(engine.model) / engine.mesh.shape["tensor"]  # forward, recomputed, backward
     trained = item * entries(engine.abstract_state.params) / devices
-    sums, optimiser = 2 * trained, 7 * trained * config.learner.mini_batches  # gradients are read and written
+    sums, optimiser = 2 * trained, 7 * trained * learner.mini_batches  # gradients are read and written
     return Work(flops / devices, computed / devices, trips * (weights + sums) + optimiser)
 
 
 def _score_work(engine: Engine) -> Work:
-    config, model = engine.config, engine.model
-    rows = config.data.batch_prompts * engine.settings.samples
-    flops = counting.learner_flops(model, [config.data.max_prompt] * rows, config.rollout.max_response) / 3
-    devices = engine.mesh.size
-    trips = _learner_loops(engine, rows)[0]
-    weights = counting.weight_bytes(model) / engine.mesh.shape["tensor"]
-    return Work(flops / devices, flops / devices, trips * weights)
+    flops = _forward_flops(engine) / engine.mesh.size
+    weights = counting.weight_bytes(engine.model) / engine.mesh.shape["tensor"]
+    return Work(flops, flops, _learner_loops(engine)[0] * weights)
 
 
 def _sample_work(engine: Engine) -> tuple[Work, int]:
     """The work, and the steps of the decoding loop.
 
-    Read on each step: the weights, and the columns of keys and values that are filled by then of each row that runs, as
-    `attend_one` reads them: on TPUs whole blocks, elsewhere all columns of a cache, filled or not. A slot reads its own copy of
-    its prompt; without slots the rows of a prompt read it once together (the least: the kernel may fetch it for each of them).
+    Each step reads the weights, and of each running row the filled columns of keys and values, as `attend_one` reads them:
+    whole blocks on TPUs, elsewhere all columns of a cache, filled or not. A slot reads its own copy of its prompt; without
+    slots the rows of a prompt read it once together (the least: the kernel may fetch it for each of them).
     """
     config, model = engine.config, engine.settings.sampler_model
     n, columns, longest = config.data.batch_prompts, config.data.max_prompt, config.rollout.max_response
@@ -164,68 +160,44 @@ def _sample_work(engine: Engine) -> tuple[Work, int]:
     return Work(flops / mesh.size, flops / mesh.size, weights + cached), steps
 
 
-def entries(tree) -> int:
-    """Numbers in a tree of arrays, or of their shapes."""
-    return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
-
-
 def programs(engine: Engine) -> Sequence[Program]:
-    """The functions of a step, in its order, and behind `learn` its parts."""
-    config, settings, state = engine.config, engine.settings, engine.abstract_state
+    """The functions of a step in its order; the parts of `learn` follow it."""
+    config, settings, state, jitted = engine.config, engine.settings, engine.abstract_state, engine.jitted
     rows, whole = meshes.rows(engine.mesh), meshes.replicated(engine.mesh)
-    n, i32 = config.data.batch_prompts, jnp.int32
-    rollout, verdicts, parts, batch = _batches(engine)
-    frozen = engine.abstract_frozen
+    sample_rows, sample_whole = meshes.rows(engine.sampler_mesh), meshes.replicated(engine.sampler_mesh)
+    prompts, rollout, verdicts, batch = _batches(engine)
+    frozen, found = engine.abstract_frozen, []
     params = lora.join(frozen, state.params)
-    reference = frozen or (params if settings.keeps_reference else None)  # LoRA's frozen weights are needed anyhow
+    reference = frozen or (params if settings.keeps_reference else None)  # LoRA needs its frozen weights anyhow
     kept = device_bytes(reference) if reference else 0
     everything = device_bytes(state) + kept
-    key = _abstract(whole, jax.eval_shape(partial(jax.random.key, 0)))
-    prompts = PromptBatch(_array(i32, n, config.data.max_prompt), _array(i32, n), parts)
-    asked = prompts.tokens, prompts.length, _array(i32, n, settings.first_samples)
-    sample_rows, sample_whole = meshes.rows(engine.sampler_mesh), meshes.replicated(engine.sampler_mesh)
-    sample_work, steps = _sample_work(engine)
-    jitted = engine.jitted
+
+    def add(
+        name: str, arguments: tuple, resident: int, work: Work | None, loops=(), mesh=engine.mesh, **options
+    ) -> None:
+        function = jitted["score" if name == "score_old" else name]
+        part = name in ("score", "score_old", "update")
+        found.append(Program(name, function, arguments, options, resident, work, loops, mesh, part))
+
     held = engine.abstract_sampler_params(params)
-    shared = [x for x, y in zip(jax.tree.leaves(params), jax.tree.leaves(held), strict=True) if x is y]
-    found = []
     if config.rollout.tensor:
         work = Work(0.0, 0.0, device_bytes(params) + 2 * device_bytes(held))  # cast; exchanged
-        resident = everything - device_bytes(params)
-        found.append(Program("reshard", jitted["reshard"], (params,), {}, resident, work, (), engine.mesh))
-    given = held, *_abstract(sample_rows, asked), _abstract(sample_whole, key)
-    found.append(
-        Program(
-            "sample", jitted["sample"], given, {"sampling": settings.rollout_sampling},
-            everything - device_bytes(shared), sample_work, (steps,), engine.sampler_mesh,
-        )
-    )  # fmt: skip
-    given = *_abstract(rows, (prompts, rollout, verdicts)), _abstract(whole, _array(i32)), key
-    found.append(
-        Program(
-            "learn",
-            jitted["learn"],
-            (state, frozen, None if frozen else reference, *given),
-            {},
-            0,
-            None,
-            (),
-            engine.mesh,
-        )
-    )
+        add("reshard", (params,), everything - device_bytes(params), work)
+    key = jax.eval_shape(partial(jax.random.key, 0))
+    ids = _array(jnp.int32, config.data.batch_prompts, settings.first_samples)
+    given = held, *_abstract(sample_rows, (prompts.tokens, prompts.length, ids)), _abstract(sample_whole, key)
+    shared = [x for x, y in zip(jax.tree.leaves(params), jax.tree.leaves(held), strict=True) if x is y]
+    work, steps = _sample_work(engine)
+    resident, sampling = everything - device_bytes(shared), settings.rollout_sampling
+    add("sample", given, resident, work, (steps,), engine.sampler_mesh, sampling=sampling)
+    given = *_abstract(rows, (prompts, rollout, verdicts)), *_abstract(whole, (_array(jnp.int32), key))
+    add("learn", (state, frozen, None if frozen else reference, *given), 0, None)
     scored = {"score": reference} if settings.keeps_reference else {}
     if settings.learner.scores_old:
         scored["score_old"] = params
     for name, weights in scored.items():
         given = weights, *_abstract(rows, (batch.tokens, batch.prompt_length, batch.response_mask))
-        loops = _learner_loops(engine, n * settings.samples)
-        resident = everything - device_bytes(weights)
-        found.append(
-            Program(name, jitted["score"], given, {}, resident, _score_work(engine), loops, engine.mesh, part=True)
-        )
-    loops = _learner_loops(engine, n * settings.samples // config.learner.mini_batches)
-    given, resident = (state, _abstract(rows, batch), frozen), 0 if frozen else kept
-    found.append(
-        Program("update", jitted["update"], given, {}, resident, _update_work(engine), loops, engine.mesh, part=True)
-    )
+        add(name, given, everything - device_bytes(weights), _score_work(engine), _learner_loops(engine))
+    given, loops = (state, _abstract(rows, batch), frozen), _learner_loops(engine, config.learner.mini_batches)
+    add("update", given, 0 if frozen else kept, _update_work(engine), loops)
     return found

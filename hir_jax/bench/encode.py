@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 
 from hir_jax.bench.machine import spread, timed
-from hir_jax.bench.sizes import Sizes
+from hir_jax.bench.session import Session
 from hir_jax.data.generate.tiny import lexicon
 from hir_jax.data.segments import encode
 from hir_jax.engine import Engine
@@ -19,24 +18,24 @@ ROWS = 8  # of a round
 
 def rows(seed: int) -> list[Instruction]:
     """ROWS rows of template type3, other ones for each seed."""
-    draw = random.Random(f"encode {seed}")
+    draw, words = random.Random(f"encode {seed}"), (*lexicon.NOUNS, *lexicon.ADJECTIVES)
 
     def text() -> str:
-        return " ".join(draw.sample((*lexicon.NOUNS, *lexicon.ADJECTIVES), WORDS))
+        return " ".join(draw.sample(words, WORDS))
 
     return [
         Instruction(text(), tuple(Constraint("", {}, text()) for _ in range(CONSTRAINTS)), "type3") for _ in range(ROWS)
     ]
 
 
-def bench(config, sizes: Sizes) -> dict:
-    """Seconds of a row, spread over the rounds; before the clock starts, one round is encoded."""
-    frame = Engine(config).backbone.frame
+def bench(session: Session) -> dict:
+    """Seconds of a row, spread over the rounds; one round is encoded before the clock starts."""
+    frame, seeds = Engine(session.config).backbone.frame, iter(range(-1, session.sizes.rounds))
 
-    def round_of(seed: int) -> Callable[[], object]:
-        made = rows(seed)
-        return lambda: [encode(frame, row) for row in made]
+    def one_round() -> dict[str, float]:
+        made = rows(next(seeds))
+        return {"a row": timed(lambda: [encode(frame, row) for row in made]) / ROWS}
 
-    round_of(-1)()
-    seconds = [timed(round_of(seed)) / ROWS for seed in range(sizes.rounds)]
-    return {"constraints": CONSTRAINTS, "words": WORDS, "rows": ROWS * sizes.rounds, "seconds": spread(seconds)}
+    one_round()
+    seconds = [lap["a row"] for lap in session.rounds("encode", one_round)]
+    return {"constraints": CONSTRAINTS, "words": WORDS, "rows": ROWS * len(seconds), "seconds": spread(seconds)}

@@ -1,7 +1,7 @@
 """The grpo phase: whole steps on the same prompts, lengths and number of trained sequences: our `ilr`, our `hir`, a peer's.
 
-Ours are the host side's functions of train.py, the IFEval checks of the config's instructions included. Stops are off, so
-that every response has new_tokens tokens. One optimiser update a step.
+Ours run the host functions of train.py, the IFEval checks of the config's instructions included. No token ends a response, so
+that each has new_tokens tokens. One optimiser update a step.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import copy
 import dataclasses
 import signal
 import tempfile
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -18,7 +17,9 @@ import jax
 import numpy as np
 
 from hir_jax import train
-from hir_jax.bench.machine import Work, against, rates, timed
+from hir_jax.bench import peer_trl
+from hir_jax.bench.machine import against, rates, timed
+from hir_jax.bench.session import Session, Work
 from hir_jax.bench.sizes import NO_STOP, Sizes
 from hir_jax.data import prepared
 from hir_jax.rollouts import Clock, sample_and_verify
@@ -42,24 +43,17 @@ def _config(config, method: str, sizes: Sizes):
     return config
 
 
-class Unwritten(train.Run):
-    """A run whose steps leave no files."""
-
-    def observe(self, *_) -> None:
-        pass
-
-
 class Step(Work):
-    """`run()` makes one training step, always on the same prompts. tokens: of the trained responses."""
+    """`run()` makes one training step, always on the same prompts. Its tokens are those of the trained responses."""
 
     flops = 0
 
     def __init__(self, config, method: str, sizes: Sizes, directory: Path, stack: ExitStack):
         config = _config(config, method, sizes)
-        self._run = run = Unwritten(config, directory / method, stack)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a run would go on to save its state, which nobody wants here
+        self._run = run = train.Run(config, directory / method, stack)
+        run.observe = lambda *_: None  # the steps leave no files
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a training run would catch it, go on and save its state
         self.engine = engine = run.engine
-        self.stop_ids = engine.backbone.stop_ids
         engine.settings = dataclasses.replace(engine.settings, stop_ids=NO_STOP)
         self.rows = run.data.rows[: sizes.prompts]
         if len(self.rows) < sizes.prompts:
@@ -75,30 +69,28 @@ class Step(Work):
         self.tokens, self.metrics, self.seconds = sizes.rows * sizes.new_tokens, {}, {}
 
     def warm_up(self) -> None:
-        """A step, and apart from it one further sample a prompt, which a later step may be the first to ask for."""
+        """Makes a step, and draws one further sample a prompt, which a later step may be the first to ask for."""
         self.run()
-        config, run = self.engine.config, self._run
-        if not (self.engine.settings.replays and config.replay.fill == "resample"):
+        engine, run = self.engine, self._run
+        if not (engine.settings.replays and engine.config.replay.fill == "resample"):
             return
         indices = run.data.indices(self._step)
         rows = [run.data.rows[i] for i in indices]
-        prompts, one_each = self.engine.prompts(rows, run.data.shapes), np.arange(len(rows))[:, None]
+        prompts, one_each = engine.prompts(rows, run.data.shapes), np.arange(len(rows))[:, None]
         conditions = jax.tree.map(lambda x: x[indices], run.conditions)
-        params = self.engine.for_sampling(self.engine.policy(self._state.params))
-        sample_and_verify(self.engine, run.verifier, params, rows, prompts, one_each, self._step, Clock(), conditions)
+        params = engine.for_sampling(engine.policy(self._state.params))
+        sample_and_verify(engine, run.verifier, params, rows, prompts, one_each, self._step, Clock(), conditions)
 
     def run(self) -> None:
-        clock = Clock()
-        self._state, self.metrics, drawn, _ = train.policy_step(
-            self._run, self._state, self._reference, self._step, clock
-        )
+        clock, given = Clock(), (self._state, self._reference, self._step)
+        self._state, self.metrics, drawn, _ = train.policy_step(self._run, *given, clock)
         self._step, self.seconds = self._step + 1, clock.seconds
         if drawn != self.metrics["samples"] * self.engine.config.rollout.max_response:
             raise RuntimeError(f"a step drew {drawn} tokens with {self.metrics['samples']} samples: some ended early")
 
     def described(self) -> dict:
-        """How much of it was sampled and trained on; of the last step the seconds by phase, and the update's padding
-        and share of columns that rows of one prompt share."""
+        """Counts of sampled and trained sequences; of the last step the seconds by phase, and the update's padding and share of
+        columns that rows of one prompt share."""
         return {
             "sampled_sequences": self.metrics["samples"], "replays": self.metrics["replays"],
             "trained_sequences": self.tokens // self.engine.config.rollout.max_response,
@@ -107,44 +99,41 @@ class Step(Work):
         }  # fmt: skip
 
 
-# (ours, Sizes, one round of ours: nothing to seconds by method) -> what it measured, by variant
-Peer = Callable[[Step, Sizes, Callable[[], dict[str, float]]], dict[str, dict]]
-
-
-def bench(config, sizes: Sizes, peer: Peer | None, compilations) -> dict:
-    """Seconds a step, ratios against the faster of the peer's variants; each round is ours, then the peer's. Of
-    `compile_seconds_after_warm_up` 0 is expected: what is compiled in the rounds is in their seconds."""
+def bench(session: Session) -> dict:
+    """Seconds a step, and ratios against the faster of the peer's variants; each round is ours, then the peer's.
+    `compile_seconds_after_warm_up` should be 0: the rounds' seconds include what is compiled in them."""
+    sizes = session.sizes
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
-        steps = {method: Step(config, method, sizes, Path(name), stack) for method in METHODS}
-        compilations.take_seconds()
+        steps = {method: Step(session.config, method, sizes, Path(name), stack) for method in METHODS}
+        session.compile_seconds()
         for step in steps.values():
             step.warm_up()
-        compiled = compilations.take_seconds()
+        compiled = session.compile_seconds()
 
         def one_round() -> dict[str, float]:
             return {method: timed(step.run) for method, step in steps.items()}
 
-        if peer is None:
-            laps = [one_round() for _ in range(sizes.rounds)]
-            found = {m: rates([x[m] for x in laps], s.tokens) | s.described() for m, s in steps.items()}
+        if session.peer == "trl":
+            found = _compared(steps, peer_trl.measure(steps[METHODS[0]], session, one_round))
         else:
-            found = _compared(steps, peer(steps[METHODS[0]], sizes, one_round))
+            laps = session.rounds("grpo", one_round)
+            found = {m: rates([lap[m] for lap in laps], s.tokens) | s.described() for m, s in steps.items()}
         lengths = [len(row.tokens) for row in steps[METHODS[0]].rows]
     return found | {
         "prompts": sizes.prompts, "samples": sizes.samples, "new_tokens": sizes.new_tokens, "stops": "off",
         "prompt_tokens": sum(lengths) / len(lengths), "prompt_columns": sizes.grpo_prompt_tokens,
-        "compile_seconds": compiled, "compile_seconds_after_warm_up": compilations.take_seconds(),
+        "compile_seconds": compiled, "compile_seconds_after_warm_up": session.compile_seconds(),
     }  # fmt: skip
 
 
 def _compared(steps: dict[str, Step], variants: dict[str, dict]) -> dict:
-    """variants: by name, {"laps": [(our seconds by method, the peer's), ...], and what else the peer says}."""
+    """Our figures beside the peer's fastest variant, and all of its variants. variants: as `peer_trl.measure` gives them."""
     described = {}
     for name, variant in variants.items():
         laps = variant.pop("laps")
-        described[name] = variant | rates([theirs for _, theirs in laps], steps[METHODS[0]].tokens)
+        described[name] = variant | rates([lap["peer"] for lap in laps], steps[METHODS[0]].tokens)
         for method, step in steps.items():
-            pairs = [(ours[method], theirs) for ours, theirs in laps]
+            pairs = [(lap[method], lap["peer"]) for lap in laps]
             described[name][method] = rates([a for a, _ in pairs], step.tokens) | against(pairs, step.tokens)
     fastest = min(described, key=lambda name: described[name]["seconds"]["median"])
     found = {method: described[fastest][method] | step.described() for method, step in steps.items()}

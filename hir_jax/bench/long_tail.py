@@ -1,7 +1,7 @@
 """The long_tail phase: continuous batching against the plain loop where few responses are far longer than most.
 
-"synthetic": limits of log-normal lengths, the longest ten times the median; the plain loop, which knows no limits, runs all
-rows until the longest ends. "real": what the model itself answers to the config's instructions, its own stop tokens on.
+"synthetic": each row has a limit, of log-normal lengths, the longest ten times the median; the plain loop has no limits and runs
+all rows until the longest ends. "real": the model answers the config's instructions, with its own stop tokens.
 """
 
 from __future__ import annotations
@@ -14,19 +14,20 @@ import jax
 import numpy as np
 
 from hir_jax import deciders
-from hir_jax.bench.machine import Work, measure
-from hir_jax.bench.sizes import NO_STOP, PROMPT_LONGEST, Sizes, long_tail, prompt_lengths, random_prompts
+from hir_jax.bench.session import Session, Work
+from hir_jax.bench.sizes import NO_STOP, PROMPT_LONGEST, long_tail, prompt_lengths, random_prompts
 from hir_jax.checks.judge.soft import JudgeSettings
 from hir_jax.data import dataset
 from hir_jax.engine import SAMPLE, Engine
 from hir_jax.parallel import mesh as meshes
 from hir_jax.sampler.continuous import sample_continuous
 from hir_jax.sampler.sample import sample
+from hir_jax.types import PromptBatch
 
 
 class _Sampler(Work):
-    """`run()` draws from the same key each time and keeps what it drew on the host. useful: tokens that are wanted of
-    what is drawn; None: all."""
+    """`run()` draws with the same key each time and keeps the result on the host. useful: how many of the drawn tokens count;
+    None: all."""
 
     flops = 0
 
@@ -43,61 +44,58 @@ class _Sampler(Work):
         return int(self.rollout.mask.sum()) if self._useful is None else self._useful
 
 
-def _pair(engine: Engine, params, prompts, lengths, sizes: Sizes, settings, limits=None) -> tuple[_Sampler, _Sampler]:
-    """Continuous batching and the plain loop on the same rows."""
-    rows = np.arange(sizes.rows, dtype=np.int32).reshape(sizes.prompts, sizes.samples)
+def _measure(session: Session, name: str, engine: Engine, params, arrays, settings, limits=None):
+    """(figures, continuous batching, the plain loop) on the same rows. arrays: prompts and their lengths; limits: of the rows'
+    lengths, for continuous batching alone."""
+    sizes, useful = session.sizes, None if limits is None else int(limits.sum())
+    arrays = *arrays, np.arange(sizes.rows, dtype=np.int32).reshape(sizes.prompts, sizes.samples)
     fixed = {"model": engine.settings.sampler_model, "shard": engine.settings.shard, "settings": settings}
-    ways = meshes.row_devices(engine.mesh)
-    in_slots = partial(sample_continuous, **fixed, slots=sizes.slots, queues=ways)
-    arrays = prompts, lengths, rows
-    ours = _Sampler(engine, params, in_slots, arrays if limits is None else (*arrays, limits))
-    useful = None if limits is None else int(limits.sum())
-    return ours, _Sampler(engine, params, lambda *given: (sample(*given, **fixed), None), arrays, useful)
 
+    def all_rows(*given):
+        return sample(*given, **fixed), None
 
-def _figures(ours: _Sampler, plain: _Sampler, rounds: int, compilations) -> dict:
-    found = measure(ours, plain, rounds, compilations)
-    usage, lengths = ours.usage, ours.rollout.mask.sum(-1)
-    rows, plain_steps = len(lengths), int(plain.rollout.mask.sum(-1).max())
+    in_slots = partial(sample_continuous, **fixed, slots=sizes.slots, queues=meshes.row_devices(engine.mesh))
+    ours = _Sampler(engine, params, in_slots, arrays if limits is None else (*arrays, limits), useful)
+    plain = _Sampler(engine, params, all_rows, arrays, useful)
+    found = session.measure(f"long_tail, {name}", ours, plain)
+    usage, drawn, plain_steps = ours.usage, ours.rollout.mask.sum(-1), int(plain.rollout.mask.sum(-1).max())
     return found | {
-        "rows": rows, "slots": int(usage.slots), "steps": int(usage.steps), "peer_steps": plain_steps,
+        "rows": sizes.rows, "slots": int(usage.slots), "steps": int(usage.steps), "peer_steps": plain_steps,
         "utilisation": float(usage.busy / max(1, usage.slots * usage.steps)),
         # a row's first token is drawn before the loop, in which a step gives every slot one
-        "peer_utilisation": float((lengths - 1).sum() / max(1, rows * (plain_steps - 1))),
+        "peer_utilisation": float((drawn - 1).sum() / max(1, sizes.rows * (plain_steps - 1))),
         "response_tokens": {
-            "mean": float(lengths.mean()), "median": float(np.median(lengths)), "longest": int(lengths.max()),
+            "mean": float(drawn.mean()), "median": float(np.median(drawn)), "longest": int(drawn.max()),
         },
-    }  # fmt: skip
+    }, ours, plain  # fmt: skip
 
 
-def _synthetic(engine: Engine, params, sizes: Sizes, compilations) -> dict:
+def _synthetic(session: Session, engine: Engine, params) -> dict:
+    sizes = session.sizes
     limits = long_tail(sizes.rows, sizes.tail_tokens).reshape(sizes.prompts, sizes.samples)
     lengths = prompt_lengths(sizes.prompts)
-    prompts = random_prompts(engine.model.vocab_size, lengths, PROMPT_LONGEST)
+    arrays = random_prompts(engine.model.vocab_size, lengths, PROMPT_LONGEST), lengths
     engine.settings = dataclasses.replace(engine.settings, stop_ids=NO_STOP)
-    ours, plain = _pair(engine, params, prompts, lengths, sizes, engine.settings.sampling(temperature=1.0), limits)
-    found = _figures(ours, plain, sizes.rounds, compilations)
-    if ours.tokens != plain.tokens:
-        raise RuntimeError(f"continuous batching drew {ours.tokens} tokens instead of {plain.tokens}")
+    settings = engine.settings.sampling(temperature=1.0)
+    found, ours, _ = _measure(session, "synthetic", engine, params, arrays, settings, limits)
+    if ours.rollout.mask.sum() != limits.sum():
+        raise RuntimeError(f"continuous batching drew {ours.rollout.mask.sum()} tokens instead of {limits.sum()}")
     return found
 
 
-def instructions(config, engine: Engine, count: int) -> tuple[list, object]:
-    """The first rows of the config's data, encoded, and their PartShapes."""
-    config = copy.deepcopy(config)
+def _prompts(engine: Engine, count: int) -> PromptBatch:
+    """The first instructions of the config's data."""
+    config = copy.deepcopy(engine.config)
     config.data.size, config.data.eval_size = 8 * count, 1
-    judge = JudgeSettings(**config.constraints.judge)
-    wanted = deciders.enabled(judge, config.constraints.code_checkers)
+    wanted = deciders.enabled(JudgeSettings(**config.constraints.judge), config.constraints.code_checkers)
     data = dataset.load(config, engine.backbone.frame, engine.backbone.end_id, wanted)
-    return data.rows[:count], data.shapes
+    return engine.prompts(data.rows[:count], data.shapes)
 
 
-def _real(config, engine: Engine, params, sizes: Sizes, compilations) -> dict:
-    rows, shapes = instructions(config, engine, sizes.prompts)
-    prompts = engine.prompts(rows, shapes)
-    settings = engine.settings.sampling(config.rollout.temperature)
-    ours, plain = _pair(engine, params, prompts.tokens, prompts.length, sizes, settings)
-    found = _figures(ours, plain, sizes.rounds, compilations)
+def _real(session: Session, engine: Engine, params) -> dict:
+    prompts = _prompts(engine, session.sizes.prompts)
+    settings = engine.settings.sampling(engine.config.rollout.temperature)
+    found, ours, plain = _measure(session, "real", engine, params, (prompts.tokens, prompts.length), settings)
     same = (ours.rollout.tokens == plain.rollout.tokens).all(-1)
     return found | {
         "truncated": float((~ours.rollout.ended).mean()), "rows_with_the_plain_tokens": float(same.mean()),
@@ -105,10 +103,10 @@ def _real(config, engine: Engine, params, sizes: Sizes, compilations) -> dict:
     }  # fmt: skip
 
 
-def bench(config, sizes: Sizes, compilations) -> dict:
-    config = copy.deepcopy(config)
-    config.rollout.max_response = sizes.tail_tokens
+def bench(session: Session) -> dict:
+    config = copy.deepcopy(session.config)
+    config.rollout.max_response = session.sizes.tail_tokens
     engine = Engine(config)
     params = engine.load_params()
-    real = _real(config, engine, params, sizes, compilations)
-    return {"synthetic": _synthetic(engine, params, sizes, compilations), "real": real}
+    real = _real(session, engine, params)
+    return {"synthetic": _synthetic(session, engine, params), "real": real}

@@ -8,18 +8,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hir_jax.bench.machine import Work
+from hir_jax.bench.session import Work
 from hir_jax.engine import Engine
 from hir_jax.model.files import hf
 
 if TYPE_CHECKING:
     from hir_jax.bench import learner, rollout
 
-PACKAGES = ("torch",)
-
 
 def _load(engine: Engine, params, dtype: str):
-    """The same weights in transformers, in the dtype that our side computes in."""
+    """(torch, the same weights in transformers, in the dtype that our side computes in)."""
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
@@ -28,19 +26,17 @@ def _load(engine: Engine, params, dtype: str):
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "model"
         hf.save(path, engine.model, params, None, engine.backbone.stop_ids)
-        return AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype))
+        return torch, AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype))
 
 
 class Rollout(Work):
     """transformers' generate: draws from the full vocabulary at temperature 1, as many tokens for the same prompts."""
 
     def __init__(self, engine: Engine, params, ours: rollout.Rollout):
-        import torch
-
-        self.torch, self.model = torch, _load(engine, params, engine.settings.sampler_model.compute_dtype).eval()
-        columns = ours.prompts.shape[1]
-        self.mask = torch.tensor((np.arange(columns) >= columns - ours.lengths[:, None]).astype(np.int64))
-        self.prompts = torch.tensor(ours.prompts.astype(np.int64))
+        self.torch, model = _load(engine, params, engine.settings.sampler_model.compute_dtype)
+        self.model, columns = model.eval(), ours.prompts.shape[1]
+        self.mask = self.torch.tensor((np.arange(columns) >= columns - ours.lengths[:, None]).astype(np.int64))
+        self.prompts = self.torch.tensor(ours.prompts.astype(np.int64))
         self.samples, self.new_tokens = ours.rows.shape[1], ours.new_tokens
         self.tokens, self.flops = ours.tokens, ours.flops
 
@@ -56,19 +52,16 @@ class Rollout(Work):
 
 
 class Learner(Work):
-    """The same update in torch: rows padded to one length, `micro_rows` of them at a time, their gradients added;
-    log-probs of the response columns alone, PPO's ratio, clipping of the norm, AdamW."""
+    """The same update in torch: rows padded to one length, `micro_rows` of them at a time, their gradients added; log-probs of
+    the response columns alone, PPO's ratio, clipping of the norm, AdamW."""
 
     def __init__(self, engine: Engine, params, ours: learner.Learner):
-        import torch
-
-        self.torch, self.model, batch = torch, _load(engine, params, engine.model.compute_dtype).train(), ours.batch
+        torch, model = _load(engine, params, engine.model.compute_dtype)
+        self.torch, self.model, batch = torch, model.train(), ours.batch
         self.batch_tokens = torch.tensor(batch.tokens.astype(np.int64))
         self.prompt_columns = batch.tokens.shape[1] - batch.response_mask.shape[1]
-        start = self.prompt_columns - batch.prompt_length[:, None]
-        mask = np.arange(batch.tokens.shape[1]) >= start
-        mask[:, self.prompt_columns :] = batch.response_mask
-        self.mask = torch.tensor(mask.astype(np.int64))
+        prompts = np.arange(self.prompt_columns) >= self.prompt_columns - batch.prompt_length[:, None]
+        self.mask = torch.tensor(np.concatenate([prompts, batch.response_mask], axis=1).astype(np.int64))
         self.positions = (self.mask.cumsum(-1) - 1).clamp(min=0)
         self.response_mask = torch.tensor(batch.response_mask.astype(np.float32))
         self.old = torch.tensor(batch.behaviour_logp)
@@ -82,8 +75,8 @@ class Learner(Work):
         )  # fmt: skip
         self.tokens, self.flops = ours.tokens, ours.flops
 
-    def _share(self, rows: slice):
-        """These rows' share of the token-mean loss."""
+    def _loss(self, rows: slice):
+        """The part of the token-mean loss that these rows add."""
         first = self.prompt_columns - 1  # the column that predicts the first response token
         logits = self.model(
             self.batch_tokens[rows, :-1], attention_mask=self.mask[rows, :-1],
@@ -95,11 +88,8 @@ class Learner(Work):
         return -gain.sum() / self.response_mask.sum()
 
     def run(self) -> None:
-        total = 0.0
         for start in range(0, len(self.batch_tokens), self.micro_rows):
-            loss = self._share(slice(start, start + self.micro_rows))
-            loss.backward()
-            total += float(loss.detach())
+            self._loss(slice(start, start + self.micro_rows)).backward()
         self.torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.max_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

@@ -1,7 +1,7 @@
 """TRL's GRPOTrainer on the same weights, prompts and lengths, step by step in turn with ours.
 
-What a setting's name is shared by both is set as the config says, everything else is TRL's default; all that matters is in
-the figures. Twice: with gradient checkpointing, its default, and without.
+Settings that both sides have are set as the config says, all others are TRL's defaults; the report holds those that matter.
+Measured twice: with gradient checkpointing, which is TRL's default, and without.
 """
 
 from __future__ import annotations
@@ -11,13 +11,16 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from hir_jax.bench.grpo import Step
+from hir_jax.bench.session import Session
 from hir_jax.bench.sizes import Sizes
 from hir_jax.data.templates import render
 from hir_jax.model.files import hf
 
-PACKAGES = ("torch", "trl", "accelerate", "datasets")
+if TYPE_CHECKING:
+    from hir_jax.bench.grpo import Step
+
 MICRO_BATCH = 8  # TRL's default
 _REPORTED = (
     "per_device_train_batch_size", "gradient_accumulation_steps", "steps_per_generation", "generation_batch_size",
@@ -30,9 +33,8 @@ _REPORTED = (
 
 def _settings(ours: Step, sizes: Sizes, directory: Path, checkpointing: bool) -> dict:
     """Keyword arguments of GRPOConfig."""
-    config, rows = ours.engine.config, sizes.rows
+    config, learner, rows = ours.engine.config, ours.engine.config.learner, sizes.rows
     size = next(n for n in range(min(MICRO_BATCH, rows), 0, -1) if rows % n == 0)
-    learner = config.learner
     return {
         "per_device_train_batch_size": size, "gradient_accumulation_steps": rows // size,
         "num_generations": sizes.samples, "num_iterations": 1, "max_completion_length": sizes.new_tokens,
@@ -50,7 +52,7 @@ def _settings(ours: Step, sizes: Sizes, directory: Path, checkpointing: bool) ->
 
 
 def _prompts(ours: Step, tokenizer) -> list[list[dict[str, str]]]:
-    """The same prompts as conversations, after a check that they become the same tokens."""
+    """The same prompts as conversations. RuntimeError if they would become other tokens."""
     found = [[{"role": "user", "content": render(row.instruction)}] for row in ours.rows]
     encoded = tokenizer.apply_chat_template(found, add_generation_prompt=True, tokenize=True, return_dict=True)
     for row, ids in zip(ours.rows, encoded["input_ids"], strict=True):
@@ -59,15 +61,13 @@ def _prompts(ours: Step, tokenizer) -> list[list[dict[str, str]]]:
     return found
 
 
-def _variant(
-    ours: Step, sizes: Sizes, one_round: Callable[[], dict[str, float]], directory: Path, checkpointing: bool
-) -> dict:
+def _variant(ours: Step, session: Session, one_round: Callable, directory: Path, checkpointing: bool) -> dict:
     import torch
     from datasets import Dataset
     from transformers import AutoTokenizer, PrinterCallback, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
-    laps, lengths = [], []
+    laps, lengths, rows = [], [], session.sizes.rows
 
     def reward(completion_ids, **_):
         lengths.append(sum(map(len, completion_ids)))
@@ -82,10 +82,11 @@ def _variant(
 
         def on_step_end(self, args, state, control, **_):
             if self.ours:
-                laps.append((self.ours, time.perf_counter() - self.start))
+                lap = self.ours | {"peer": time.perf_counter() - self.start}
+                laps.append(session.took(f"grpo, {checkpointing=}", lap))
 
     tokenizer = AutoTokenizer.from_pretrained(directory / "model")
-    args = GRPOConfig(**_settings(ours, sizes, directory, checkpointing))
+    args = GRPOConfig(**_settings(ours, session.sizes, directory, checkpointing))
     trainer = GRPOTrainer(
         model=str(directory / "model"), reward_funcs=reward, args=args, processing_class=tokenizer,
         train_dataset=Dataset.from_dict({"prompt": _prompts(ours, tokenizer)}), callbacks=[InTurn()],
@@ -97,17 +98,17 @@ def _variant(
     settings = {name: getattr(args, name) for name in _REPORTED}
     settings = {k: v if isinstance(v, int | float | str | dict | None) else str(v) for k, v in settings.items()}
     settings |= {"attention": trainer.model.config._attn_implementation, "torch_threads": torch.get_num_threads()}
-    return {"laps": laps, "sampled_sequences": sizes.rows, "trained_sequences": sizes.rows, "settings": settings}
+    return {"laps": laps, "sampled_sequences": rows, "trained_sequences": rows, "settings": settings}
 
 
-def measure(ours: Step, sizes: Sizes, one_round: Callable[[], dict[str, float]]) -> dict[str, dict]:
-    """As `grpo.Peer`: both variants, each with a warm-up step and `rounds` steps in turn with `one_round`."""
-    found = {}
+def measure(ours: Step, session: Session, one_round: Callable[[], dict[str, float]]) -> dict[str, dict]:
+    """Figures by variant, each after a warm-up step and `rounds` steps in turn with `one_round` of ours. Its `laps` are the
+    seconds of each round: ours by method, and "peer"."""
+    found, backbone = {}, ours.engine.backbone
     for checkpointing in (True, False):
         with tempfile.TemporaryDirectory() as name:
-            directory = Path(name)
-            hf.save(directory / "model", ours.engine.model, ours.params, ours.engine.backbone.tokenizer, ours.stop_ids)
-            name = f"gradient_checkpointing={checkpointing}"
-            found[name] = _variant(ours, sizes, one_round, directory, checkpointing)
+            directory, name = Path(name), f"gradient_checkpointing={checkpointing}"
+            hf.save(directory / "model", ours.engine.model, ours.params, backbone.tokenizer, backbone.stop_ids)
+            found[name] = _variant(ours, session, one_round, directory, checkpointing)
         gc.collect()
     return found

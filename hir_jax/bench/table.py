@@ -38,12 +38,19 @@ def span(values: Mapping[str, float]) -> str:
     return f"{number(values['median'])} ({number(values['min'])} to {number(values['max'])})"
 
 
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells, the head first."""
+    head, *rest = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return "\n".join([head, "|---" * len(rows[0]) + "|", *rest])
+
+
+# ---- the lines of each phase
+
+
 def _line(what: str, part: Mapping, ceiling: str = "", against: str = "") -> Line:
-    compared = "times_peer" in part
-    return Line(
-        what, span(part["seconds"]), number(part["tokens_per_s"]), ceiling, against if compared else "",
-        span(part["peer_seconds"]) if compared else "", span(part["times_peer"]) if compared else "",
-    )  # fmt: skip
+    """`against` is shown where the figures have a peer."""
+    peer = (against, span(part["peer_seconds"]), span(part["times_peer"])) if "times_peer" in part else ()
+    return Line(what, span(part["seconds"]), number(part["tokens_per_s"]), ceiling, *peer)
 
 
 def _columns(part: Mapping) -> str:
@@ -58,21 +65,20 @@ def _rollout(part: Mapping, found: Mapping) -> Iterator[Line]:
 
 
 def _learner(part: Mapping, found: Mapping) -> Iterator[Line]:
-    for name, words in (("even", "no padding"), ("packed", "padding {padding_given:.0%} as given")):
-        one = part[name]
-        if "padding_computed" in one:
-            words += ", {padding_computed:.0%} computed" if name == "packed" else ""
-        what = f"learner, {one['rows']} x {one['columns']}, " + words.format(**one)
+    for name in ("even", "packed"):
+        one, words = part[name], "no padding"
+        if name == "packed":
+            computed = f", {one['padding_computed']:.0%} computed" if "padding_computed" in one else ""
+            words = f"padding {one['padding_given']:.0%} as given{computed}"
         ceiling = f"{one['fraction_of_matmul']:.0%} of {found['dtype']} matmul"
-        yield _line(what, one, ceiling, "torch")
+        yield _line(f"learner, {one['rows']} x {one['columns']}, {words}", one, ceiling, "torch")
 
 
 def _long_tail(part: Mapping, found: Mapping) -> Iterator[Line]:
     for name, words in (("synthetic", "log-normal lengths"), ("real", "the model's own lengths")):
-        one = part[name]
-        lengths = one["response_tokens"]
-        spread = f"median {lengths['median']:.0f}, longest {lengths['longest']}"
-        what = f"{one['rows']} rows in {one['slots']} slots, {words}, {spread}"
+        one, lengths = part[name], part[name]["response_tokens"]
+        what = f"{one['rows']} rows in {one['slots']} slots, {words}, "
+        what += f"median {lengths['median']:.0f}, longest {lengths['longest']}"
         use = f"slots {one['utilisation']:.0%} busy, plain {one['peer_utilisation']:.0%}"
         yield _line(what, one, use, "the plain loop")
 
@@ -85,27 +91,24 @@ def _step(part: Mapping, found: Mapping) -> Iterator[Line]:
 
 
 def _start(part: Mapping, found: Mapping) -> Iterator[Line]:
-    def what(one: Mapping) -> str:
-        made = f"{one['compilations']} compilations of {number(one['compile_seconds'])} s"
-        return f"{made}, {one['from_cache']} read from the cache"
-
-    first, second = part["first"], part["second"]
-    before, now, times = map(number, (first["seconds"], second["seconds"], 1 / part["seconds_ratio"]))
-    yield Line(f"first start, to the end of a step: {what(first)}", before)
-    yield Line(f"second start: {what(second)}", now, "", "", "the first", before, times)
+    first, second = (
+        f"{one['compilations']} compilations of {number(one['compile_seconds'])} s, {one['from_cache']} read from the cache"
+        for one in (part["first"], part["second"])
+    )
+    before, now, times = map(number, (part["first"]["seconds"], part["second"]["seconds"], 1 / part["seconds_ratio"]))
+    yield Line(f"first start, to the end of a step: {first}", before)
+    yield Line(f"second start: {second}", now, against="the first", peer_seconds=before, times=times)
 
 
 def _grpo(part: Mapping, found: Mapping) -> Iterator[Line]:
-    shape = f"{part['prompt_tokens']:.0f} + {part['new_tokens']}"
+    against, shape = "", f"{part['prompt_tokens']:.0f} + {part['new_tokens']}"
+    if "peer_fastest" in part:
+        sampled = part["peer_variants"][part["peer_fastest"]]["sampled_sequences"]
+        against = f"a TRL GRPO step, {sampled} sampled, {part['peer_fastest']}"
     for method in ("ilr", "hir"):
         one = part[method]
         what = f"{method} step, {one['sampled_sequences']} sampled, {one['trained_sequences']} trained x ({shape})"
-        what += _columns(one)
-        against = ""
-        if "peer_fastest" in part:
-            peer = part["peer_variants"][part["peer_fastest"]]
-            against = f"a TRL GRPO step, {peer['sampled_sequences']} sampled, {part['peer_fastest']}"
-        yield _line(what, one, "", against)
+        yield _line(what + _columns(one), one, "", against)
 
 
 def _encode(part: Mapping, found: Mapping) -> Iterator[Line]:
@@ -114,21 +117,20 @@ def _encode(part: Mapping, found: Mapping) -> Iterator[Line]:
 
 def _verify(part: Mapping, found: Mapping) -> Iterator[Line]:
     what = f"{part['rows']} x {part['constraints']} checks of {part['response_tokens']:.0f} tokens"
-    yield Line(f"{what}, one core: {number(part['checks_per_s'])} a second", span(part["seconds"]))
-    by_pool = f"{what}, {part['workers']} workers: {number(part['pool_checks_per_s'])} a second"
-    yield Line(by_pool, span(part["pool_seconds"]))
-    device = (
-        f"{part['device_checks']:.0f} checks that the device decides: {number(part['device_checks_per_s'])} a second"
+    host, pool, device, same = (
+        number(part[f"{name}checks_per_s"]) for name in ("", "pool_", "device_", "device_host_")
     )
-    yield Line(f"{device} there, {number(part['device_host_checks_per_s'])} on one core", span(part["device_seconds"]))
+    yield Line(f"{what}, one core: {host} a second", span(part["seconds"]))
+    yield Line(f"{what}, {part['workers']} workers: {pool} a second", span(part["pool_seconds"]))
+    what = f"{part['device_checks']:.0f} checks that the device decides: {device} a second there, {same} on one core"
+    yield Line(what, span(part["device_seconds"]))
 
 
 def _scaling(part: Mapping, found: Mapping) -> Iterator[Line]:
     for axis in ("batch", "response", "model", "devices"):
-        cases = part[axis]["cases"]
+        cases, key = part[axis]["cases"], "parameters" if axis == "model" else axis
+        values = ", ".join(f"{case[key]:,}" for case in cases)
         for phase in ("rollout", "learner"):
-            key = "parameters" if axis == "model" else axis
-            values = ", ".join(f"{case[key]:,}" for case in cases)
             seconds = ", ".join(number(case[phase]["seconds"]["median"]) for case in cases)
             tokens = ", ".join(number(case[phase]["tokens_per_s"]) for case in cases)
             power = f"seconds ~ {key}^{part[axis]['growth'][phase]:.2f}" if "growth" in part[axis] else "of one machine"
@@ -140,14 +142,16 @@ PHASES: dict[str, Callable[[Mapping, Mapping], Iterator[Line]]] = {
     "grpo": _grpo, "encode": _encode, "verify": _verify, "scaling": _scaling,
 }  # fmt: skip
 
+# ---- a whole report
+
 
 def lines(found: Mapping) -> list[Line]:
-    """All phases that a report holds."""
+    """Those of all phases in a report."""
     return [line for name, make in PHASES.items() if name in found for line in make(found[name], found)]
 
 
 def caption(found: Mapping) -> str:
-    """Where, when and with what."""
+    """Where, when and with which versions it was measured."""
     versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items() if name != "jaxlib")
     peaks = ", ".join(f"{number(rate / 1e9)} GFLOP/s {dtype}" for dtype, rate in found["matmul_flops_per_s"].items())
     before, after = found["load_average"]
@@ -160,31 +164,23 @@ def caption(found: Mapping) -> str:
 
 
 def markdown(found: Mapping) -> str:
-    """The caption and a table without the columns that nothing stands in."""
+    """The caption and a table without its empty columns."""
     rows = [HEADER, *lines(found)]
     used = [c for c in range(len(HEADER)) if c == 0 or any(row[c] for row in rows[1:])]
-    text = ["| " + " | ".join(row[c].replace("|", "\\|") for c in used) + " |" for row in rows]
-    text.insert(1, "|" + "---|" * len(used))
-    return f"{caption(found)}\n\n" + "\n".join(text) + "\n"
-
-
-def read(path: Path) -> dict:
-    """One report. InputError for a file that is none."""
-    try:
-        found = read_json(path)
-    except RowError as error:
-        raise InputError(
-            f"{path}: not valid JSON ({error.__cause__ or error}); give files that --output of hir_jax.bench wrote"
-        ) from error
-    if not isinstance(found, dict):
-        raise InputError(f"{path}: not a report of the bench; give files that --output of hir_jax.bench wrote")
-    return found
+    return f"{caption(found)}\n\n{markdown_table([[row[c] for c in used] for row in rows])}\n"
 
 
 def of_file(path: Path) -> str:
-    """`markdown` of one report. InputError that names what a report of an older bench lacks."""
+    """`markdown` of one report. InputError for another file, and for a report of an older bench, with what it lacks."""
+    wanted = "give files that --output of hir_jax.bench wrote"
     try:
-        return markdown(read(path))
+        found = read_json(path)
+    except RowError as error:
+        raise InputError(f"{path}: not valid JSON ({error.__cause__ or error}); {wanted}") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: not a report of the bench; {wanted}")
+    try:
+        return markdown(found)
     except KeyError as error:
         raise InputError(
             f"{path}: lacks {error}, which this version of the bench writes; measure again with --output={path}"

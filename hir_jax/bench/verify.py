@@ -1,20 +1,20 @@
 """The verify phase: how long it takes to check rows that look like a rollout, in this process, by the pool, on the device.
 
 Responses are made of this project's own words (base tasks, their keywords, wordings of constraints) in the shapes that
-constraints ask for: paragraphs, headings, bullet points, highlights, brackets; now and then in one case, as a policy
-writes that was told to. Each batch holds other responses, so that nothing is remembered from the one before.
+constraints ask for: paragraphs, headings, bullet points, highlights, brackets; now and then in one case, like a policy that was
+told to. Each batch holds other responses, so that no check profits from the batch before.
 """
 
 from __future__ import annotations
 
 import random
-import time
+from collections.abc import Callable
 
 import jax
 import numpy as np
 
-from hir_jax.bench.machine import spread
-from hir_jax.bench.sizes import Sizes
+from hir_jax.bench.machine import spread, timed
+from hir_jax.bench.session import Session
 from hir_jax.checks.device import on_device
 from hir_jax.checks.verifier import Row, Verifier
 from hir_jax.data.generate import conflicts, phrasings, synthesis
@@ -28,8 +28,7 @@ _IN_ONE_CASE = {conflicts.CAPITAL: str.upper, conflicts.LOWER: str.lower}
 
 
 def _sentence(rng: random.Random, tasks: tuple[synthesis.BaseTask, ...]) -> str:
-    base = rng.choice(tasks)
-    kind = rng.random()
+    base, kind = rng.choice(tasks), rng.random()
     if kind < 0.6:
         return base.task
     if kind < 0.8:
@@ -54,8 +53,7 @@ def _response(rng: random.Random, tasks: tuple[synthesis.BaseTask, ...], ids: li
 
 def batch(seed: int, rows: int) -> list[Row]:
     """Rows of CONSTRAINTS different IFEval types each, all 25 equally often, with arguments drawn as for training."""
-    tasks = synthesis.base_tasks("train")
-    found = []
+    tasks, found = synthesis.base_tasks("train"), []
     for index in range(rows):
         rng = random.Random(f"verify {seed} {index}")
         base = rng.choice(tasks)
@@ -65,78 +63,68 @@ def batch(seed: int, rows: int) -> list[Row]:
     return found
 
 
-def _only(rows: list[Row], ids: tuple[str, ...]) -> list[Row]:
-    return [row._replace(constraints=[c for c in row.constraints if c.id in ids]) for row in rows]
+def _only(rows: list[Row], wanted: Callable[[Constraint], bool]) -> list[Row]:
+    return [row._replace(constraints=list(filter(wanted, row.constraints))) for row in rows]
 
 
-def _seconds(verifier: Verifier, rows: list[Row]) -> float:
-    start = time.perf_counter()
+def _check(verifier: Verifier, rows: list[Row]) -> None:
     verdicts = verifier.verify(rows, CONSTRAINTS)
-    seconds = time.perf_counter() - start
     if not (verdicts.known == verdicts.present).all():
         raise RuntimeError(f"some verdicts are unknown: {dict(verifier.unknown_counts)}")
-    return seconds
 
 
-def _on_device(batches: list[list[Row]]) -> tuple[list[list[Row]], list[float]]:
-    """The batches with the checks that the device decides alone, and its seconds for each, text to verdicts."""
-    only = [
-        [row._replace(constraints=[c for c in row.constraints if on_device.decides(c)]) for row in b] for b in batches
-    ]
-    rows = [row for batch in only for row in batch]
+def _device_checks(batches: list[list[Row]]) -> list[Callable[[], object]]:
+    """Calls that check a batch each on the device, from the bytes of its texts to verdicts, and are compiled already."""
+    rows, size = [row for batch in batches for row in batch], len(batches[0])
     conditions = on_device.conditions([row.constraints for row in rows], CONSTRAINTS)
-    texts = [row.response.encode() for row in rows]
-    length = np.array([len(text) for text in texts], np.int32)
-    bytes_of = np.zeros((len(rows), -(-length.max() // 256) * 256), np.uint8)
-    for place, text in zip(bytes_of, texts, strict=True):
-        place[: len(text)] = np.frombuffer(text, np.uint8)
-    verify, seconds, size = jax.jit(on_device.verify_bytes), [], len(batches[0])
-    whole = (conditions, bytes_of, length, length >= 0)
-    parts = [jax.tree.map(lambda x, i=i: x[i * size : (i + 1) * size], whole) for i in range(len(batches))]
-    for part in (parts[0], *parts):  # the first twice: it compiles
-        start = time.perf_counter()
-        jax.block_until_ready(verify(*part))
-        seconds.append(time.perf_counter() - start)
-    return only, seconds[1:]
+    texts = [np.frombuffer(row.response.encode(), np.uint8) for row in rows]
+    length = np.array(list(map(len, texts)), np.int32)
+    columns = -(-length.max() // 256) * 256
+    whole = conditions, np.stack([np.pad(text, (0, columns - len(text))) for text in texts]), length, length >= 0
+    verify = jax.jit(on_device.verify_bytes)
+
+    def call(first: int) -> Callable[[], object]:
+        part = jax.tree.map(lambda x: x[first : first + size], whole)
+        return lambda: jax.block_until_ready(verify(*part))
+
+    calls = [call(first) for first in range(0, len(rows), size)]
+    calls[0]()
+    return calls
 
 
-def measure(rounds: int, rows: int, workers: int, timeout_seconds: float) -> dict:
-    """Seconds of `rounds` batches, a list each: in this process ("seconds"), by a pool ("pool_seconds"), and in this
-    process the checks of LANGUAGE_IDS alone, of as many other batches ("language_seconds"). Of batches of `device_checks`
-    checks that the device decides: there ("device_seconds") and in this process ("device_host_seconds").
+def bench(session: Session) -> dict:
+    """Seconds of a batch in this process (these are core-seconds) and by the pool, and in this process the checks of LANGUAGE_IDS
+    alone, of other batches. Of batches of `device_checks` checks that the device decides: there, and in this process.
 
-    workers: of the pool; 0: one. Before the clock starts, the verifiers do, and each checks a small batch; what runs on
-    the device is compiled.
+    Everything is warm before the clock starts: the device's function is compiled, and each verifier has checked a small batch.
     """
-    workers = max(1, workers)
-    batches = [batch(seed, rows) for seed in range(3 * rounds)]
-    words = sum(len(row.response.split()) for row in batches[0])
-    found: dict = {"rows": rows, "constraints": CONSTRAINTS, "response_tokens": TOKENS_PER_WORD * words / rows}
-    found |= {"workers": workers, "seconds": [], "pool_seconds": [], "language_seconds": [], "device_host_seconds": []}
-    warm_up = batch(-1, max(1, rows // 8))
-    only, found["device_seconds"] = _on_device(batches[2 * rounds :])
-    found["device_checks"] = sum(len(row.constraints) for b in only for row in b) / rounds
-    with Verifier(0, timeout_seconds) as here, Verifier(workers, timeout_seconds) as pool:
+    rounds, rows, checks = session.sizes.rounds, session.sizes.verify_rows, session.config.constraints
+    workers, batches = max(1, checks.workers), [batch(seed, rows) for seed in range(3 * rounds)]
+    language = [_only(b, lambda constraint: constraint.id in LANGUAGE_IDS) for b in batches[rounds : 2 * rounds]]
+    decided = [_only(b, on_device.decides) for b in batches[2 * rounds :]]
+    turns = iter(zip(batches[:rounds], language, decided, _device_checks(decided), strict=True))
+    with Verifier(0, checks.timeout_seconds) as here, Verifier(workers, checks.timeout_seconds) as pool:
+
+        def one_round() -> dict[str, float]:
+            whole, language, decided, device_check = next(turns)
+            return {
+                "one_core": timed(lambda: _check(here, whole)), "pool": timed(lambda: _check(pool, whole)),
+                "language": timed(lambda: _check(here, language)), "device": timed(device_check),
+                "device_host": timed(lambda: _check(here, decided)),
+            }  # fmt: skip
+
         for verifier in (here, pool):
-            verifier.verify(warm_up, CONSTRAINTS)
-        for one, other, third in zip(batches[:rounds], batches[rounds : 2 * rounds], only, strict=True):
-            found["seconds"].append(_seconds(here, one))
-            found["pool_seconds"].append(_seconds(pool, one))
-            found["language_seconds"].append(_seconds(here, _only(other, LANGUAGE_IDS)))
-            found["device_host_seconds"].append(_seconds(here, third))
-    return found
-
-
-def bench(config, sizes: Sizes) -> dict:
-    """Seconds of a batch in this process, which are core-seconds; those of its language checks; and by the pool."""
-    checks = config.constraints
-    found = measure(sizes.rounds, sizes.verify_rows, checks.workers, checks.timeout_seconds)
-    laps = {name: spread(values) for name, values in found.items() if name.endswith("seconds")}
-    one, pool = laps["seconds"]["median"], laps["pool_seconds"]["median"]
-    count = found["rows"] * found["constraints"]
-    return found | laps | {
-        "checks_per_s": count / one, "pool_checks_per_s": count / pool, "core_seconds": one,
-        "pool_core_seconds": pool * found["workers"], "language_share": laps["language_seconds"]["median"] / one,
-        "device_checks_per_s": found["device_checks"] / laps["device_seconds"]["median"],
-        "device_host_checks_per_s": found["device_checks"] / laps["device_host_seconds"]["median"],
+            _check(verifier, batch(-1, max(1, rows // 8)))
+        laps = session.rounds("verify", one_round)
+    found = {name: spread([lap[name] for lap in laps]) for name in laps[0]}
+    median = {name: values["median"] for name, values in found.items()}
+    one_core, count = found.pop("one_core"), rows * CONSTRAINTS
+    words = sum(len(row.response.split()) for row in batches[0])
+    on_chip = sum(len(row.constraints) for b in decided for row in b) / rounds
+    return {f"{name}_seconds": values for name, values in found.items()} | {
+        "rows": rows, "constraints": CONSTRAINTS, "response_tokens": TOKENS_PER_WORD * words / rows, "workers": workers,
+        "seconds": one_core, "core_seconds": median["one_core"], "checks_per_s": count / median["one_core"],
+        "pool_checks_per_s": count / median["pool"], "pool_core_seconds": median["pool"] * workers,
+        "language_share": median["language"] / median["one_core"], "device_checks": on_chip,
+        "device_checks_per_s": on_chip / median["device"], "device_host_checks_per_s": on_chip / median["device_host"],
     }  # fmt: skip

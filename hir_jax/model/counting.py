@@ -1,6 +1,6 @@
-"""What a phase must compute and read at least: FLOPs, bytes, and the seconds below which no program can come.
+"""The least that sampling and learning must compute and read: FLOPs, bytes, and a lower bound on the seconds.
 
-Counted analytically on tokens without padding: the matrix products alone, and what remat recomputes is not counted.
+Counted analytically, for tokens without padding. Only matrix products count, without those that remat repeats.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ def layer_weights(model: ModelConfig) -> int:
 def forward_flops(model: ModelConfig, tokens: int, unembedded: int, pairs: int) -> int:
     """FLOPs of the matrix products of a forward pass: 2 a weight and token, 4 a channel of each (query, key) pair.
 
-    tokens: through the layers; unembedded: of these, how many are projected to the vocabulary; pairs: sum over tokens
-    of the number of columns each attends to. Norms, soft-max, rotation and look-ups are not counted.
+    tokens: through the layers; unembedded: those of them that are projected to the vocabulary; pairs: sum over tokens of the
+    columns that each attends to. Norms, soft-max, rotation and look-ups are not counted.
     """
     weights = model.num_layers * layer_weights(model) * tokens + model.hidden_size * model.vocab_size * unembedded
     return 2 * weights + 4 * model.num_heads * model.head_dim * model.num_layers * pairs
@@ -35,19 +35,19 @@ def causal_pairs(first: int, last: int) -> int:
 
 
 def prefill_flops(model: ModelConfig, lengths: Sequence[int]) -> int:
-    """Each prompt once, whatever the number of its samples, with one projection."""
+    """FLOPs of each prompt once, for any number of samples, with one projection to the vocabulary."""
     return sum(forward_flops(model, n, 1, causal_pairs(1, n)) for n in map(int, lengths))
 
 
 def rollout_flops(model: ModelConfig, lengths: Sequence[int], samples: int, new_tokens: int) -> int:
-    """Prefill of each prompt once, then new_tokens - 1 passes a row (the last token drawn is never read)."""
+    """FLOPs of prefilling each prompt once, then of new_tokens - 1 passes a row (the last token is drawn, never read)."""
     steps = new_tokens - 1
     decode = (forward_flops(model, steps, steps, causal_pairs(n + 1, n + steps)) for n in map(int, lengths))
     return prefill_flops(model, lengths) + samples * sum(decode)
 
 
 def learner_flops(model: ModelConfig, lengths: Sequence[int], responses: int | Sequence[int]) -> int:
-    """Forward and backward (twice the forward) of prompts of these lengths with `responses` tokens behind each.
+    """FLOPs of forward and backward (twice the forward) for prompts of these lengths, each followed by `responses` tokens.
 
     For one token this is 6 a weight, and attention; the last token of a sequence predicts nothing and is left out.
     """
@@ -72,11 +72,10 @@ def cache_bytes(model: ModelConfig) -> int:
 def decode_floor_seconds(
     model: ModelConfig, lengths: Sequence[int], samples: int, generated: int, flops_per_s: float, bytes_per_s: float
 ) -> tuple[float, float]:
-    """(seconds of the FLOPs, seconds of the bytes) of one decode step: the `generated`-th token of each of `samples` rows of
-    prompts of these lengths.
+    """(seconds of the FLOPs, seconds of the bytes) of the decode step for the `generated`-th token of all rows, which are
+    `samples` for each prompt of these lengths. The floor is the larger of the two.
 
-    Bytes: every weight once, the cache of each prompt once, which its samples share, and that of each row's own tokens once.
-    The floor is the larger of the two.
+    Bytes: every weight once, the cache of each prompt once, since its samples share it, and that of each row's own tokens once.
     """
     rows, prompts = samples * len(lengths), sum(map(int, lengths))
     flops = forward_flops(model, rows, rows, samples * prompts + rows * generated)
@@ -87,7 +86,7 @@ def decode_floor_seconds(
 def rollout_floor_seconds(
     model: ModelConfig, lengths: Sequence[int], samples: int, new_tokens: int, flops_per_s: float, bytes_per_s: float
 ) -> float:
-    """Prefill at the peak of the matrix products, then per decode step the larger of computing and reading."""
+    """Seconds of the prefill at the peak of matrix products; plus, for each decode step, the larger of computing and reading."""
     rates = flops_per_s, bytes_per_s
     steps = (max(decode_floor_seconds(model, lengths, samples, t, *rates)) for t in range(1, new_tokens))
     return prefill_flops(model, lengths) / flops_per_s + sum(steps)

@@ -32,7 +32,7 @@ function duration(seconds) {
   return minutes < 60 ? `${minutes} min` : `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
 }
 
-/** A table in a box of its own that scrolls; cells are nodes or text, numbers stand to the right. */
+/** A table in a box of its own that scrolls; cells are nodes or text, numbers are right-aligned. */
 function table(label, header, rows) {
   const cell = (tag, value) => value instanceof HTMLTableCellElement ? value
     : el(tag, { class: typeof value === "number" && "number" }, typeof value === "number" ? figure(value) : value ?? "–");
@@ -49,7 +49,7 @@ function later(summary, make) {
   return details;
 }
 
-/** Calls `act` when nothing has happened for a moment. */
+/** Calls `act` once there has been no further call for 120 ms. */
 function calmly(act) {
   let timer = 0;
   return () => { clearTimeout(timer); timer = setTimeout(act, 120); };

@@ -5,7 +5,7 @@ const SECTIONS = [
   ["charts", "Accuracy", {
     heldout_following: ["Following, held out", "ILA less the ILA under other prompts' constraints"],
     following: ["Following, training", "the same of the sampled responses"],
-    heldout_ila_shuffled: ["ILA under other prompts' constraints, held out", "what the instruction has no part in"],
+    heldout_ila_shuffled: ["ILA under other prompts' constraints, held out", "the control: share met without being asked"],
     ila: ["ILA, training", "share of sampled responses that meet every constraint"],
     heldout_ila: ["ILA, held out", "on instructions never trained on"],
     cla: ["CLA, training", "mean share of an instruction's constraints that are met"],
@@ -47,7 +47,7 @@ const members = (group) => data.runs.filter((run) => run.group === group).length
 const color = (group) => `var(--g${group % 8})`;
 const generated = data.samples.map((one) => one && new Map(one[0].map((step, i) => [step, one[1][i]])));
 
-/** "hir" with its colour and dash. */
+/** A line with a group's colour and dash. */
 function swatch(group) {
   return el("svg", { class: "swatch", viewBox: "0 0 26 10", "aria-hidden": "true" },
     el("line", { x1: 0, x2: 26, y1: 5, y2: 5, style: `stroke:${color(group)};stroke-width:3`, "stroke-dasharray": DASHES[group % 8] }));
@@ -91,7 +91,7 @@ function range(values, least) {
 }
 
 class Chart {
-  /** curves: one a group, as in `data.curves`; what they are of is `key`. */
+  /** key: the metric; curves: its curve of each group, as in `data.curves`. */
   constructor(key, curves, title, note) {
     this.curves = curves;
     this.title = title;
@@ -160,7 +160,7 @@ class Chart {
     ].filter(Boolean));
   }
 
-  /** The values at the index-th step, as text under the chart; with the cursor if the reader asked for them. */
+  /** Shows the values at the index-th step as text under the chart, and the cursor if the reader asked for them. */
   show(index, asked) {
     this.index = index;
     const step = this.steps[index];
@@ -180,7 +180,7 @@ class Chart {
       ...finite.map(({ group, point }) => el("circle", { cx: this.x(point.x), cy: this.y(point.mean), r: 4, style: `fill:${color(group)}` }))]));
   }
 
-  /** The step nearest to the pointer. */
+  /** Shows the step nearest to the pointer. */
   point(event) {
     const svg = this.plot.querySelector("svg");
     if (!svg) return;
@@ -228,7 +228,7 @@ function laterGrid(summary, entries, curves) {
   });
 }
 
-/** How much of each constraint type the replays of a step keep. */
+/** Charts of the share of each constraint type that the replays of a step keep. */
 function showKept() {
   const types = Object.keys(data.kept);
   if (!types.length) return;

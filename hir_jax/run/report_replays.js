@@ -1,5 +1,5 @@
 "use strict";
-// What is replayed: constraint types kept and dropped, and the browser of replays.
+// Replays: the constraint types that they keep and drop, and the browser.
 
 const PAGE = 20, COLLAPSED = 1200; // replays a page; characters of a response shown at first
 const VERDICTS = { 1: ["met", "✓", "met"], 0: ["not", "✗", "not met"], "?": ["unknown", "?", "unknown"] };
@@ -59,7 +59,7 @@ function showTypes(filterBy) {
 
 // --- the browser ---
 
-const filters = {}; // what stands in the fields
+const filters = {}; // values of the filter fields
 let matches = [], current = 0, page = 0;
 const parts = {};
 
@@ -80,7 +80,7 @@ function matching(replay, wanted) {
   return !wanted || haystack(replay).includes(wanted);
 }
 
-const value = (x, least) => x === null ? (least ? Infinity : -Infinity) : x; // what is not known comes last
+const value = (x, least) => x === null ? (least ? Infinity : -Infinity) : x; // unknown values come last
 const SORTS = {
   step: ["step, first to last", (a, b) => value(a.step, true) - value(b.step, true)],
   newest: ["step, last to first", (a, b) => value(b.step) - value(a.step)],
@@ -129,13 +129,13 @@ function list() {
 
 const place = (replay) => (replay.step === null ? "no step" : `step ${figure(replay.step)}`) + (data.runs.length > 1 ? `, ${runName(replay.run)}` : "");
 
-/** A click: beside the list, or where the replay is below it, there. */
+/** Opens a replay at a click, and scrolls to it if it is below the list. */
 function open(index) {
   select(index, true);
   if (parts.detail.getBoundingClientRect().top > parts.list.getBoundingClientRect().bottom - 1) parts.detail.scrollIntoView({ block: "start" });
 }
 
-/** Text nodes of a text, with what was searched for in <mark>. */
+/** Text nodes of a text, with the searched words in <mark>. */
 function marked(text) {
   if (!filters.text) return [text];
   const wanted = new RegExp(filters.text.replace(/[.*+?^${}()|[\]\\]/g, "\\$&"), "gi"), found = [];
@@ -234,7 +234,7 @@ function showBrowser() {
   const calm = calmly(search);
   for (const [name, field] of Object.entries(fields)) {
     field.id = `filter-${name}`;
-    const chosen = field.tagName === "SELECT"; // at once; what is typed, once it rests
+    const chosen = field.tagName === "SELECT"; // a choice takes effect at once, typing after a pause
     field.addEventListener(chosen ? "change" : "input", chosen ? search : calm);
   }
   Object.assign(parts, {

@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from hir_jax.run.report_data import Run, is_step, number, short, size, text
+from hir_jax.run.report_data import Replay, Run, short, size
 
 MAX_REPLAYS = 10_000  # in the page; of more, every n-th
-LEAST_RESPONSE = 1_000  # bytes of a response that is cut for the page's size; rather fewer replays than less of each
+LEAST_RESPONSE = 1_000  # bytes to which responses may be cut for the page's size; below that the page has fewer replays
 
 
 def _occurrences(run: Run) -> Iterable[tuple[int | None, str, tuple[int, int, int]]]:
-    """(step, constraint type, (n, met, unknown)): over all replays, or those in replays.jsonl of a run that counted no others."""
+    """(step, constraint type, (n, met, unknown)) over all replays; over those in replays.jsonl if the run has no kept.jsonl."""
     for step, counts in run.kept.items():
         yield from ((step, name, (asked, kept, 0)) for name, (kept, asked) in counts.items())
-    for row in run.replays if not run.kept else ():
-        step = row["step"] if is_step(row.get("step")) else None
-        yield from ((step, name, (1, mark == "1", mark == "?")) for name, _, mark in row["constraints"])
+    for replay in run.replays if not run.kept else ():
+        yield from ((replay.step, name, (1, mark == "1", mark == "?")) for name, _, mark in replay.constraints)
 
 
 def type_table(groups: Sequence[Sequence[Run]]) -> list[list]:
@@ -27,10 +26,9 @@ def type_table(groups: Sequence[Sequence[Run]]) -> list[list]:
         found = [one for run in group for one in _occurrences(run)]
         half = max((step for step, _, _ in found if step is not None), default=0) / 2
         for step, name, counts in found:
-            if name not in table:
-                table[name] = [[[0, 0, 0], [0, 0, 0]] for _ in groups]
-            half_counts = table[name][index][step is not None and step > half]
-            half_counts[:] = [a + b for a, b in zip(half_counts, counts, strict=True)]
+            halves = table.setdefault(name, [[[0, 0, 0], [0, 0, 0]] for _ in groups])[index]
+            late = step is not None and step > half
+            halves[late] = [a + b for a, b in zip(halves[late], counts, strict=True)]
     return sorted(map(list, table.items()))
 
 
@@ -40,7 +38,7 @@ def sampled(runs: Sequence[Run]) -> list[int]:
 
 
 class Strings:
-    """Every string once; texts as lists of indices."""
+    """Stores every string once, and texts as lists of indices."""
 
     def __init__(self):
         self.index: dict[str, int] = {}
@@ -50,7 +48,7 @@ class Strings:
         return self.index.setdefault(string, len(self.index))
 
     def pieces(self, whole: str, parts: Iterable[str]) -> list[int]:
-        """Indices of strings whose concatenation is `whole`, cut at those `parts` that stand in it."""
+        """Indices of strings whose concatenation is `whole`, cut at those `parts` that it contains."""
         if whole in self._pieces:
             return self._pieces[whole]
         found, at = [], 0
@@ -80,17 +78,15 @@ def _cut(string: str, now: int, limit: int) -> str:
     return string
 
 
-def _coded(rows: Iterable[tuple[int, dict[str, Any]]], strings: Strings) -> list[list]:
-    """Each (index of the run, row) but for its response, which is still to be put at place 10, and what is cut off it at 12."""
+def _coded(rows: Iterable[tuple[int, Replay]], strings: Strings) -> list[list]:
+    """Each (index of the run, replay) without its response (place 10) and how much of it is cut off (place 12)."""
     found = []
     for index, row in rows:
-        types, texts, marks = zip(*row["constraints"], strict=True) if row["constraints"] else ((), (), ())
-        parts = (text(row.get("task")), *texts)
+        types, texts, marks = zip(*row.constraints, strict=True) if row.constraints else ((), (), ())
+        original, rewritten = (strings.pieces(whole, (row.task, *texts)) for whole in (row.original, row.rewritten))
         found.append([
-            index, row["step"] if is_step(row.get("step")) else None, short(number(row.get("integrity"))),
-            short(number(row.get("score"))), *(strings.code(text(row.get(name))) for name in ("key", "template")),
-            [strings.code(name) for name in types], [strings.code(one) for one in texts], "".join(marks),
-            strings.pieces(text(row.get("original")), parts), 0, strings.pieces(text(row.get("rewritten")), parts), 0,
+            index, row.step, short(row.integrity), short(row.score), strings.code(row.key), strings.code(row.template),
+            list(map(strings.code, types)), list(map(strings.code, texts)), "".join(marks), original, 0, rewritten, 0,
         ])  # fmt: skip
     return found
 
@@ -99,15 +95,14 @@ def coded_replays(runs: Sequence[Run], budget: int | None = None) -> dict[str, A
     """{"strings", "replays", "replays_found": how many are in the files}, in at most about `budget` bytes if there is one.
 
     A replay is [run, step, integrity, score, key, template, types, texts, marks, original, response, rewritten, characters cut
-    off the response]; what is text is an index into the strings, original and rewritten are lists of indices.
+    off the response]; texts are indices into the strings, original and rewritten lists of them.
     """
     rows = [(index, row) for index, run in enumerate(runs) for row in run.replays]
     kept = rows[:: max(1, -(-len(rows) // MAX_REPLAYS))]
     while True:
         strings = Strings()
-        replays = _coded(kept, strings)
-        responses = [text(row.get("response")) for _, row in kept]
-        lengths = [len(response) for response in responses]
+        replays, responses = _coded(kept, strings), [row.response for _, row in kept]
+        lengths = list(map(len, responses))
         if budget is None:
             break
         sizes = {response: size(response) for response in responses}

@@ -1,5 +1,6 @@
-"""Programs to put on the PATH in place of gcloud and SLURM's: they record their arguments, fail on demand, and do what the tests
-need of the far side. FAKE names their directory: calls.jsonl, fail.json (how calls fail), nodes.json, worker-I (its home)."""
+"""Programs to put on the PATH in place of gcloud and SLURM's: they record their arguments, fail on demand, and act for the cloud
+or cluster as far as tests need it. FAKE names their directory: calls.jsonl, fail.json (how calls fail), nodes.json, worker-I (its
+home)."""
 
 import json
 import os
@@ -47,7 +48,7 @@ def keep():
         json.dump(nodes, file)
 
 def shown(states):
-    """What describe and list give: the first of the states still to come."""
+    """Answers describe and list with the first of the states still to come."""
     state = states[0]
     return {{
         "name": "projects/p/locations/z/" + ("queuedResources/" if queued else "nodes/") + rest[0],
@@ -110,7 +111,7 @@ os.execvp("bash", ["bash", "-c", {lines!r}, *sys.argv])
 
 
 class FarSide:
-    """The directory of the fake programs, and what was recorded."""
+    """The directory of the fake programs, and their recorded calls."""
 
     def __init__(self, directory: Path, workers: int = 2):
         self.directory = directory
@@ -130,11 +131,11 @@ class FarSide:
         path.chmod(0o755)
 
     def record(self, name: str, lines: str = "true") -> None:
-        """A program of that name which records its arguments, then does what the shell's lines say with them."""
+        """Makes a program of that name which records its arguments, then runs lines of shell."""
         self.put(name, RECORDER, lines=lines)
 
     def nodes(self, **states: list[str]) -> None:
-        """What there is: node=["READY"], queued=[...], states in the order in which they are shown."""
+        """Sets the resources that exist, with their states in the order in which they are shown: node=["READY"], queued=[...]."""
         names = {"node": "tpu-vm", "queued": "queued-resources"}
         text = json.dumps({names[kind]: {"hir": one} for kind, one in states.items()})
         (self.directory / "nodes.json").write_text(text)
@@ -143,7 +144,7 @@ class FarSide:
         return {k: v for k, v in json.loads((self.directory / "nodes.json").read_text()).items() if v}
 
     def fails(self, **how) -> None:
-        """Calls that fail: words that stand in them, joined by _, = (status, message)."""
+        """Makes calls fail that hold the given words, joined by _: words=(status, message)."""
         (self.directory / "fail.json").write_text(json.dumps(how))
 
     def fail(self, words: str, status: int = 1, message: str = "ERROR: (gcloud) no more capacity") -> None:
@@ -159,7 +160,7 @@ class FarSide:
         return self.directory / f"worker-{index}" / "hir_jax"
 
     def install(self, *indices: int) -> None:
-        """What `setup` would leave on workers, with PROGRAM in place of hir_jax.train."""
+        """Makes what `setup` leaves on workers, with PROGRAM in place of hir_jax.train."""
         for index in indices:
             checkout = self.worker(index)
             for folder in (".venv/bin", "launch", "hir_jax"):

@@ -109,7 +109,7 @@ def test_one_that_fails_ends_the_others(start):
 
 
 def test_one_that_does_not_end_is_killed_after_the_grace_period(start):
-    """With what it started, which would hold the pipe open."""
+    """Its own child processes must end too: they would hold the pipe open."""
     status, _, err = ended(start("--processes=2", "--grace=0.5", "--", "program", "stubborn", CUDA_VISIBLE_DEVICES=""))
     assert status == 128 + signal.SIGKILL and "process 1 failed with status 137" in err
 

@@ -17,7 +17,7 @@ LIMIT = 600  # seconds, far more than it takes: the machine may be busy
 
 @pytest.fixture
 def worker(tmp_path):
-    """worker.py of a checkout that is the repository but for what worker.py leaves there."""
+    """worker.py in a directory of its own that links to the repository's packages: its files stay out of the repository."""
     (tmp_path / "launch").mkdir()
     shutil.copy(ROOT / "launch" / "worker.py", tmp_path / "launch")
     for name in ("hir_jax", "configs"):
@@ -34,7 +34,7 @@ def worker(tmp_path):
 
 
 def test_a_program_that_a_signal_stopped_goes_on_to_its_end(worker, tmp_path):
-    """SIGTERM makes it save and end with 0, as if it were finished; the next start goes on from there, once."""
+    """SIGTERM makes the program save and end with 0, as if it were finished; the next start continues from there."""
     metrics, log = tmp_path / "runs" / "x" / "metrics.jsonl", tmp_path / ".launch" / "log.txt"
     given = {"total_steps": STEPS, "save_model": False, "logging__tensorboard": False, "replay__fill": "mask"}
     given["compilation_cache"] = str(tmp_path / "cache")

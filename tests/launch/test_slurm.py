@@ -64,7 +64,7 @@ def test_a_finished_run_is_not_queued_again(cluster):
 
 
 def test_a_run_that_was_stopped_is_queued_again(cluster):
-    """The processes were told by SLURM itself, and ended with 0 before the last step."""
+    """SLURM itself signalled the processes, which ended with 0 before the last step."""
     job = batch(cluster, "--workdir=runs/x")
     assert "queued again" in job.communicate(timeout=60)[0] and job.returncode == 0
     assert cluster.calls("scontrol") == [["scontrol", "requeue", "77"]]

@@ -400,7 +400,8 @@ def test_keep_says_that_a_run_was_given_up(far):
 
 
 def test_keep_makes_a_lost_node_anew_and_resumes(fresh):
-    """Pre-empted before the first look, set up and started, finished: then it ends. The directory survives on the share."""
+    """The node is pre-empted before the first look, then set up and started anew; `--keep` ends once the run is finished. The
+    run's directory survives on the share."""
     far = fresh
     far.nodes(node=["PREEMPTED"], queued=["SUSPENDED"])
     shared = far.directory / "share"

@@ -1,4 +1,4 @@
-"""The report page: what its data says against NumPy and the run's own files, nasty texts, broken lines, size."""
+"""The data of the report page against NumPy and the run's files; nasty texts, broken lines, the size of the page."""
 
 import json
 import re
@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def write_run(directory, metrics=(), replays=(), config=None, kept=()):
-    """A run directory by hand."""
+    """Writes a run directory by hand."""
     directory.mkdir(parents=True, exist_ok=True)
     if config is not None:
         (directory / "config.json").write_text(json.dumps(config))
@@ -127,7 +127,7 @@ def test_page_forbids_all_network(tmp_path):
 
 @pytest.mark.parametrize("seeds", [1, 2, 5])
 def test_groups_are_means_with_standard_errors(tmp_path, seeds):
-    """Seeds of different lengths: what is there at a step counts."""
+    """Seeds have different lengths: the mean at a step is over the seeds that reach it."""
     rng = np.random.default_rng(seeds)
     values = rng.normal(size=(seeds, 30)) * 10.0 ** rng.integers(-3, 4, (seeds, 1))
     lengths = 30 - np.arange(seeds) * 3
@@ -316,7 +316,7 @@ def test_command(tmp_path):
 
 
 def test_module_imports_no_jax():
-    """A report is made where no accelerator is, and in no time."""
+    """A report needs no accelerator and starts at once."""
     code = "import sys, hir_jax.run.report; sys.exit(bool({'jax', 'numpy', 'matplotlib'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 

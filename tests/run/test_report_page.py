@@ -51,7 +51,7 @@ def chromium(tmp_path_factory):
 
 @pytest.fixture
 def window(chromium):
-    """A browser whose page may neither complain nor ask for anything but its own file."""
+    """A browser; at the end, its page must have logged no error and requested no file but its own."""
     chromium.get_log("browser"), chromium.get_log("performance")
     yield chromium
     assert chromium.get_log("browser") == []
@@ -216,7 +216,7 @@ def test_type_button_filters(window, many):
 
 @pytest.mark.parametrize("types", [3, 40])
 def test_kept_types_over_steps(window, tmp_path, types):
-    """Few types have their charts at once, of many they are made when asked for."""
+    """A few types have their charts at once; the charts of many are made when the reader opens them."""
     kept = [{"step": s, "kept": {f"kind:{c}": [s, 20] for c in range(types)}} for s in (1, 2, 3)]
     run = write_run(tmp_path / "run", metrics(3), [replay(1)], {"method": "hir"}, kept)
     old = write_run(tmp_path / "old", metrics(3), [replay(1)], {"method": "hir"})
