@@ -19,7 +19,7 @@ from hir_jax import step as steps
 from hir_jax.backbone import Backbone, open_backbone
 from hir_jax.checks.device import on_device
 from hir_jax.data.segments import Encoded, PartShapes, prompt_batch
-from hir_jax.learner.update import init_state, score_responses, update
+from hir_jax.learner.update import init_state, response_logprobs, update
 from hir_jax.model import decoder, lora
 from hir_jax.parallel import mesh as meshes
 from hir_jax.sampler.sample import Sampling, advance, begin, finished
@@ -109,7 +109,7 @@ class Engine:
             )
 
     def policy(self, trained: decoder.Params) -> decoder.Params:
-        """The whole model of a TrainState's `params`, for `score` and `for_sampling`; nothing is copied."""
+        """The whole model of a TrainState's `params`, for `logprobs` and `for_sampling`; nothing is copied."""
         return lora.join(self.frozen, trained)
 
     def init_state(self, params: decoder.Params) -> TrainState:
@@ -196,8 +196,8 @@ class Engine:
         return jax.jit(partial(steps.check, settings=self._on_device), out_shardings=meshes.rows(self.mesh))
 
     @cached_property
-    def _score(self):
-        return jax.jit(partial(score_responses, **self.settings.learning), out_shardings=meshes.rows(self.mesh))
+    def _logprobs(self):
+        return jax.jit(partial(response_logprobs, **self.settings.learning), out_shardings=meshes.rows(self.mesh))
 
     @cached_property
     def _update(self):
@@ -227,7 +227,7 @@ class Engine:
     def jitted(self) -> dict[str, Any]:
         """The compiled functions of a step by name, and the parts of `learn` that have work to do."""
         return {
-            "reshard": self._reshard, "sample": self._sample, "learn": self._learn, "score": self._score,
+            "reshard": self._reshard, "sample": self._sample, "learn": self._learn, "logprobs": self._logprobs,
             "update": self._update,
         }  # fmt: skip
 
@@ -297,11 +297,11 @@ class Engine:
             yield part, complete & ~before
             before = complete
 
-    def score(self, params, tokens, prompt_length, response_mask) -> np.ndarray:
+    def logprobs(self, params, tokens, prompt_length, response_mask) -> np.ndarray:
         """Log-probs f32[B, R] of responses under `params`."""
         arrays = self._rows((tokens, prompt_length, response_mask))
         with jax.set_mesh(self.mesh):
-            return self.fetch(self._score(params, *arrays))
+            return self.fetch(self._logprobs(params, *arrays))
 
     def is_finite(self, params, prompts: PromptBatch) -> bool:
         """Whether a policy gives finite log-probs: of one token behind the end of each prompt. Shapes are those of a step."""
@@ -313,7 +313,7 @@ class Engine:
         mask = np.zeros((len(tokens), self.config.rollout.max_response), bool)
         mask[:, 0] = True
         given = tokens, np.minimum(prompts.length, _PROBE_TOKENS), mask
-        logp = self.score(params, *(np.repeat(x, self.settings.samples, axis=0) for x in given))
+        logp = self.logprobs(params, *(np.repeat(x, self.settings.samples, axis=0) for x in given))
         return bool(np.isfinite(logp).all())
 
     def check(self, conditions: on_device.Conditions, rollout: Rollout) -> Verdicts:

@@ -248,7 +248,7 @@ def _perplexity(config, engine: Engine, params, request: Request):
     mask = np.arange(width) < length[:, None]
     one = np.ones(size, np.int32)
     parts = [slice(start, start + size) for start in range(0, len(rows), size)]
-    logp = np.concatenate([engine.score(params, rows[part], one, mask[part]) for part in parts])[: len(windows)]
+    logp = np.concatenate([engine.logprobs(params, rows[part], one, mask[part]) for part in parts])[: len(windows)]
     length = length[: len(windows)]
     nats = -logp.sum(-1) / length
     nll = float(-logp.sum() / length.sum())

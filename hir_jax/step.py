@@ -28,7 +28,7 @@ from hir_jax.hir.pairs import choose_pairs, pair_batch
 from hir_jax.hir.relabel import relabel
 from hir_jax.learner.losses import truncated_importance
 from hir_jax.learner.settings import LearnerSettings
-from hir_jax.learner.update import score_responses, update
+from hir_jax.learner.update import response_logprobs, update
 from hir_jax.model import counting, decoder, lora
 from hir_jax.model.config import ModelConfig
 from hir_jax.model.decode_attention import cache_columns
@@ -102,7 +102,7 @@ class StepSettings:
 
     @property
     def learning(self) -> dict[str, Any]:
-        """Static arguments of `update` and `score_responses`."""
+        """Static arguments of `update` and `response_logprobs`."""
         multiple = meshes.row_devices(self.mesh)
         return {"model": self.model, "settings": self.learner, "shard": self.shard, "multiple": multiple}
 
@@ -260,15 +260,15 @@ def policy_batch(
         fractional=settings.method.fractional, successes_only=settings.method.successes_only,
         mask_truncated=config.learner.mask_truncated,
     )  # fmt: skip
-    score, metrics = partial(score_responses, **settings.learning), {}
+    logprobs, metrics = partial(response_logprobs, **settings.learning), {}
     ref_logp, importance = jnp.zeros_like(rollout.sampler_logp), jnp.ones_like(rollout.sampler_logp)
     own = repeat(prompts.tokens, "n p -> (n s) p", s=settings.samples)
     whole = jnp.concatenate([own, rollout.tokens], axis=1)
     given = whole, repeat(prompts.length, "n -> (n s)", s=settings.samples), rollout.mask
     if reference is not None:
-        ref_logp = score(reference, *given)
-    if settings.learner.scores_old:
-        trainer, cap = score(params, *given), settings.learner.importance_cap
+        ref_logp = logprobs(reference, *given)
+    if settings.learner.recomputes_old:
+        trainer, cap = logprobs(params, *given), settings.learner.importance_cap
         importance, metrics = truncated_importance(trainer, rollout.sampler_logp, rollout.mask, cap)
         rollout = rollout._replace(sampler_logp=trainer)
     batch = relabel(
@@ -279,7 +279,7 @@ def policy_batch(
         given = batch.tokens, batch.prompt_length, batch.response_mask
         for name, weights in {"behaviour_logp": params, "ref_logp": reference}.items():
             if weights is not None:
-                fresh = score(weights, *given)
+                fresh = logprobs(weights, *given)
                 batch = batch._replace(**{name: jnp.where(batch.is_replay[:, None], fresh, getattr(batch, name))})
     return batch, metrics
 
@@ -299,7 +299,7 @@ def preference_batch(
     pairs = choose_pairs(rollout, verdicts, replays, learner.dpo_pairs, samples=samples, **how)
     batch = pair_batch(prompts, rollout, verdicts, pairs, samples=samples, pad_id=settings.pad_id)
     given = batch.tokens, batch.prompt_length, batch.response_mask
-    return batch._replace(ref_logp=score_responses(reference, *given, **settings.learning))
+    return batch._replace(ref_logp=response_logprobs(reference, *given, **settings.learning))
 
 
 def put_slots(whole, part, prompts: int, first: int):

@@ -279,7 +279,7 @@ def test_advice_names_by_how_much_and_the_settings():
     config = configs.defaults()
     found = {
         "sample": {"fits": False, "hbm": {"free": -2.5e9}},
-        "score": {"fits": True, "hbm": {"free": 1.0}},
+        "logprobs": {"fits": True, "hbm": {"free": 1.0}},
         "update": {"fits": False, "hbm": {"arguments": 3}},
     }
     sample, update = compiling.advice(config, found, split_heads=False)
@@ -335,7 +335,7 @@ def test_learning_gathers_a_layer_at_a_time_and_never_makes_all_logits(tmp_path)
     assert (
         found["fits"]
         and found["layers"] == 36
-        and {"reshard", "sample", "learn", "score", "update"} <= set(found["functions"])
+        and {"reshard", "sample", "learn", "logprobs", "update"} <= set(found["functions"])
     )
     model = outline("Qwen/Qwen3-4B-Instruct-2507").config
     stacked = min(np.prod(decoder.matrix_shape(model, name)) for name in MATRICES)
@@ -344,7 +344,7 @@ def test_learning_gathers_a_layer_at_a_time_and_never_makes_all_logits(tmp_path)
         gathers = [c for c in hlo.collectives((tmp_path / f"{name}.txt").read_text(), 16) if c.kind == "all-gather"]
         own = np.prod(decoder.matrix_shape(model, "gate")) // 8  # a device's part, with 8 devices to share the heads
         assert max((np.prod(c.result.sizes) for c in gathers), default=0) <= (own if name == "reshard" else stacked - 1)
-    for name in ("score", "update"):
+    for name in ("logprobs", "update"):
         text = (tmp_path / f"{name}.txt").read_text()
         gathers = [c for c in hlo.collectives(text, 16) if c.kind == "all-gather"]
         assert any(None in c.loops and c.loops[-1] == 36 for c in gathers)  # a layer's, in the loop over layers

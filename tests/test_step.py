@@ -88,7 +88,7 @@ def test_log_probs_of_replays_are_given_q_or_its_rewriting(behaviour):
     reference = jax.tree.map(lambda x: 0.9 * x, params)
     rollout, verdicts, replays, batch, _ = sampled_batch(engine, reference, params, rows, prompts)
     sources = iter(sorted(replays.row[replays.valid]))
-    now = engine.score(params, batch.tokens, batch.prompt_length, batch.response_mask)  # before the first update
+    now = engine.logprobs(params, batch.tokens, batch.prompt_length, batch.response_mask)  # before the first update
     ratio = np.exp(now - batch.behaviour_logp)
     original = -1  # slot of the row's source: a replay stands right behind it
     for i in np.flatnonzero(batch.weight > 0):
@@ -102,7 +102,7 @@ def test_log_probs_of_replays_are_given_q_or_its_rewriting(behaviour):
             keep = verdicts.satisfied[original][: len(keep)]
         tokens, length = on_the_host(engine, row, keep, rollout.tokens[original])
         for weights, found in ((params, batch.behaviour_logp), (reference, batch.ref_logp)):
-            expected = engine.score(weights, tokens, length, mask[None])[0]
+            expected = engine.logprobs(weights, tokens, length, mask[None])[0]
             np.testing.assert_allclose(found[i], expected, atol=2e-5)
         if not batch.is_replay[i]:
             np.testing.assert_array_equal(batch.behaviour_logp[i], rollout.sampler_logp[original])
@@ -129,7 +129,7 @@ def test_whose_log_prob_pi_old_is(changes, whose, corrected):
     rows, prompts = training_rows(engine, 4)
     params = engine.load_params()
     rollout, _, _, found, metrics = sampled_batch(engine, params, params, rows, prompts)
-    trainer = engine.score(params, found.tokens, found.prompt_length, found.response_mask)
+    trainer = engine.logprobs(params, found.tokens, found.prompt_length, found.response_mask)
     old = {"sampler": rollout.sampler_logp, "trainer": trainer}[whose]
     np.testing.assert_allclose(found.behaviour_logp, old, atol=1e-6)
     weight = np.minimum(np.exp(trainer - rollout.sampler_logp), 2.0) if corrected else np.ones_like(old)
@@ -145,7 +145,7 @@ def test_whose_log_prob_pi_old_is(changes, whose, corrected):
 def test_methods_without_pi_old_never_ask_for_it(method):
     assert not Engine(
         small_config(method=method, rollout__old_logp="trainer", rollout__m=3)
-    ).settings.learner.scores_old
+    ).settings.learner.recomputes_old
 
 
 def test_learn_is_its_parts_one_after_the_other():

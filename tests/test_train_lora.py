@@ -88,13 +88,13 @@ def test_the_reference_policy_is_the_base_and_no_step_changes_it(tmp_path):
         rng = np.random.default_rng(1)
         tokens = rng.integers(5, 150, (4, 108)).astype(np.int32)
         arrays = tokens, np.full(4, 60, np.int32), np.ones((4, 12), bool)
-        wanted = plain.score(plain.load_params(), *arrays)
-        np.testing.assert_array_equal(engine.score(engine.frozen, *arrays), wanted)
-        np.testing.assert_allclose(engine.score(engine.policy(given.params), *arrays), wanted, atol=1e-6)
+        wanted = plain.logprobs(plain.load_params(), *arrays)
+        np.testing.assert_array_equal(engine.logprobs(engine.frozen, *arrays), wanted)
+        np.testing.assert_allclose(engine.logprobs(engine.policy(given.params), *arrays), wanted, atol=1e-6)
         for step in range(3):
             given = policy_step(run, given, reference, step, Clock())[0]
         jax.tree.map(np.testing.assert_array_equal, engine.frozen, before)
-        assert np.abs(engine.score(engine.policy(given.params), *arrays) - wanted).max() > 0.01
+        assert np.abs(engine.logprobs(engine.policy(given.params), *arrays) - wanted).max() > 0.01
         run.export(given.params)
     merged = load_file(tmp_path / "run" / "model" / "model.safetensors")
     place = "model.layers.0.self_attn.{}_proj.weight"

@@ -121,7 +121,7 @@ def _settings(name: str, config, split_heads: bool) -> Sequence[str]:
         ]
         if not split_heads:
             found.append("a config.rollout.tensor that divides the key heads, so that the cache is split")
-    if name in ("learn", "update", "score", "score_old"):
+    if name in ("learn", "update", "logprobs", "logprobs_old"):
         micro, pack = learner.micro_batch_tokens, learner.pack_columns
         found.append(f"a smaller config.learner.micro_batch_tokens (now {micro}) or pack_columns ({pack})")
         if config.model.remat != "full":

@@ -124,7 +124,7 @@ def _update_work(engine: Engine) -> Work:
     return Work(flops / devices, computed / devices, trips * (weights + sums) + optimiser)
 
 
-def _score_work(engine: Engine) -> Work:
+def _logprobs_work(engine: Engine) -> Work:
     flops = _forward_flops(engine) / engine.mesh.size
     weights = counting.weight_bytes(engine.model) / engine.mesh.shape["tensor"]
     return Work(flops, flops, _learner_loops(engine)[0] * weights)
@@ -175,8 +175,8 @@ def programs(engine: Engine) -> Sequence[Program]:
     def add(
         name: str, arguments: tuple, resident: int, work: Work | None, loops=(), mesh=engine.mesh, **options
     ) -> None:
-        function = jitted["score" if name == "score_old" else name]
-        part = name in ("score", "score_old", "update")
+        function = jitted["logprobs" if name == "logprobs_old" else name]
+        part = name in ("logprobs", "logprobs_old", "update")
         found.append(Program(name, function, arguments, options, resident, work, loops, mesh, part))
 
     held = engine.abstract_sampler_params(params)
@@ -192,12 +192,12 @@ def programs(engine: Engine) -> Sequence[Program]:
     add("sample", given, resident, work, (steps,), engine.sampler_mesh, sampling=sampling)
     given = *_abstract(rows, (prompts, rollout, verdicts)), *_abstract(whole, (_array(jnp.int32), key))
     add("learn", (state, frozen, None if frozen else reference, *given), 0, None)
-    scored = {"score": reference} if settings.keeps_reference else {}
-    if settings.learner.scores_old:
-        scored["score_old"] = params
-    for name, weights in scored.items():
+    given_weights = {"logprobs": reference} if settings.keeps_reference else {}
+    if settings.learner.recomputes_old:
+        given_weights["logprobs_old"] = params
+    for name, weights in given_weights.items():
         given = weights, *_abstract(rows, (batch.tokens, batch.prompt_length, batch.response_mask))
-        add(name, given, everything - device_bytes(weights), _score_work(engine), _learner_loops(engine))
+        add(name, given, everything - device_bytes(weights), _logprobs_work(engine), _learner_loops(engine))
     given, loops = (state, _abstract(rows, batch), frozen), _learner_loops(engine, config.learner.mini_batches)
     add("update", given, 0 if frozen else kept, _update_work(engine), loops)
     return found

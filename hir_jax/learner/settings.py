@@ -56,7 +56,7 @@ class LearnerSettings:
         )
 
     @property
-    def scores_old(self) -> bool:
+    def recomputes_old(self) -> bool:
         """Whether the trainer computes the samples' log-probs before the update, as pi_old."""
         return self.loss == "policy" and self.old_logp == "trainer"
 

@@ -70,7 +70,7 @@ def _flat(x: Array, start, count: int) -> Array:
     return rearrange(jax.lax.dynamic_slice_in_dim(x, start, count, axis=1), "g k w -> g (k w)")
 
 
-def score_responses(
+def response_logprobs(
     params: decoder.Params,
     tokens: Int[Array, "B PR"],
     prompt_length: Int[Array, " B"],
@@ -260,7 +260,7 @@ def gradients(
 def _preferences(params, batch: TrainBatch, *, settings: LearnerSettings, **fixed) -> tuple[Array, dict[str, Array]]:
     """The coefficient of each log-prob in DPO's gradient, f32[B, R], and metrics; takes a pass over the batch."""
     given = batch.tokens, batch.prompt_length, batch.response_mask
-    logp = score_responses(params, *given, settings=settings, **fixed)
+    logp = response_logprobs(params, *given, settings=settings, **fixed)
     gain = jnp.where(batch.response_mask, logp - batch.ref_logp, 0.0).sum(-1)
     chosen, rejected = rearrange(gain, "(pair two) -> two pair", two=2)
     loss, coefficient = losses.preference_coefficients(chosen, rejected, settings.dpo_beta)
@@ -325,6 +325,6 @@ def update(
     params, opt_state, skipped = carry
     first_gap = history.pop("original_gap", None)
     metrics = {name: values.mean() for name, values in history.items()} | {"updates_skipped": skipped}
-    if settings.loss == "policy" and not settings.scores_old:
+    if settings.loss == "policy" and not settings.recomputes_old:
         metrics["sampler_gap"] = first_gap[0]
     return TrainState(state.step + 1, params, opt_state, skipped), metrics

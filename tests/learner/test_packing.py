@@ -14,7 +14,7 @@ from learner_settings import learner_settings
 from hir_jax.bench.sizes import PROMPT_LONGEST, Sizes, learner_lengths
 from hir_jax.config import load_file
 from hir_jax.learner import packing
-from hir_jax.learner.update import gradients, score_responses
+from hir_jax.learner.update import gradients, response_logprobs
 from hir_jax.model import decoder
 from hir_jax.model.config import ModelConfig
 from hir_jax.types import TrainBatch
@@ -112,7 +112,7 @@ def compiled(loss, columns, micro, multiple):
 @cache
 def compiled_score(columns, micro, multiple):
     chosen = learner_settings(temperature=0.8, pack_columns=columns, micro_batch_tokens=micro)
-    return jax.jit(partial(score_responses, model=MODEL, settings=chosen, multiple=multiple))
+    return jax.jit(partial(response_logprobs, model=MODEL, settings=chosen, multiple=multiple))
 
 
 @pytest.mark.parametrize(

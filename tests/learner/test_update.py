@@ -16,7 +16,7 @@ from hir_jax.learner.settings import learning_rate, optimizer
 from hir_jax.learner.update import (
     gradients,
     init_state,
-    score_responses,
+    response_logprobs,
     update,
 )  # fmt: skip
 from hir_jax.model import decoder
@@ -165,7 +165,7 @@ def test_importance_weighs_each_token_of_the_loss(params, batch):
 
 def scores(params, batch, **changes):
     rows = batch.tokens, batch.prompt_length, batch.response_mask
-    run = jax.jit(partial(score_responses, model=MODEL, settings=dataclasses.replace(SETTINGS, **changes)))
+    run = jax.jit(partial(response_logprobs, model=MODEL, settings=dataclasses.replace(SETTINGS, **changes)))
     return run(params, *rows)
 
 
