@@ -72,3 +72,19 @@ def run(main: Callable[[Sequence[str]], int | None], doc: str, **how) -> None:
             for flag in found:
                 flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
     app.run(main, **how)
+
+
+def run_reporting_errors(main: Callable[[flags.FlagValues], int], doc: str) -> None:
+    """`run` of a program whose `main` takes the flags alone and returns the exit status. Errors of input (`types.InputError`, and
+    the file system's) end it with their message alone and status 1."""
+
+    def guarded(argv: Sequence[str]) -> int:
+        if len(argv) > 1:
+            raise app.UsageError(f"unexpected argument: {argv[1]}")
+        try:
+            return main(flags.FLAGS)
+        except (InputError, OSError) as error:
+            print(error, file=sys.stderr)
+            return 1
+
+    run(guarded, doc)

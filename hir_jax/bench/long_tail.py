@@ -13,12 +13,11 @@ from functools import partial
 import jax
 import numpy as np
 
-from hir_jax import deciders
 from hir_jax.bench.machine import Work, measure
 from hir_jax.bench.sizes import NO_STOP, PROMPT_LONGEST, Sizes, long_tail, prompt_lengths, random_prompts
-from hir_jax.checks.judge.soft import JudgeSettings
 from hir_jax.data import dataset
 from hir_jax.engine import SAMPLE, Engine
+from hir_jax.eval.verifiers import deciders_of
 from hir_jax.parallel import mesh as meshes
 from hir_jax.sampler.continuous import sample_continuous
 from hir_jax.sampler.sample import sample
@@ -86,8 +85,7 @@ def instructions(config, engine: Engine, count: int) -> tuple[list, object]:
     """The first rows of the config's data, encoded, and their PartShapes."""
     config = copy.deepcopy(config)
     config.data.size, config.data.eval_size = 8 * count, 1
-    judge = JudgeSettings(**config.constraints.judge)
-    wanted = deciders.enabled(judge, config.constraints.code_checkers)
+    wanted = deciders_of(config.constraints)
     data = dataset.load(config, engine.backbone.frame, engine.backbone.end_id, wanted)
     return data.rows[:count], data.shapes
 
