@@ -8,7 +8,7 @@ NAME is cfbench, followbench, followbench_zh, complexbench, complexbench_en or i
 as the benchmark's module in `hir_jax.eval.judged` describes it. `--responses` is JSON Lines with `response` and the prompt's
 key or its `prompt`, as in `hir_jax.score`; one response per prompt. `--judgements` is JSON Lines, {KEY: of the prompt,
 "replies": [a judge's text or null, ...]} or {KEY: ..., "verdicts": [true, false or null, ...]};
-`hir_jax.eval.judged.judgements` says more. With a judge, `--output` gets such rows as they come, and a file that exists is
+`hir_jax.eval.judging` says more. With a judge, `--output` gets such rows as they come, and a file that exists is
 continued. A judge is any server of OpenAI's chat completions, with the options of `checks.judge.soft.JudgeSettings`.
 
 The last line on stdout is the summary: the figures of the benchmark's `aggregate`; "unknown" verdicts, which count as not

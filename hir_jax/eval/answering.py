@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from hir_jax.checks import registry
-from hir_jax.data.segments import encode
+from hir_jax.data.segments import Encoded, encode
 from hir_jax.engine import Engine
 from hir_jax.eval.accuracy import Shuffled, shuffled
 from hir_jax.eval.benchmarks import BENCHMARKS, PlainText, RuleBenchmark
@@ -45,24 +45,27 @@ class Request(NamedTuple):
     samples: int = 1
     control: str = SHUFFLE  # one of CONTROLS
 
+    @property
+    def entry(self) -> RuleBenchmark | JudgedBenchmark | PlainText:
+        return BENCHMARKS[self.benchmark]
+
     def directory(self, step: int) -> str:
         """A name that differs for each way to ask, so that none replaces the files of another."""
         decoding = f"-t{self.temperature:g}-n{self.samples}" if self.temperature or self.samples > 1 else ""
         limited = "" if self.limit is None else f"-first-{self.limit}"
-        text = f"-{Path(self.prompts).stem}" if isinstance(BENCHMARKS[self.benchmark], PlainText) else ""
+        text = f"-{Path(self.prompts).stem}" if isinstance(self.entry, PlainText) else ""
         control = "-task" if self.control == TASK else ""
         return f"{self.benchmark}{text}-step-{step}{decoding}{limited}{control}"
 
     def refuse_contradictions(self) -> None:
         """InputError for what does not go together."""
-        by_rules = isinstance(BENCHMARKS[self.benchmark], RuleBenchmark)
         if not (self.temperature >= 0):
             raise InputError(f"--temperature={self.temperature}: it must not be negative (0 is greedy)")
         if self.samples > 1 and not self.temperature:
             raise InputError(f"--samples={self.samples} at temperature 0 are all the same: give --temperature")
-        if self.samples > 1 and isinstance(BENCHMARKS[self.benchmark], JudgedBenchmark):
+        if self.samples > 1 and isinstance(self.entry, JudgedBenchmark):
             raise InputError(f"--samples={self.samples}: {self.benchmark} is scored by one response to each prompt")
-        if self.control == TASK and not by_rules:
+        if self.control == TASK and not isinstance(self.entry, RuleBenchmark):
             raise InputError(f"--control=task: {self.benchmark} holds no constraints that are checked here")
 
 
@@ -75,19 +78,13 @@ class Evaluation(NamedTuple):
     console: Console
     label: str
 
-    def respond(self, instructions: Sequence[Instruction], rows, label: str = "") -> tuple[Rollout, list[Response]]:
-        """`samples` responses to each instruction in turn, with a progress bar. rows: the instructions, encoded."""
-        request = self.request
+    def respond(self, rows: Sequence[Encoded], label: str = "") -> tuple[Rollout, list[Response]]:
+        """`samples` responses to each row in turn, with a progress bar."""
+        how = self.request.temperature, self.request.samples
         with Progress(console=self.console, disable=not self.console.is_terminal) as progress:
-            task = progress.add_task(f"{request.benchmark}, {self.label}{label}", total=len(rows))
-            rollout = self.engine.respond(
-                self.params,
-                rows,
-                request.temperature,
-                request.samples,
-                lambda done: progress.update(task, completed=done),
-            )
-        asked = [q for q in instructions for _ in range(request.samples)]
+            task = progress.add_task(f"{self.request.benchmark}, {self.label}{label}", total=len(rows))
+            rollout = self.engine.respond(self.params, rows, *how, lambda done: progress.update(task, completed=done))
+        asked = [row.instruction for row in rows for _ in range(self.request.samples)]
         texts = self.engine.backbone.answers(rollout)
         return rollout, [Response(q, y, q.source) for q, y in zip(asked, texts, strict=True)]
 
@@ -107,7 +104,7 @@ def evaluate_run(config, workdir: Path, request: Request, step: int | None = Non
     """Answers, scores and writes (in the first process): the summary with its step, and the directory of the files."""
     request.refuse_contradictions()
     console = Console(stderr=True, quiet=not processes.first())
-    is_text = isinstance(BENCHMARKS[request.benchmark], PlainText)
+    is_text = isinstance(request.entry, PlainText)
     if is_text:
         config = config.copy_and_resolve_references()
         config.rollout.temperature = 1.0  # at which the log-probs are taken
@@ -134,18 +131,17 @@ def evaluate_run(config, workdir: Path, request: Request, step: int | None = Non
 def _answers(evaluation: Evaluation):
     """(summary, files to write: name -> rows) of responses to instructions."""
     engine, request, config = evaluation.engine, evaluation.request, evaluation.engine.config
-    benchmark, instructions = BENCHMARKS[request.benchmark], _instructions(config, request, evaluation.console)
+    benchmark, instructions = request.entry, _instructions(config, request, evaluation.console)
     if request.control == TASK:
         _refuse_verbatim(instructions)
     rows = [encode(engine.backbone.frame, instruction, roles=False) for instruction in instructions]
     if isinstance(benchmark, RuleBenchmark) and benchmark.of_config:  # as in training: what is too long is left out
         rows = [row for row in rows if row.longest <= config.data.max_prompt]
-        instructions = [row.instruction for row in rows]
-    rollout, responses = evaluation.respond(instructions, rows)
+    rollout, responses = evaluation.respond(rows)
     written = {"responses": response_rows(benchmark.id, responses)}
     if isinstance(benchmark, JudgedBenchmark):
         return _of_rollout(rollout), written
-    summary, figures, more = _scored(evaluation, benchmark, instructions, responses)
+    summary, figures, more = _scored(evaluation, benchmark, [row.instruction for row in rows], responses)
     # NaN: the prompt has no such figure
     intervals = {name: bootstrap(some) for name, x in figures.items() if len(some := x[~np.isnan(x)])}
     prompts = [
@@ -180,7 +176,7 @@ def _scored(
 
 def _instructions(config, request: Request, console: Console) -> list[Instruction]:
     """The benchmark's prompts that can be used; what is wrong with the others is said on the terminal."""
-    benchmark, errors = BENCHMARKS[request.benchmark], []
+    benchmark, errors = request.entry, []
     if isinstance(benchmark, RuleBenchmark) and benchmark.of_config:
         instructions = benchmark.of_config(config)
     elif request.prompts is None:
@@ -234,9 +230,9 @@ def _task_control(
     evaluation: Evaluation, benchmark: RuleBenchmark, instructions: Sequence[Instruction], verifier: SharedVerifier
 ) -> tuple[dict[str, np.ndarray], list[Response]]:
     """(ILA and CLA by prompt of responses to the tasks without their constraints, these responses)."""
-    alone = [dataclasses.replace(q, constraints=()) for q in instructions]
-    rows = [encode(evaluation.engine.backbone.frame, q, roles=False) for q in alone]
-    _, answers = evaluation.respond(alone, rows, ", task alone")
+    frame = evaluation.engine.backbone.frame
+    rows = [encode(frame, dataclasses.replace(q, constraints=()), roles=False) for q in instructions]
+    _, answers = evaluation.respond(rows, ", task alone")
     asked = [q for q in instructions for _ in range(evaluation.request.samples)]
     checked = [Response(q, y.text, f"task alone, {q.source}") for q, y in zip(asked, answers, strict=True)]
     scores, _ = score_responses(benchmark, checked, verifier)

@@ -13,8 +13,7 @@ from judged_fixtures import SHARED, near, needs_shared, write
 
 from hir_jax.checks.judge.soft import digest
 from hir_jax.data.readers import RowError
-from hir_jax.eval.judged.judgements import _mend_end
-from hir_jax.eval.judging import judge_files
+from hir_jax.eval.judging import _mend_end, judge_files
 from hir_jax.eval.responses import RefusedError
 
 REPOSITORY = Path(__file__).parents[2]

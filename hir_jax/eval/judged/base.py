@@ -19,8 +19,10 @@ from hir_jax.types import Instruction
 
 UNDECIDED = 2  # the verdict of a ComplexBench rule of no known kind
 Verdict = bool | int | None  # int: UNDECIDED
+Verdicts = Sequence[Verdict]  # on one row
+Replies = Sequence[str | None]  # of a judge; None: there is none
 Messages = list[dict[str, str]]
-Ask = Callable[[Messages], str | None]  # conversation -> the judge's reply, or None if there is none
+Ask = Callable[[Messages], str | None]  # conversation -> the judge's reply
 
 
 class JudgedPrompt(Protocol):
@@ -38,24 +40,24 @@ class JudgedBenchmark(NamedTuple):
 
     id: the name of a row's key in files of responses and judgements.
     read: path -> rows. RowError for a file that cannot be used.
-    questions: row -> what is decided about its response, in order; a row without questions is not judged.
-    calls: row -> how many replies of a judge it takes; 0 if rules decide.
     judge: (row, response, ask, earlier replies, None where one is to be asked for) -> replies, one per call.
     verdicts: (row, response, replies, published_quirks) -> the row's judgement, mostly one verdict per question.
     aggregate: (rows, judgements by key, published_quirks) -> figures that JSON can hold. All verdicts on a row without
         judgement are unknown.
+    questions: row -> what is decided about its response, in order; a row without questions is not judged.
+    calls: row -> how many replies of a judge it takes; 0 if rules decide.
     final: (row, one verdict per question) -> the verdicts that count, if questions depend on one another.
     undecidable: a verdict may be UNDECIDED.
     """
 
     id: str
     read: Callable[[str | Path], list[Any]]
-    questions: Callable[[Any], Sequence[str]]
-    calls: Callable[[Any], int]
-    judge: Callable[[Any, str, Ask, Sequence[str | None]], list[str | None]]
-    verdicts: Callable[[Any, str, Sequence[str | None], bool], Any]
+    judge: Callable[[Any, str, Ask, Replies], list[str | None]]
+    verdicts: Callable[[Any, str, Replies, bool], Any]
     aggregate: Callable[..., dict[str, Any]]
-    final: Callable[[Any, Sequence[Verdict]], Sequence[Verdict]] = lambda row, verdicts: verdicts
+    questions: Callable[[Any], Sequence[Any]] = lambda row: row.questions
+    calls: Callable[[Any], int] = lambda row: len(row.questions)
+    final: Callable[[Any, Verdicts], Verdicts] = lambda row, verdicts: verdicts
     undecidable: bool = False
 
     def read_judged(self, path: str | Path) -> list[Any]:
@@ -93,7 +95,7 @@ class Call(NamedTuple):
     reminder: str
 
 
-def missing_replies(calls: Sequence[Call], ask: Ask, earlier: Sequence[str | None]) -> list[str | None]:
+def missing_replies(calls: Sequence[Call], ask: Ask, earlier: Replies) -> list[str | None]:
     """One reply per call: the earlier one if there is one, else the judge's."""
     kept = padded(earlier, len(calls))
     return [_asked(call, ask) if reply is None else reply for call, reply in zip(calls, kept, strict=True)]
@@ -128,7 +130,7 @@ def agreed(answers: Iterable[bool | None]) -> bool | None:
 # ---- figures
 
 
-def row_accuracies(benchmark: JudgedBenchmark, row: JudgedPrompt, judgement: Sequence[Verdict] | None):
+def row_accuracies(benchmark: JudgedBenchmark, row: JudgedPrompt, judgement: Verdicts | None) -> dict[str, float]:
     """ILA (1 if all questions about the response are met, else 0) and CLA (the share that is met) of one row.
 
     Dependencies are applied, and unknown counts as not met. `judgement`: made without `published_quirks`.
@@ -143,7 +145,7 @@ def padded(values: Sequence[Any], count: int) -> list[Any]:
     return [*values, *[None] * (count - len(values))]
 
 
-def unknown_counts(judgements: Iterable[Sequence[Verdict]]) -> dict[str, int]:
+def unknown_counts(judgements: Iterable[Verdicts]) -> dict[str, int]:
     """How many verdicts are unknown, and in how many rows."""
     counts = [sum(verdict is None for verdict in verdicts) for verdicts in judgements]
     return {"unknown": sum(counts), "unknown_rows": sum(map(bool, counts))}

@@ -18,12 +18,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from functools import partial
 from typing import Any, NamedTuple
 
 from hir_jax.checks.judge.replies import unfenced, without_reasoning
 from hir_jax.eval.judged import base
-from hir_jax.eval.judged.base import Ask, Fields, JudgedBenchmark, Verdict
+from hir_jax.eval.judged.base import Ask, Fields, JudgedBenchmark, Replies, Verdict, Verdicts
 from hir_jax.eval.statistics import mean
 
 PRIMARY, SECONDARY = "主需", "次需"
@@ -57,11 +57,6 @@ class Reading(NamedTuple):
     scores: list[Verdict]  # one per criterion only in state "1"
 
 
-def read(path: str | Path) -> list[CFBenchPrompt]:
-    """RowError for an unreadable or empty file, a broken row and a repeated idx."""
-    return base.read_rows(path, _prompt)
-
-
 def _prompt(fields: Fields) -> CFBenchPrompt:
     criteria = fields.row.get("criteria")
     fields.require(isinstance(criteria, list) and criteria, "'criteria' must be a non-empty list")
@@ -74,6 +69,9 @@ def _prompt(fields: Fields) -> CFBenchPrompt:
     texts, priorities, *_ = zip(*criteria, strict=True)
     prompt = fields.text("prompt")  # one published prompt is empty
     return CFBenchPrompt(fields.number("idx"), prompt, fields.text("gold"), split, texts, priorities)
+
+
+read = partial(base.read_rows, make=_prompt)  # of a file
 
 
 def parse(reply: str, criteria: Sequence[str]) -> list[bool] | None:
@@ -113,7 +111,7 @@ def _number(text: str) -> float | None:
         return None
 
 
-def row_figures(priorities: Sequence[str], scores: Sequence[Verdict]) -> dict[str, float]:
+def row_figures(priorities: Sequence[str], scores: Verdicts) -> dict[str, float]:
     """CSR, ISR and PSR of one row. Scores that are not one per criterion (the fallback's) count as secondary ones."""
     met = [bool(score) for score in scores]
     csr = round(sum(met) / len(met), 2)
@@ -132,7 +130,7 @@ def row_figures(priorities: Sequence[str], scores: Sequence[Verdict]) -> dict[st
     return {"CSR": csr, "ISR": int(csr == 1), "PSR": psr}
 
 
-def verdicts(row: CFBenchPrompt, response: str, replies: Sequence[str | None], published_quirks: bool) -> Any:
+def verdicts(row: CFBenchPrompt, response: str, replies: Replies, published_quirks: bool) -> Any:
     """One verdict per criterion; with `published_quirks` a Reading."""
     reply = replies[0]
     if published_quirks:
@@ -142,7 +140,7 @@ def verdicts(row: CFBenchPrompt, response: str, replies: Sequence[str | None], p
 
 
 def aggregate(
-    rows: Sequence[CFBenchPrompt], judgements: Mapping[int, Sequence[Verdict] | Reading], published_quirks: bool = False
+    rows: Sequence[CFBenchPrompt], judgements: Mapping[int, Verdicts | Reading], published_quirks: bool = False
 ) -> dict[str, Any]:
     """`easy`, `hard` and `full`: CSR, ISR, PSR (absent without rows); `rows`, `criteria`, and what is unknown.
 
@@ -162,14 +160,14 @@ def aggregate(
     return summary
 
 
-def _reading(row: CFBenchPrompt, judgement: Sequence[Verdict] | Reading | None, published_quirks: bool) -> Reading:
+def _reading(row: CFBenchPrompt, judgement: Verdicts | Reading | None, published_quirks: bool) -> Reading:
     if isinstance(judgement, Reading):
         return judgement
     scores = base.padded(judgement or (), len(row.criteria))
     return Reading("-1", [False]) if published_quirks and None in scores else Reading("1", scores)
 
 
-def judge(row: CFBenchPrompt, response: str, ask: Ask, earlier: Sequence[str | None] = ()) -> list[str | None]:
+def judge(row: CFBenchPrompt, response: str, ask: Ask, earlier: Replies = ()) -> list[str | None]:
     reference = {"reference answer": row.gold} if row.gold else {}
     shown = {"request": row.prompt, **reference, "response": response, "criteria": "\n\n".join(row.criteria)}
     messages = base.opening(SYSTEM, QUESTION, **shown)
@@ -177,4 +175,6 @@ def judge(row: CFBenchPrompt, response: str, ask: Ask, earlier: Sequence[str | N
     return base.missing_replies([call], ask, earlier)
 
 
-BENCHMARK = JudgedBenchmark("idx", read, lambda row: row.criteria, lambda row: 1, judge, verdicts, aggregate)
+BENCHMARK = JudgedBenchmark(
+    "idx", read, judge, verdicts, aggregate, questions=lambda row: row.criteria, calls=lambda row: 1
+)

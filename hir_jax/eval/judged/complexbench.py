@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 from hir_jax.checks.judge.replies import without_reasoning
 from hir_jax.eval.judged import base, complexbench_rules
-from hir_jax.eval.judged.base import UNDECIDED, Ask, Fields, JudgedBenchmark, Verdict
+from hir_jax.eval.judged.base import UNDECIDED, Ask, Fields, JudgedBenchmark, Replies, Verdict, Verdicts
 from hir_jax.eval.statistics import share, shares
 from hir_jax.textfiles import RowError, read_json, read_jsonl, read_lines
 
@@ -126,9 +126,7 @@ def parse(reply: str, published_quirks: bool = False) -> bool | None:
     return base.agreed(answer == "是" for answer in _ANSWER.findall(reply))
 
 
-def verdicts(
-    row: ComplexBenchPrompt, response: str, replies: Sequence[str | None], published_quirks: bool
-) -> list[Verdict]:
+def verdicts(row: ComplexBenchPrompt, response: str, replies: Replies, published_quirks: bool) -> list[Verdict]:
     """One verdict per question; UNDECIDED for a rule of no known kind."""
     given = zip(row.questions, replies, strict=True)
     return [_verdict(question, response, reply, published_quirks) for question, reply in given]
@@ -144,7 +142,7 @@ def _verdict(question: Question, response: str, reply: str | None, published_qui
     return complexbench_rules.check(question.rule, found, published_quirks)
 
 
-def after_dependencies(row: ComplexBenchPrompt, judged: Sequence[Verdict]) -> list[Verdict]:
+def after_dependencies(row: ComplexBenchPrompt, judged: Verdicts) -> list[Verdict]:
     """One verdict per question: False if it or one it depends on is; else unknown if one of them is; else its own."""
     found = []
     for own, question in zip(judged, row.questions, strict=True):
@@ -154,7 +152,7 @@ def after_dependencies(row: ComplexBenchPrompt, judged: Sequence[Verdict]) -> li
 
 
 def aggregate(
-    rows: Sequence[ComplexBenchPrompt], judgements: Mapping[int, Sequence[Verdict]], published_quirks: bool = False
+    rows: Sequence[ComplexBenchPrompt], judgements: Mapping[int, Verdicts], published_quirks: bool = False
 ) -> dict[str, Any]:
     """DRFR `overall_drfr`, by labels of the rows and of the questions, and the coherent test.
 
@@ -167,32 +165,23 @@ def aggregate(
     raw = [_known(row, judgements.get(row.key, ()), published_quirks) for row in rows]
     final = [after_dependencies(row, judged) for row, judged in zip(rows, raw, strict=True)]
     each = [(row, *one) for row, found in zip(rows, final) for one in zip(row.questions, found, strict=True)]
-    labels_of_rows = {
-        "category": lambda row: row.category,
-        "category_avg": lambda row: row.category.split("_")[0],
-        "task_types": lambda row: row.task,
-        "nested_methods": lambda row: "_".join(sorted(row.compositions)),
-    }
-    labels_of_questions = {
-        "grouped": lambda question: (
-            *(_GROUP_OF.get(one, "Others") for one in question.dimensions),
-            *question.compositions,
-        ),
-        "each": lambda question: (*question.dimensions, *question.compositions),
-    }
-    tables = {
-        name: shares((label(row), verdict is True) for row, _, verdict in each)
-        for name, label in labels_of_rows.items()
-    } | {
-        name: shares((label, verdict) for _, question, verdict in each for label in labels(question))
-        for name, labels in labels_of_questions.items()
-    }
+    tables: dict[str, list[tuple[str, Verdict]]] = collections.defaultdict(list)
+    for row, question, verdict in each:
+        met = verdict is True
+        tables["category"].append((row.category, met))
+        tables["category_avg"].append((row.category.split("_")[0], met))
+        tables["task_types"].append((row.task, met))
+        tables["nested_methods"].append(("_".join(sorted(row.compositions)), met))
+        groups = (_GROUP_OF.get(dimension, "Others") for dimension in question.dimensions)
+        tables["grouped"] += [(label, verdict) for label in (*groups, *question.compositions)]
+        tables["each"] += [(label, verdict) for label in (*question.dimensions, *question.compositions)]
     summary: dict[str, Any] = {"overall_drfr": share(verdict is True for *_, verdict in each)}
-    summary |= {name: dict(sorted(table.items())) for name, table in tables.items()} | coherence(rows, final)
-    return summary | {"rows": len(rows), "questions": len(each)} | base.unknown_counts(raw)
+    summary |= {name: dict(sorted(shares(labelled).items())) for name, labelled in tables.items()}
+    summary |= coherence(rows, final) | {"rows": len(rows), "questions": len(each)}
+    return summary | base.unknown_counts(raw)
 
 
-def _known(row: ComplexBenchPrompt, judgement: Sequence[Verdict], published_quirks: bool) -> list[Verdict]:
+def _known(row: ComplexBenchPrompt, judgement: Verdicts, published_quirks: bool) -> list[Verdict]:
     """A verdict for each question: UNDECIDED is unknown; with `published_quirks` it stays, and unknown is not met."""
     found = base.padded(judgement, len(row.questions))
     if published_quirks:
@@ -200,9 +189,7 @@ def _known(row: ComplexBenchPrompt, judgement: Sequence[Verdict], published_quir
     return [None if one is not None and one == UNDECIDED else one for one in found]
 
 
-def coherence(
-    rows: Sequence[ComplexBenchPrompt], final: Sequence[Sequence[Verdict]]
-) -> dict[str, dict[str, float | None]]:
+def coherence(rows: Sequence[ComplexBenchPrompt], final: Sequence[Verdicts]) -> dict[str, dict[str, float | None]]:
     """The coherent test, of groups by the number of Selection questions in their first row (groups without one are left out).
 
     `origin` is the share of rows in which nothing failed, `coherent` the share of groups that have only such rows;
@@ -224,16 +211,13 @@ def coherence(
     return figures
 
 
-def judge(row: ComplexBenchPrompt, response: str, ask: Ask, earlier: Sequence[str | None] = ()) -> list[str | None]:
+def judge(row: ComplexBenchPrompt, response: str, ask: Ask, earlier: Replies = ()) -> list[str | None]:
     return base.missing_replies([_call(row, question, response) for question in row.questions], ask, earlier)
 
 
 def _call(row: ComplexBenchPrompt, question: Question, response: str) -> base.Call:
-    shown = {
-        "instruction": row.prompt[:INSTRUCTION_LENGTH],
-        "response": response[:RESPONSE_LENGTH],
-        "question": question.text,
-    }
+    instruction, response = row.prompt[:INSTRUCTION_LENGTH], response[:RESPONSE_LENGTH]
+    shown = {"instruction": instruction, "response": response, "question": question.text}
     if question.rule is None:
         return base.Call(base.opening(SYSTEM, QUESTION, **shown), lambda reply: parse(reply) is not None, REMINDER)
     system = EXTRACT_EACH if "each" in question.rule else EXTRACT
@@ -246,9 +230,8 @@ def _names_object(reply: str) -> bool:
 
 BENCHMARKS = {
     language: JudgedBenchmark(
-        "main_id", partial(read, english=language == "en"), lambda row: [one.text for one in row.questions],
-        lambda row: len(row.questions), judge, verdicts, aggregate,
-        final=lambda row, judged: after_dependencies(row, _known(row, judged, published_quirks=False)), undecidable=True,
+        "main_id", partial(read, english=language == "en"), judge, verdicts, aggregate, undecidable=True,
+        final=lambda row, judged: after_dependencies(row, _known(row, judged, published_quirks=False)),
     )
     for language in ("zh", "en")
 }  # fmt: skip

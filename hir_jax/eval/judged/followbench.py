@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 from hir_jax.checks.judge.replies import without_reasoning, yes_or_no
 from hir_jax.eval.judged import base, followbench_rules
-from hir_jax.eval.judged.base import Ask, Fields, JudgedBenchmark, Verdict
+from hir_jax.eval.judged.base import Ask, Fields, JudgedBenchmark, Replies, Verdict, Verdicts
 from hir_jax.eval.statistics import mean
 from hir_jax.textfiles import RowError
 
@@ -138,9 +138,7 @@ def parse(reply: str, level: int, language: str = "en", published_quirks: bool =
     return [one == "YES" for one in found]
 
 
-def verdicts(
-    row: FollowBenchPrompt, response: str, replies: Sequence[str | None], published_quirks: bool
-) -> list[Verdict] | None:
+def verdicts(row: FollowBenchPrompt, response: str, replies: Replies, published_quirks: bool) -> list[Verdict] | None:
     """One verdict per question; all None if the reply cannot be read. None, and no list, if there is no reply."""
     if row.has_rule:
         of_row = (row.constraint_type, row.example_id, row.source, row.level, row.target)
@@ -152,9 +150,7 @@ def verdicts(
 
 
 def aggregate(
-    rows: Sequence[FollowBenchPrompt],
-    judgements: Mapping[str, Sequence[Verdict] | None],
-    published_quirks: bool = False,
+    rows: Sequence[FollowBenchPrompt], judgements: Mapping[str, Verdicts | None], published_quirks: bool = False
 ) -> dict[str, Any]:
     """Per constraint type HSR and SSR (levels 1 to 5, percent), CSL, the weighted means and `groups`; over all types the
     weighted means; `rows`, `constraints` (verdicts), and what is unknown of them. A group counts if any of its rows is given."""
@@ -191,7 +187,7 @@ def _figures(groups: Sequence[Mapping[int, list[Verdict] | None]], published_qui
     return figures | {"CSL": round(sum(runs) / len(groups), 1), "groups": len(groups)}
 
 
-def _met(found: Sequence[Verdict] | None, published_quirks: bool) -> tuple[float, float]:
+def _met(found: Verdicts | None, published_quirks: bool) -> tuple[float, float]:
     """(1 if all constraints of a row are met, else 0; the share that is met)."""
     if not found:
         return 0, 0
@@ -201,7 +197,7 @@ def _met(found: Sequence[Verdict] | None, published_quirks: bool) -> tuple[float
     return int(met == len(found)), met / len(found)
 
 
-def judge(row: FollowBenchPrompt, response: str, ask: Ask, earlier: Sequence[str | None] = ()) -> list[str | None]:
+def judge(row: FollowBenchPrompt, response: str, ask: Ask, earlier: Replies = ()) -> list[str | None]:
     if row.has_rule:
         return []
     first, *versions = row.instructions
@@ -217,6 +213,6 @@ def calls(row: FollowBenchPrompt) -> int:
 
 
 BENCHMARKS = {
-    language: JudgedBenchmark("key", partial(read, language=language), questions, calls, judge, verdicts, aggregate)
+    language: JudgedBenchmark("key", partial(read, language=language), judge, verdicts, aggregate, questions, calls)
     for language in ("en", "zh")
 }

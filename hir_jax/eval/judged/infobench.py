@@ -15,12 +15,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from functools import partial
 from typing import Any, NamedTuple
 
 from hir_jax.checks.judge.replies import without_reasoning, yes_or_no
 from hir_jax.eval.judged import base
-from hir_jax.eval.judged.base import Ask, Fields, JudgedBenchmark, Verdict
+from hir_jax.eval.judged.base import Ask, Fields, JudgedBenchmark, Replies, Verdict, Verdicts
 from hir_jax.eval.statistics import share, shares
 
 SUBSETS = ("Easy_set", "Hard_set")
@@ -40,11 +40,6 @@ class InFoBenchPrompt(NamedTuple):
     labels: tuple[tuple[str, ...], ...]  # of each question
 
 
-def read(path: str | Path) -> list[InFoBenchPrompt]:
-    """RowError for an unreadable or empty file, a broken row and a repeated id."""
-    return base.read_rows(path, _prompt)
-
-
 def _prompt(fields: Fields) -> InFoBenchPrompt:
     questions, labels = fields.texts("decomposed_questions"), fields.row.get("question_label")
     fields.require(questions, "'decomposed_questions' is empty")
@@ -55,6 +50,9 @@ def _prompt(fields: Fields) -> InFoBenchPrompt:
     prompt = f"{instruction}\n\n{given}" if given else instruction
     of_questions = (Fields({"question_label": one}, fields.place).texts("question_label") for one in labels)
     return InFoBenchPrompt(fields.text("id", blank=False), prompt, given, subset, questions, tuple(of_questions))
+
+
+read = partial(base.read_rows, make=_prompt)  # of a file
 
 
 _FIRST_WORD = re.compile(r"[\W_]*(yes|no)(?![^\W_])", re.IGNORECASE)
@@ -79,14 +77,12 @@ def parse(reply: str, published_quirks: bool = False) -> bool | None:
     return base.agreed([*first_word, *base.upper_case_answers(reply), yes_or_no(reply)])
 
 
-def verdicts(
-    row: InFoBenchPrompt, response: str, replies: Sequence[str | None], published_quirks: bool
-) -> list[Verdict]:
+def verdicts(row: InFoBenchPrompt, response: str, replies: Replies, published_quirks: bool) -> list[Verdict]:
     return [None if reply is None else parse(reply, published_quirks) for reply in replies]
 
 
 def aggregate(
-    rows: Sequence[InFoBenchPrompt], judgements: Mapping[str, Sequence[Verdict]], published_quirks: bool = False
+    rows: Sequence[InFoBenchPrompt], judgements: Mapping[str, Verdicts], published_quirks: bool = False
 ) -> dict[str, Any]:
     """DRFR `overall`, per subset and per label (a question counts for each of its labels); `rows`, `questions` (those
     counted), `met`, what is unknown of them and, with `published_quirks`, `not_counted`."""
@@ -112,7 +108,7 @@ def aggregate(
     return summary
 
 
-def judge(row: InFoBenchPrompt, response: str, ask: Ask, earlier: Sequence[str | None] = ()) -> list[str | None]:
+def judge(row: InFoBenchPrompt, response: str, ask: Ask, earlier: Replies = ()) -> list[str | None]:
     """Goes on after a reply that cannot be read, but not after a missing one, since later questions build on the earlier."""
     given = {"input": row.input} if row.input else {}
     messages = base.opening(SYSTEM, row.questions[0], **given, **{"generated text": response})
@@ -128,6 +124,4 @@ def judge(row: InFoBenchPrompt, response: str, ask: Ask, earlier: Sequence[str |
     return base.padded(replies, len(row.questions))
 
 
-BENCHMARK = JudgedBenchmark(
-    "id", read, lambda row: row.questions, lambda row: len(row.questions), judge, verdicts, aggregate
-)
+BENCHMARK = JudgedBenchmark("id", read, judge, verdicts, aggregate)
