@@ -17,7 +17,7 @@ from rich.progress import Progress
 from hir_jax.checks import registry
 from hir_jax.data.segments import Encoded, encode
 from hir_jax.engine import Engine
-from hir_jax.eval.accuracy import Shuffled, shuffled
+from hir_jax.eval.accuracy import shuffled
 from hir_jax.eval.benchmarks import BENCHMARKS, PlainText, RuleBenchmark
 from hir_jax.eval.judged.base import JudgedBenchmark, as_instructions
 from hir_jax.eval.responses import Response, response_rows
@@ -141,7 +141,7 @@ def _answers(evaluation: Evaluation):
     written = {"responses": response_rows(benchmark.id, responses)}
     if isinstance(benchmark, JudgedBenchmark):
         return _of_rollout(rollout), written
-    summary, figures, more = _scored(evaluation, benchmark, [row.instruction for row in rows], responses)
+    summary, figures, more = _scored(evaluation, [row.instruction for row in rows], responses)
     # NaN: the prompt has no such figure
     intervals = {name: bootstrap(some) for name, x in figures.items() if len(some := x[~np.isnan(x)])}
     prompts = [
@@ -151,14 +151,9 @@ def _answers(evaluation: Evaluation):
     return summary | _of_rollout(rollout) | {"intervals": intervals}, written | more | {"prompts": prompts}
 
 
-def _scored(
-    evaluation: Evaluation,
-    benchmark: RuleBenchmark,
-    instructions: Sequence[Instruction],
-    responses: Sequence[Response],
-) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, list[dict[str, Any]]]]:
+def _scored(evaluation: Evaluation, instructions: Sequence[Instruction], responses: Sequence[Response]):
     """(summary, figures by prompt with those of the control, files to write) of responses, by the benchmark's rules."""
-    asked = [one.instruction for one in responses]
+    asked, benchmark = [one.instruction for one in responses], evaluation.request.entry
     with ExitStack() as stack:
         verifier = SharedVerifier(open_configured(stack, evaluation.engine.config.constraints))
         scores, summary = score_responses(benchmark, responses, verifier)
@@ -168,7 +163,7 @@ def _scored(
             control, of_control = _shuffle_control(verifier, instructions, responses, scores)
             summary |= {"overlap": control.overlap, "by_type": control.by_type(instructions)}
         else:
-            of_task, answers = _task_control(evaluation, benchmark, instructions, verifier)
+            of_task, answers = _task_control(evaluation, instructions, verifier)
             of_control = of_task | {"following_task": figures["ila"] - of_task["ila_task"]}
             written["task_responses"] = response_rows(benchmark.id, answers)
     return summary, figures | of_control, written
@@ -208,12 +203,9 @@ def _refuse_verbatim(instructions: Sequence[Instruction]) -> None:
 
 
 def _shuffle_control(
-    verifier: SharedVerifier,
-    instructions: Sequence[Instruction],
-    responses: Sequence[Response],
-    scores: Sequence[Score],
-) -> tuple[Shuffled, dict[str, np.ndarray]]:
-    """The control, and its figures by prompt, in the order of `per_prompt`; NaN where a prompt has none."""
+    verifier, instructions: Sequence[Instruction], responses: Sequence[Response], scores: Sequence[Score]
+):
+    """(the control, its figures by prompt in the order of `per_prompt`; NaN where a prompt has none)."""
     own = no_verdicts(len(scores), max(len(score.strict) for score in scores))
     for b, score in enumerate(scores):
         own.satisfied[b, : len(score.strict)], own.known[b, : len(score.known)] = score.strict, score.known
@@ -226,16 +218,14 @@ def _shuffle_control(
     return control, figures | {"distinct": np.bincount(prompt, following.distinct(texts)) / np.bincount(prompt)}
 
 
-def _task_control(
-    evaluation: Evaluation, benchmark: RuleBenchmark, instructions: Sequence[Instruction], verifier: SharedVerifier
-) -> tuple[dict[str, np.ndarray], list[Response]]:
+def _task_control(evaluation: Evaluation, instructions: Sequence[Instruction], verifier: SharedVerifier):
     """(ILA and CLA by prompt of responses to the tasks without their constraints, these responses)."""
     frame = evaluation.engine.backbone.frame
     rows = [encode(frame, dataclasses.replace(q, constraints=()), roles=False) for q in instructions]
     _, answers = evaluation.respond(rows, ", task alone")
     asked = [q for q in instructions for _ in range(evaluation.request.samples)]
     checked = [Response(q, y.text, f"task alone, {q.source}") for q, y in zip(asked, answers, strict=True)]
-    scores, _ = score_responses(benchmark, checked, verifier)
+    scores, _ = score_responses(evaluation.request.entry, checked, verifier)
     found = per_prompt(asked, scores)
     return {f"{name}_task": np.asarray(found[name]) for name in ("ila", "cla")}, answers
 

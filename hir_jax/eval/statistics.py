@@ -98,7 +98,7 @@ def area_under_curve(x: Sequence[float], y: Sequence[float]) -> float:
     """The mean height of a curve between its first and last x, by trapezoids. A single point gives its own height."""
     x, y = np.asarray(x, float), np.asarray(y, float)
     width = x[-1] - x[0]
-    return float(((y[1:] + y[:-1]) / 2 * np.diff(x)).sum() / width) if width else float(y.mean())
+    return float(np.trapezoid(y, x) / width) if width else float(y.mean())
 
 
 def first_reaching(x: Sequence[float], y: Sequence[float], level: float) -> float:

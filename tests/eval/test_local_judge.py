@@ -110,7 +110,7 @@ def test_one_compilation_per_bucket(model):
     before = model.usage.prompt_tokens
     scores(model)
     scores(model, CASES[1::2])
-    assert len(wanted) == 2 and model._score._cache_size() == len(wanted)
+    assert len(wanted) == 2 and model._yes_probability._cache_size() == len(wanted)
     assert model.usage.prompt_tokens - before == sum(lengths) + sum(lengths[1::2])
 
 
@@ -125,7 +125,7 @@ ON_FOUR_DEVICES = """
 import json, sys
 import jax
 from hir_jax.eval import local_judge
-from hir_jax.checks.judge import Case, JudgeSettings
+from hir_jax.checks.judge.soft import Case, JudgeSettings
 assert jax.device_count() == 4
 model = local_judge.LocalModel(JudgeSettings("local", sys.argv[1], max_length=1024, batch_tokens=2048))
 cases, found = [Case(*case) for case in json.loads(sys.argv[2])], {}

@@ -164,30 +164,25 @@ class Fields(NamedTuple):
         if not ok:
             raise RowError(f"{self.place}: {what}")
 
-    def text(self, name: str, *, blank: bool = True) -> str:
-        """A string, which may be blank unless `blank` is False."""
+    def checked(self, name: str, right: Callable[[Any], object], wanted: str) -> Any:
+        """The value of a field; `wanted` says in the error what `right` accepts."""
         value = self.row.get(name)
-        right = isinstance(value, str) and (blank or value.strip())
-        self.require(right, f"{name!r} must be a {'' if blank else 'non-blank '}string, not {value!r}")
+        self.require(right(value), f"{name!r} must be {wanted}, not {value!r}")
         return value
+
+    def text(self, name: str, *, blank: bool = True) -> str:
+        wanted = "a string" if blank else "a non-blank string"
+        return self.checked(name, lambda value: isinstance(value, str) and (blank or value.strip()), wanted)
 
     def number(self, name: str) -> int:
-        value = self.row.get(name)
-        self.require(type(value) is int, f"{name!r} must be an integer, not {value!r}")
-        return value
+        return self.checked(name, lambda value: type(value) is int, "an integer")
 
     def texts(self, name: str) -> tuple[str, ...]:
-        value = self.row.get(name)
-        right = isinstance(value, list) and all(isinstance(one, str) for one in value)
-        self.require(right, f"{name!r} must be a list of strings, not {value!r}")
-        return tuple(value)
+        return tuple(self.checked(name, _are_texts, "a list of strings"))
 
-    def choice(self, name: str, choices: Sequence[str], wanted: str = "") -> str:
-        """One of `choices`, which a message lists unless `wanted` says it in other words."""
-        value = self.row.get(name)
-        wanted = wanted or f"one of {', '.join(choices)}"
-        self.require(value in choices, f"{name!r} must be {wanted}, not {value!r}")
-        return value
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(one, str) for one in value)
 
 
 def read_rows(path: str | Path, make: Callable[[Fields], T], fields: Iterable[Fields] | None = None) -> list[T]:

@@ -65,7 +65,7 @@ def _prompt(fields: Fields) -> CFBenchPrompt:
         fields.require(right, f"a criterion must be a list of four strings, not {one!r}")
         priority = f"a criterion's priority must be {PRIMARY} or {SECONDARY}, not {one[1]!r}"
         fields.require(one[1] in (PRIMARY, SECONDARY), priority)
-    split = fields.choice("split", SPLITS, "easy or hard")
+    split = fields.checked("split", SPLITS.__contains__, "easy or hard")
     texts, priorities, *_ = zip(*criteria, strict=True)
     prompt = fields.text("prompt")  # one published prompt is empty
     return CFBenchPrompt(fields.number("idx"), prompt, fields.text("gold"), split, texts, priorities)

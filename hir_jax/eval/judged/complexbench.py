@@ -128,8 +128,8 @@ def parse(reply: str, published_quirks: bool = False) -> bool | None:
 
 def verdicts(row: ComplexBenchPrompt, response: str, replies: Replies, published_quirks: bool) -> list[Verdict]:
     """One verdict per question; UNDECIDED for a rule of no known kind."""
-    given = zip(row.questions, replies, strict=True)
-    return [_verdict(question, response, reply, published_quirks) for question, reply in given]
+    asked = zip(row.questions, replies, strict=True)
+    return [_verdict(question, response, reply, published_quirks) for question, reply in asked]
 
 
 def _verdict(question: Question, response: str, reply: str | None, published_quirks: bool) -> Verdict:
@@ -165,7 +165,8 @@ def aggregate(
     raw = [_known(row, judgements.get(row.key, ()), published_quirks) for row in rows]
     final = [after_dependencies(row, judged) for row, judged in zip(rows, raw, strict=True)]
     each = [(row, *one) for row, found in zip(rows, final) for one in zip(row.questions, found, strict=True)]
-    tables: dict[str, list[tuple[str, Verdict]]] = collections.defaultdict(list)
+    names = ("category", "category_avg", "task_types", "nested_methods", "grouped", "each")
+    tables: dict[str, list[tuple[str, Verdict]]] = {name: [] for name in names}
     for row, question, verdict in each:
         met = verdict is True
         tables["category"].append((row.category, met))

@@ -86,7 +86,7 @@ def read(path: str | Path, language: str) -> list[FollowBenchPrompt]:
 
 def _prompt(fields: Fields, language: str) -> FollowBenchPrompt:
     level, example = fields.number("level"), fields.number("example_id")
-    kind = fields.choice("constraint_type", TYPES)
+    kind = fields.checked("constraint_type", TYPES.__contains__, f"one of {', '.join(TYPES)}")
     source, target = fields.text("source"), fields.text("target")
     # The initial instruction is empty where the data has none of its own.
     prompt = fields.text("instruction", blank=level == 0)

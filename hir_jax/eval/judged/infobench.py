@@ -45,7 +45,7 @@ def _prompt(fields: Fields) -> InFoBenchPrompt:
     fields.require(questions, "'decomposed_questions' is empty")
     one_each = isinstance(labels, list) and len(labels) == len(questions)
     fields.require(one_each, "'question_label' must be a list with one entry for each question")
-    subset = fields.choice("subset", SUBSETS)
+    subset = fields.checked("subset", SUBSETS.__contains__, f"one of {', '.join(SUBSETS)}")
     instruction, given = fields.text("instruction", blank=False), fields.text("input")
     prompt = f"{instruction}\n\n{given}" if given else instruction
     of_questions = (Fields({"question_label": one}, fields.place).texts("question_label") for one in labels)
