@@ -25,7 +25,7 @@ from hir_jax.checks.judge.soft import Case, JudgeError, JudgeSettings, Keep, Una
 from hir_jax.data.segments import chat_frame
 from hir_jax.model import decoder
 from hir_jax.model.config import ModelConfig
-from hir_jax.model.files.checkpoint import Checkpoint, open_checkpoint
+from hir_jax.model.files.checkpoint import open_checkpoint
 from hir_jax.parallel import mesh as meshes
 
 SHORTEST = 128  # columns of the smallest bucket; each further one is twice as wide
@@ -92,21 +92,20 @@ def _buckets(longest: int) -> list[int]:
 class LocalModel:
     """A `soft.Backend`. JudgeError, CheckpointError, or EncodeError (no chat template) if it cannot be set up.
 
-    Parameters are split over `devices` (all of this process), which also share the rows of a batch. There is at most one
+    Parameters are split over the devices of this process, which also share the rows of a batch. There is at most one
     compilation per bucket: columns are the powers of two from 128 on that are below `max_length`, and `max_length`.
     """
 
-    def __init__(self, settings: JudgeSettings, checkpoint: Checkpoint | None = None, devices=None):
-        checkpoint = checkpoint or open_checkpoint(settings.model)
-        self._settings = settings
-        self._tokenizer = checkpoint.tokenizer
+    def __init__(self, settings: JudgeSettings):
+        checkpoint = open_checkpoint(settings.model)
+        self._settings, self._tokenizer = settings, checkpoint.tokenizer
         frame = chat_frame(self._tokenizer)
         closing = REASONING_END if leaves_reasoning_open(frame.after) else ""
         self._frame = dataclasses.replace(frame, after=frame.after + closing)
         yes, no = yes_no_tokens(self._tokenizer)
         model = dataclasses.replace(checkpoint.config, compute_dtype=settings.dtype, remat="none")
         self._longest = min(settings.max_length, model.max_position)
-        self._mesh = meshes.make_mesh(data=1, fsdp=-1, devices=jax.local_devices() if devices is None else devices)
+        self._mesh = meshes.make_mesh(data=1, fsdp=-1, devices=jax.local_devices())
         shapes = decoder.abstract_params(model, settings.dtype)
         shardings = meshes.parameter_shardings(self._mesh, decoder.param_axes(model), shapes)
         self._params = checkpoint.load_params(jnp.dtype(settings.dtype), shardings)
@@ -137,29 +136,28 @@ class LocalModel:
 
     def _batches(self, encoded: Mapping[Case, list[int]]) -> Iterator[tuple[int, list[Case]]]:
         """(columns, cases) of each forward pass, short ones first."""
-        ways = meshes.row_devices(self._mesh)
         left = sorted(encoded, key=lambda case: len(encoded[case]))
         for columns in _buckets(self._longest):
             fitting = [case for case in left if len(encoded[case]) <= columns]
             left = left[len(fitting) :]
-            size = self._rows(columns, ways)
+            size = self._rows(columns)
             yield from ((columns, fitting[start : start + size]) for start in range(0, len(fitting), size))
 
-    def _rows(self, columns: int, ways: int) -> int:
+    def _rows(self, columns: int) -> int:
+        """The number of rows of a forward pass, a multiple of the devices that share them."""
+        ways = meshes.row_devices(self._mesh)
         return max(1, self._settings.batch_tokens // columns // ways) * ways
 
     def ask(self, cases: Sequence[Case], keep: Keep) -> dict[Case, Unanswered]:
         """Judges all cases that fit, short ones first, until the deadline, which is checked between forward passes."""
         end = time.monotonic() + self._settings.deadline_seconds
         encoded = {case: self._encode(case) for case in cases}
-        failures = {
-            case: Unanswered(
-                soft.TOO_LONG, f"{len(ids)} tokens with the question, and judge.max_length is {self._longest}"
-            )
-            for case, ids in encoded.items()
-            if len(ids) > self._longest
-        }
-        for columns, batch in self._batches({case: ids for case, ids in encoded.items() if case not in failures}):
+        failures = {}
+        for case in [case for case, ids in encoded.items() if len(ids) > self._longest]:
+            tokens = len(encoded.pop(case))
+            too_long = f"{tokens} tokens with the question, and judge.max_length is {self._longest}"
+            failures[case] = Unanswered(soft.TOO_LONG, too_long)
+        for columns, batch in self._batches(encoded):
             if time.monotonic() > end:
                 late = f"not answered within the {self._settings.deadline_seconds:g} s of a batch"
                 failures |= {case: Unanswered(soft.UNANSWERED, late) for case in batch}
@@ -173,7 +171,7 @@ class LocalModel:
 
     def _forward(self, encoded: Sequence[list[int]], columns: int) -> np.ndarray:
         """f32: P(yes) of each list of tokens. Rows of one token fill the batch up to the bucket's fixed number of rows."""
-        rows = self._rows(columns, meshes.row_devices(self._mesh))
+        rows = self._rows(columns)
         tokens, length = np.zeros((rows, columns), np.int32), np.ones(rows, np.int32)
         for row, ids in enumerate(encoded):
             tokens[row, columns - len(ids) :] = ids

@@ -19,7 +19,7 @@ from hir_jax.types import Instruction
 
 UNDECIDED = 2  # the verdict of a ComplexBench rule of no known kind
 Verdict = bool | int | None  # int: UNDECIDED
-Verdicts = Sequence[Verdict]  # on one row
+Judgement = Sequence[Verdict]  # the verdicts on one response, mostly one per question
 Replies = Sequence[str | None]  # of a judge; None: there is none
 Messages = list[dict[str, str]]
 Ask = Callable[[Messages], str | None]  # conversation -> the judge's reply
@@ -57,7 +57,7 @@ class JudgedBenchmark(NamedTuple):
     aggregate: Callable[..., dict[str, Any]]
     questions: Callable[[Any], Sequence[Any]] = lambda row: row.questions
     calls: Callable[[Any], int] = lambda row: len(row.questions)
-    final: Callable[[Any, Verdicts], Verdicts] = lambda row, verdicts: verdicts
+    final: Callable[[Any, Judgement], Judgement] = lambda row, verdicts: verdicts
     undecidable: bool = False
 
     def read_judged(self, path: str | Path) -> list[Any]:
@@ -130,7 +130,7 @@ def agreed(answers: Iterable[bool | None]) -> bool | None:
 # ---- figures
 
 
-def row_accuracies(benchmark: JudgedBenchmark, row: JudgedPrompt, judgement: Verdicts | None) -> dict[str, float]:
+def row_accuracies(benchmark: JudgedBenchmark, row: JudgedPrompt, judgement: Judgement | None) -> dict[str, float]:
     """ILA (1 if all questions about the response are met, else 0) and CLA (the share that is met) of one row.
 
     Dependencies are applied, and unknown counts as not met. `judgement`: made without `published_quirks`.
@@ -145,7 +145,7 @@ def padded(values: Sequence[Any], count: int) -> list[Any]:
     return [*values, *[None] * (count - len(values))]
 
 
-def unknown_counts(judgements: Iterable[Verdicts]) -> dict[str, int]:
+def unknown_counts(judgements: Iterable[Judgement]) -> dict[str, int]:
     """How many verdicts are unknown, and in how many rows."""
     counts = [sum(verdict is None for verdict in verdicts) for verdicts in judgements]
     return {"unknown": sum(counts), "unknown_rows": sum(map(bool, counts))}

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from hir_jax.checks.judge.replies import unfenced, without_reasoning
 from hir_jax.eval.judged import base
-from hir_jax.eval.judged.base import Ask, Fields, JudgedBenchmark, Replies, Verdict, Verdicts
+from hir_jax.eval.judged.base import Ask, Fields, JudgedBenchmark, Judgement, Replies, Verdict
 from hir_jax.eval.statistics import mean
 
 PRIMARY, SECONDARY = "主需", "次需"
@@ -111,7 +111,7 @@ def _number(text: str) -> float | None:
         return None
 
 
-def row_figures(priorities: Sequence[str], scores: Verdicts) -> dict[str, float]:
+def row_figures(priorities: Sequence[str], scores: Judgement) -> dict[str, float]:
     """CSR, ISR and PSR of one row. Scores that are not one per criterion (the fallback's) count as secondary ones."""
     met = [bool(score) for score in scores]
     csr = round(sum(met) / len(met), 2)
@@ -140,7 +140,7 @@ def verdicts(row: CFBenchPrompt, response: str, replies: Replies, published_quir
 
 
 def aggregate(
-    rows: Sequence[CFBenchPrompt], judgements: Mapping[int, Verdicts | Reading], published_quirks: bool = False
+    rows: Sequence[CFBenchPrompt], judgements: Mapping[int, Judgement | Reading], published_quirks: bool = False
 ) -> dict[str, Any]:
     """`easy`, `hard` and `full`: CSR, ISR, PSR (absent without rows); `rows`, `criteria`, and what is unknown.
 
@@ -160,7 +160,7 @@ def aggregate(
     return summary
 
 
-def _reading(row: CFBenchPrompt, judgement: Verdicts | Reading | None, published_quirks: bool) -> Reading:
+def _reading(row: CFBenchPrompt, judgement: Judgement | Reading | None, published_quirks: bool) -> Reading:
     if isinstance(judgement, Reading):
         return judgement
     scores = base.padded(judgement or (), len(row.criteria))

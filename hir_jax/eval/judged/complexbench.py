@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 from hir_jax.checks.judge.replies import without_reasoning
 from hir_jax.eval.judged import base, complexbench_rules
-from hir_jax.eval.judged.base import UNDECIDED, Ask, Fields, JudgedBenchmark, Replies, Verdict, Verdicts
+from hir_jax.eval.judged.base import UNDECIDED, Ask, Fields, JudgedBenchmark, Judgement, Replies, Verdict
 from hir_jax.eval.statistics import share, shares
 from hir_jax.textfiles import RowError, read_json, read_jsonl, read_lines
 
@@ -142,7 +142,7 @@ def _verdict(question: Question, response: str, reply: str | None, published_qui
     return complexbench_rules.check(question.rule, found, published_quirks)
 
 
-def after_dependencies(row: ComplexBenchPrompt, judged: Verdicts) -> list[Verdict]:
+def after_dependencies(row: ComplexBenchPrompt, judged: Judgement) -> list[Verdict]:
     """One verdict per question: False if it or one it depends on is; else unknown if one of them is; else its own."""
     found = []
     for own, question in zip(judged, row.questions, strict=True):
@@ -152,7 +152,7 @@ def after_dependencies(row: ComplexBenchPrompt, judged: Verdicts) -> list[Verdic
 
 
 def aggregate(
-    rows: Sequence[ComplexBenchPrompt], judgements: Mapping[int, Verdicts], published_quirks: bool = False
+    rows: Sequence[ComplexBenchPrompt], judgements: Mapping[int, Judgement], published_quirks: bool = False
 ) -> dict[str, Any]:
     """DRFR `overall_drfr`, by labels of the rows and of the questions, and the coherent test.
 
@@ -182,7 +182,7 @@ def aggregate(
     return summary | base.unknown_counts(raw)
 
 
-def _known(row: ComplexBenchPrompt, judgement: Verdicts, published_quirks: bool) -> list[Verdict]:
+def _known(row: ComplexBenchPrompt, judgement: Judgement, published_quirks: bool) -> list[Verdict]:
     """A verdict for each question: UNDECIDED is unknown; with `published_quirks` it stays, and unknown is not met."""
     found = base.padded(judgement, len(row.questions))
     if published_quirks:
@@ -190,7 +190,7 @@ def _known(row: ComplexBenchPrompt, judgement: Verdicts, published_quirks: bool)
     return [None if one is not None and one == UNDECIDED else one for one in found]
 
 
-def coherence(rows: Sequence[ComplexBenchPrompt], final: Sequence[Verdicts]) -> dict[str, dict[str, float | None]]:
+def coherence(rows: Sequence[ComplexBenchPrompt], final: Sequence[Judgement]) -> dict[str, dict[str, float | None]]:
     """The coherent test, of groups by the number of Selection questions in their first row (groups without one are left out).
 
     `origin` is the share of rows in which nothing failed, `coherent` the share of groups that have only such rows;

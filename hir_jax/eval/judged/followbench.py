@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 from hir_jax.checks.judge.replies import without_reasoning, yes_or_no
 from hir_jax.eval.judged import base, followbench_rules
-from hir_jax.eval.judged.base import Ask, Fields, JudgedBenchmark, Replies, Verdict, Verdicts
+from hir_jax.eval.judged.base import Ask, Fields, JudgedBenchmark, Judgement, Replies, Verdict
 from hir_jax.eval.statistics import mean
 from hir_jax.textfiles import RowError
 
@@ -150,7 +150,7 @@ def verdicts(row: FollowBenchPrompt, response: str, replies: Replies, published_
 
 
 def aggregate(
-    rows: Sequence[FollowBenchPrompt], judgements: Mapping[str, Verdicts | None], published_quirks: bool = False
+    rows: Sequence[FollowBenchPrompt], judgements: Mapping[str, Judgement | None], published_quirks: bool = False
 ) -> dict[str, Any]:
     """Per constraint type HSR and SSR (levels 1 to 5, percent), CSL, the weighted means and `groups`; over all types the
     weighted means; `rows`, `constraints` (verdicts), and what is unknown of them. A group counts if any of its rows is given."""
@@ -187,7 +187,7 @@ def _figures(groups: Sequence[Mapping[int, list[Verdict] | None]], published_qui
     return figures | {"CSL": round(sum(runs) / len(groups), 1), "groups": len(groups)}
 
 
-def _met(found: Verdicts | None, published_quirks: bool) -> tuple[float, float]:
+def _met(found: Judgement | None, published_quirks: bool) -> tuple[float, float]:
     """(1 if all constraints of a row are met, else 0; the share that is met)."""
     if not found:
         return 0, 0

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from hir_jax.checks.judge.replies import without_reasoning, yes_or_no
 from hir_jax.eval.judged import base
-from hir_jax.eval.judged.base import Ask, Fields, JudgedBenchmark, Replies, Verdict, Verdicts
+from hir_jax.eval.judged.base import Ask, Fields, JudgedBenchmark, Judgement, Replies, Verdict
 from hir_jax.eval.statistics import share, shares
 
 SUBSETS = ("Easy_set", "Hard_set")
@@ -82,7 +82,7 @@ def verdicts(row: InFoBenchPrompt, response: str, replies: Replies, published_qu
 
 
 def aggregate(
-    rows: Sequence[InFoBenchPrompt], judgements: Mapping[str, Verdicts], published_quirks: bool = False
+    rows: Sequence[InFoBenchPrompt], judgements: Mapping[str, Judgement], published_quirks: bool = False
 ) -> dict[str, Any]:
     """DRFR `overall`, per subset and per label (a question counts for each of its labels); `rows`, `questions` (those
     counted), `met`, what is unknown of them and, with `published_quirks`, `not_counted`."""
