@@ -1,6 +1,6 @@
 """Accuracies of responses to instructions, and the control of `hir.following`, which checks them against other constraints.
 
-The control asks the rules alone: constraints that a judge or a code checker decides are left out on both sides, and prompts
+The control uses rules only: constraints that a judge or a code checker decides are left out on both sides, and prompts
 are grouped by how many other constraints they hold. Its permutation in training is drawn anew each step, from the config's
 seed and the step. On held-out instructions and in evaluations it is the same for all runs and steps, so that their figures
 are paired.
@@ -35,8 +35,8 @@ def _code(constraint: Constraint) -> str:
 
 
 def constraint_codes(instructions: Sequence[Instruction], width: int) -> np.ndarray:
-    """i32[N, width]: equal numbers for constraints of equal id and arguments; -1 for those that a decider decides, and behind
-    the last one."""
+    """i32[N, width]: equal numbers for constraints of equal id and arguments; -1 for constraints that a judge or a code checker
+    decides, and after the last constraint."""
     known, found = {}, np.full((len(instructions), width), -1, np.int32)
     for n, instruction in enumerate(instructions):
         for c, constraint in enumerate(instruction.constraints):
@@ -78,7 +78,7 @@ class Shuffled(NamedTuple):
 
 
 def _without_others(instructions: Sequence[Instruction], own: Verdicts, seed: Sequence[int], shifts: int) -> Shuffled:
-    """The control before anything is checked: whose constraints each response is checked against, but no `others` yet."""
+    """The control before it is checked: it says against whose constraints each response is checked; `others` is still empty."""
     codes = constraint_codes(instructions, own.present.shape[1])
     counted, samples = codes >= 0, len(own.present) // len(instructions)
     other = following.shuffles(counted.sum(-1), seed, shifts)
@@ -87,8 +87,10 @@ def _without_others(instructions: Sequence[Instruction], own: Verdicts, seed: Se
 
 
 def shuffled(verifier: Verifier, instructions: Sequence[Instruction], texts: Sequence[str], own: Verdicts) -> Shuffled:
-    """The control of B = N * S texts, S of each instruction in turn. own: the verdicts on them, bool[B, C]. A check that looks at
-    the request is given the one whose constraints it is about."""
+    """The control of B = N * S texts, S of each instruction in turn. own: the verdicts on them, bool[B, C].
+
+    A check that looks at the request gets the request that its constraints come from.
+    """
     control = _without_others(instructions, own, _FIXED_SEED, following.EVALUATION_SHIFTS)
     counted, samples = control.codes >= 0, len(texts) // len(instructions)
     pairs, rows = np.argwhere(following.of_rows(control.other, samples) >= 0), []
@@ -124,8 +126,8 @@ def accuracies(
 def control_of_step(
     engine: Engine, verifier: Verifier, rows: Sequence[Encoded], rollout: Rollout, own: Verdicts, step: int, conditions
 ) -> dict[str, float]:
-    """The control of a training step's samples, by one shift of its prompts; arguments, and who checks what, as in
-    `rollouts.verify`. Responses whose own ILA is undecided are not checked again."""
+    """The control of a training step's samples, by one shift of its prompts. Arguments, and the division of the checks between
+    device and processes, are as in `rollouts.verify`. Responses whose own ILA is undecided are not checked again."""
     seed = engine.config.seed, step
     control = _without_others([row.instruction for row in rows], own, seed, following.TRAINING_SHIFTS)
     samples, width = len(rollout.filled) // len(rows), own.present.shape[1]

@@ -36,7 +36,7 @@ CONTROLS = (SHUFFLE, TASK) = ("shuffle", "task")
 
 
 class Request(NamedTuple):
-    """How a run is asked to answer a benchmark."""
+    """Which benchmark a run answers, and how."""
 
     benchmark: str
     prompts: str | None = None
@@ -58,7 +58,7 @@ class Request(NamedTuple):
         return f"{self.benchmark}{text}-step-{step}{decoding}{limited}{control}"
 
     def refuse_contradictions(self) -> None:
-        """InputError for what does not go together."""
+        """InputError for flags that contradict each other."""
         if not (self.temperature >= 0):
             raise InputError(f"--temperature={self.temperature}: it must not be negative (0 is greedy)")
         if self.samples > 1 and not self.temperature:
@@ -70,7 +70,7 @@ class Request(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """A run's model, as it is asked to answer a benchmark; `label` names both on the terminal."""
+    """A run's model and the request that it answers; `label` names the run on the terminal."""
 
     engine: Engine
     params: Any
@@ -170,7 +170,7 @@ def _scored(evaluation: Evaluation, instructions: Sequence[Instruction], respons
 
 
 def _instructions(config, request: Request, console: Console) -> list[Instruction]:
-    """The benchmark's prompts that can be used; what is wrong with the others is said on the terminal."""
+    """The benchmark's usable prompts. Why the others are left out is printed on the terminal."""
     benchmark, errors = request.entry, []
     if isinstance(benchmark, RuleBenchmark) and benchmark.of_config:
         instructions = benchmark.of_config(config)
@@ -205,7 +205,7 @@ def _refuse_verbatim(instructions: Sequence[Instruction]) -> None:
 def _shuffle_control(
     verifier, instructions: Sequence[Instruction], responses: Sequence[Response], scores: Sequence[Score]
 ):
-    """(the control, its figures by prompt in the order of `per_prompt`; NaN where a prompt has none)."""
+    """(the control, its figures by prompt): prompts are in the order of `per_prompt`, NaN stands for no figure."""
     own = no_verdicts(len(scores), max(len(score.strict) for score in scores))
     for b, score in enumerate(scores):
         own.satisfied[b, : len(score.strict)], own.known[b, : len(score.known)] = score.strict, score.known
@@ -219,7 +219,7 @@ def _shuffle_control(
 
 
 def _task_control(evaluation: Evaluation, instructions: Sequence[Instruction], verifier: SharedVerifier):
-    """(ILA and CLA by prompt of responses to the tasks without their constraints, these responses)."""
+    """(ILA and CLA by prompt, responses) of responses to the tasks without their constraints, checked against these."""
     frame = evaluation.engine.backbone.frame
     rows = [encode(frame, dataclasses.replace(q, constraints=()), roles=False) for q in instructions]
     _, answers = evaluation.respond(rows, ", task alone")
@@ -246,8 +246,11 @@ def _of_rollout(rollout: Rollout) -> dict[str, float]:
 
 
 def _perplexity(evaluation: Evaluation):
-    """(summary, files to write) of plain text: nats a token of each window of max_response tokens, given the token before it, at
-    temperature 1 whatever the run samples at. The interval is of the mean over windows, which counts a short last one fully."""
+    """(summary, files to write) of plain text: nats per token of each window of max_response tokens, given the token before it.
+
+    The log-probs are at temperature 1, at whichever temperature the run samples. The interval is that of the mean over windows,
+    in which a short last one counts as much as the others.
+    """
     engine, request = evaluation.engine, evaluation.request
     if request.prompts is None:
         raise InputError("--benchmark=text needs --prompts=FILE, a file of plain text")

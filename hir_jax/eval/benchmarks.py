@@ -33,7 +33,7 @@ class RuleBenchmark(NamedTuple):
 
 
 class PlainText(NamedTuple):
-    """A text, on which a model's perplexity is measured."""
+    """A plain text, on which a model's perplexity is measured."""
 
 
 def _strictly(read: Callable[[str | Path], list[Instruction]]):
@@ -66,7 +66,6 @@ BENCHMARKS: dict[str, RuleBenchmark | JudgedBenchmark | PlainText] = {
     "unseen": RuleBenchmark(of_config=_of_config("unseen")),
     "text": PlainText(),
 }
-SCORED = [
-    name for name, one in BENCHMARKS.items() if isinstance(one, RuleBenchmark) and one.read
-]  # by rules, from files
-JUDGED = [name for name, one in BENCHMARKS.items() if isinstance(one, JudgedBenchmark)]
+# Those whose recorded responses are scored by rules, and those whose responses are judged
+SCORED = [name for name, entry in BENCHMARKS.items() if isinstance(entry, RuleBenchmark) and entry.read]
+JUDGED = [name for name, entry in BENCHMARKS.items() if isinstance(entry, JudgedBenchmark)]

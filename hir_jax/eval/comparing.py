@@ -17,14 +17,14 @@ Differences = dict[str, dict[str, Interval]]  # name of a run -> figure -> diffe
 
 
 def differences(runs: Mapping[str, Mapping[Hashable, Mapping[str, float]]]) -> Differences:
-    """The `paired_differences` of each run but the first from it. runs: name -> prompt -> figure -> value."""
+    """`paired_differences` from the first run, of each other one. runs: name -> prompt -> figure -> value."""
     (_, first), *others = runs.items()
     return {name: paired_differences(first, found) for name, found in others}
 
 
 def differences_of_evaluations(directories: Mapping[str, Path]) -> Differences:
-    """The same of evaluations by the name of the run, from their prompts.jsonl. InputError if one has no prompt in common with
-    the first."""
+    """`differences` of runs, from the prompts.jsonl in their evaluations' directories. InputError for a run that has no prompt in
+    common with the first."""
     runs = {}
     for name, directory in directories.items():
         rows = [row for _, row in read_jsonl(directory / "prompts.jsonl")]

@@ -30,16 +30,8 @@ from typing import Any, NamedTuple
 from hir_jax.checks.judge.replies import shown
 from hir_jax.checks.judge.soft import JudgeSettings, Unanswered, digest
 from hir_jax.eval.benchmarks import BENCHMARKS
-from hir_jax.eval.judged.base import (
-    UNDECIDED,
-    JudgedBenchmark,
-    JudgedPrompt,
-    Messages,
-    Verdict,
-    as_instructions,
-    padded,
-    row_accuracies,
-)
+from hir_jax.eval.judged import base
+from hir_jax.eval.judged.base import UNDECIDED, JudgedBenchmark, JudgedPrompt, Messages, Verdict
 from hir_jax.eval.responses import RefusedError, check_output, read_responses
 from hir_jax.eval.statistics import bootstrap
 from hir_jax.run.files import Appender
@@ -56,7 +48,7 @@ class Record(NamedTuple):
 
 
 class Answered(NamedTuple):
-    """A benchmark's prompts and, by key, the responses to some of them. `records`, here, are judgements by key."""
+    """A benchmark's prompts and, by key, the responses to some of them. The methods take records by key."""
 
     benchmark: JudgedBenchmark
     prompts: Sequence[JudgedPrompt]
@@ -146,7 +138,7 @@ def _list(found: dict[str, Any], name: str, what: str, count: int, usable: Calla
         raise ValueError(f"{name!r} must be a list of {what} and nulls")
     if len(values) > count:
         raise ValueError(f"{name!r} has {len(values)} entries, and the prompt {count}")
-    return padded(values, count)
+    return base.padded(values, count)
 
 
 # ---- asking a judge
@@ -250,7 +242,7 @@ def judge_files(
     plain = answered.judgements(found, published_quirks=False)
     judged = answered.judgements(found, published_quirks) if published_quirks else plain
     summary = benchmark.aggregate(answered.rows, judged, published_quirks)
-    figures = {row.key: row_accuracies(benchmark, row, plain[row.key]) for row in answered.rows}
+    figures = {row.key: base.row_accuracies(benchmark, row, plain[row.key]) for row in answered.rows}
     intervals = {figure: bootstrap([one[figure] for one in figures.values()]) for figure in ("ila", "cla")}
     return summary | {"missing": len(rows) - len(texts), "intervals": intervals}, figures, errors
 
@@ -260,7 +252,7 @@ def _responses(
 ) -> tuple[dict[Any, str], list[RowError]]:
     """Responses by key of the prompt; a second one for a prompt is an error."""
     texts: dict[Any, str] = {}
-    readable, errors = read_responses(path, as_instructions(rows, path), benchmark.id)
+    readable, errors = read_responses(path, base.as_instructions(rows, path), benchmark.id)
     for response in readable:
         if response.instruction.key in texts:
             errors.append(RowError(f"{response.label}: a second response for {response.instruction.key!r}"))
@@ -270,7 +262,7 @@ def _responses(
 
 
 def _ask(answered: Answered, output: str, settings: JudgeSettings):
-    """`judge_responses` by the judge of the settings, whose use is told on stderr."""
+    """`judge_responses` by the judge of the settings; its usage is printed on stderr."""
     from hir_jax.checks.judge.endpoint import Endpoint  # takes seconds, and recorded judgements do without
 
     endpoint = Endpoint(settings)

@@ -50,8 +50,8 @@ def score_responses(
 
 
 def _scores(responses: Sequence[Response], verifier: Verifier, with_loose: bool) -> list[Score]:
-    """The loose check runs where the strict one says no: a strict pass is a loose one by definition, and a check that
-    failed or timed out on the response as it is would do so again, since that is the first of the loose forms."""
+    """The scores of some responses. The loose check runs only where the strict one says no: a strict pass is a loose one by
+    definition, and a check that raised or timed out on the response would do so again, as it is the first loose form."""
     rows = [response.row for response in responses]
     width = max((len(row.constraints) for row in rows), default=0)
     strict = verifier.verify(rows, width)

@@ -16,7 +16,7 @@ from hir_jax.checks.verifier import Decider, Verifier
 
 
 def judge_settings(judge: str, options: Sequence[str]) -> JudgeSettings:
-    """Settings from "KIND:MODEL" ("" for no judge) and NAME=VALUE strings. JudgeError names what is wrong."""
+    """The settings of --judge, "KIND:MODEL" or "" for no judge, and --judge_option, NAME=VALUE. JudgeError says what is wrong."""
     if not judge:
         if options:
             raise JudgeError("--judge_option is given, but no --judge")
@@ -39,7 +39,7 @@ def judge_settings(judge: str, options: Sequence[str]) -> JudgeSettings:
 
 
 def open_judge(settings: JudgeSettings) -> Judge:
-    """The judge of soft constraints, to be closed in the end. JudgeError if it cannot be set up."""
+    """The judge of soft constraints, which the caller closes. JudgeError if it cannot be set up."""
     if not settings.kind:
         raise JudgeError("no judge is configured: set its kind to 'endpoint' or 'local'")
     cache = VerdictCache(settings.cache)

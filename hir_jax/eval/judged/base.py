@@ -122,7 +122,7 @@ def upper_case_answers(text: str) -> list[bool]:
 
 
 def agreed(answers: Iterable[bool | None]) -> bool | None:
-    """The answer that all give, as far as they give one; None if two differ or there is none."""
+    """The one answer that is given; None if there is none or two differ. None among the answers does not count."""
     given = set(answers) - {None}
     return given.pop() if len(given) == 1 else None
 
@@ -141,7 +141,7 @@ def row_accuracies(benchmark: JudgedBenchmark, row: JudgedPrompt, judgement: Jud
 
 
 def padded(values: Sequence[Any], count: int) -> list[Any]:
-    """The values, and None for each that is missing of `count`."""
+    """The values, filled up with None to `count`."""
     return [*values, *[None] * (count - len(values))]
 
 
@@ -165,7 +165,7 @@ class Fields(NamedTuple):
             raise RowError(f"{self.place}: {what}")
 
     def checked(self, name: str, right: Callable[[Any], object], wanted: str) -> Any:
-        """The value of a field; `wanted` says in the error what `right` accepts."""
+        """The value of a field, if `right` accepts it; `wanted` says in the error what would be accepted."""
         value = self.row.get(name)
         self.require(right(value), f"{name!r} must be {wanted}, not {value!r}")
         return value

@@ -71,7 +71,7 @@ def _prompt(fields: Fields) -> CFBenchPrompt:
     return CFBenchPrompt(fields.number("idx"), prompt, fields.text("gold"), split, texts, priorities)
 
 
-read = partial(base.read_rows, make=_prompt)  # of a file
+read = partial(base.read_rows, make=_prompt)
 
 
 def parse(reply: str, criteria: Sequence[str]) -> list[bool] | None:
@@ -89,7 +89,7 @@ def parse(reply: str, criteria: Sequence[str]) -> list[bool] | None:
 
 
 def parse_published(reply: str, criteria: Sequence[str]) -> Reading:
-    """What the published scorer reads if the judge gives this reply in all its tries."""
+    """The published scorer's reading of a reply, if the judge gives the same reply in all tries."""
     reply = without_reasoning(reply)
     pairs = [block.split("\t") for block in reply.split("\n\n")]
     if [pair[0] for pair in pairs] == list(criteria) and all(len(pair) == 2 for pair in pairs):

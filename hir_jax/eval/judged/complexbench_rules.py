@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from hir_jax.eval.judged.base import UNDECIDED
 
-Forms = tuple[Callable[[str], str], ...]  # of a text
+Forms = tuple[Callable[[str], str], ...]  # ways to change a text before a check
 HEADING = "【模型回复中评分问题的评测对象】\n"
 OBJECTS = ("评分对象：", "评测对象：", "：")
 NOTES = ("\n\n请注意", "\n\n**注意", "\n\n注意")
@@ -205,7 +205,7 @@ def _starts_in_order(found: Sequence[str], value: str) -> bool:
 
 
 def _ends_but_the_last(found: Sequence[str], value: str) -> bool:
-    """Whether all pieces end so, of several all but the last."""
+    """Whether every piece ends with the value; the last of several pieces is not checked."""
     texts = [wide(one) for one in (found[:-1] if len(found) > 1 else found) if one]
     return all(ends(text, value) or ends(unquoted(text), value) for text in texts)
 

@@ -60,8 +60,8 @@ def _levels(
     of: _Language, *, names: Sequence[str], lavish: str, place: str, operation: str, stuff: str, bus: str, inside: str, we: str,
     activations: str, plain: Check, finite: Check, no_delay: Check, ongoing: Check,
 ) -> dict[str, list[Check]]:  # fmt: skip
-    """Source -> the check that each level, 1 to 5, adds to those before. The arguments are the words of a language, by the
-    English ones, and its checks of grammar."""
+    """Source -> the check that each level, 1 to 5, adds. The texts are words of the language, named after the English ones; the
+    checks look for its grammar."""
 
     def has(word: str) -> Check:
         return lambda text: of.has(text, word)

@@ -52,7 +52,7 @@ def _prompt(fields: Fields) -> InFoBenchPrompt:
     return InFoBenchPrompt(fields.text("id", blank=False), prompt, given, subset, questions, tuple(of_questions))
 
 
-read = partial(base.read_rows, make=_prompt)  # of a file
+read = partial(base.read_rows, make=_prompt)
 
 
 _FIRST_WORD = re.compile(r"[\W_]*(yes|no)(?![^\W_])", re.IGNORECASE)
@@ -109,7 +109,8 @@ def aggregate(
 
 
 def judge(row: InFoBenchPrompt, response: str, ask: Ask, earlier: Replies = ()) -> list[str | None]:
-    """Goes on after a reply that cannot be read, but not after a missing one, since later questions build on the earlier."""
+    """The replies of one conversation, which ends at a missing reply, since later questions build on it, but not at one that
+    cannot be read."""
     given = {"input": row.input} if row.input else {}
     messages = base.opening(SYSTEM, row.questions[0], **given, **{"generated text": response})
     replies: list[str | None] = []
