@@ -17,7 +17,7 @@ from absl import flags
 from hir_jax import config as configs
 from hir_jax import pathflags
 from hir_jax.engine import Engine
-from hir_jax.evaluate import restored_params
+from hir_jax.eval.answering import restored_params
 from hir_jax.model import decoder
 from hir_jax.model.config import COMPUTE_DTYPES
 from hir_jax.model.files import hf, peft

@@ -69,6 +69,8 @@ def run(main: Callable[[Sequence[str]], int | None], doc: str, **how) -> None:
 
     def guarded(argv: Sequence[str]) -> int | None:
         try:
+            if argv[1:]:
+                raise InputError(f"unexpected argument {argv[1]!r}: flags are given as --name=value")
             return main(argv)
         except (InputError, OSError) as error:
             sys.exit(f"error: {error}")

@@ -1,4 +1,4 @@
-"""Samples of a step and their verdicts, by the host: further rounds where failures to replay lack, checks that need text."""
+"""Samples a step's responses and verifies them on the host, with further rounds if there are too few failures to replay."""
 
 from __future__ import annotations
 
@@ -31,14 +31,21 @@ class Clock:
         self._last = now
 
 
+def no_verdicts(*shape: int) -> Verdicts:
+    """Verdicts bool[*shape] (NumPy) without any constraint, to be filled in."""
+    return Verdicts(*(np.zeros(shape, bool) for _ in Verdicts._fields))
+
+
 def verify(
     engine: Engine, verifier: Verifier, rows: list[Encoded], rollout: Rollout, wanted, width: int, step: int, conditions
 ) -> Verdicts:
-    """The constraints `wanted`, bool[B, C] or bool[B, 1]; row b belongs to prompt b // (B / N). `conditions`: of the N
-    prompts, for the device to decide first, or None; of what is left each process decides its share, and `processes.union` of
-    them is whole."""
-    samples, per_prompt = len(rollout.filled), len(rollout.filled) // len(rows)
-    found = Verdicts(*(np.zeros((samples, width), bool) for _ in Verdicts._fields))
+    """Verdicts bool[B, width] on the constraints `wanted`, bool[B, C] or bool[B, 1]; row b belongs to prompt b // (B / N).
+
+    conditions: those of the N prompts, which the device decides first, or None. Each process decides its share of what is left,
+    so that only `processes.union` of the results is complete.
+    """
+    per_prompt = len(rollout.filled) // len(rows)
+    found = no_verdicts(len(rollout.filled), width)
     if conditions is not None:
         found = Verdicts(*map(np.array, engine.check(conditions, rollout)))
     for b, present in enumerate(found.present):
@@ -61,13 +68,13 @@ def verify(
 
 
 class SharedVerifier:
-    """A Verifier whose rows are shared out: each process, asked for all of them, checks its share, and gets all verdicts."""
+    """A Verifier that shares out its rows: each process is asked for all of them, checks its share, and gets all verdicts."""
 
     def __init__(self, verifier: Verifier):
         self._verifier = verifier
 
     def verify(self, rows: Sequence[Row], width: int, *, loose: bool = False) -> Verdicts:
-        found = Verdicts(*(np.zeros((len(rows), width), bool) for _ in Verdicts._fields))
+        found = no_verdicts(len(rows), width)
         mine = processes.share(np.arange(len(rows)))
         for whole, part in zip(found, self._verifier.verify([rows[i] for i in mine], width, loose=loose), strict=True):
             whole[mine] = part
@@ -78,7 +85,7 @@ def sample_and_verify(
     engine: Engine, verifier: Verifier, params, rows, prompts: PromptBatch, ids, step: int, clock: Clock, conditions
 ) -> tuple[Rollout, Verdicts]:
     """Responses with ids i32[N, S] and their verdicts. Responses that end early are verified while the others are still
-    being decoded, except where the device has a say, which is busy then."""
+    being decoded, unless the device, which is busy then, takes part in the checks."""
     width = prompts.parts.present.shape[1]
     how = params, prompts, ids, engine.key(SAMPLE, step), engine.settings.rollout_sampling
     if conditions is not None:
@@ -87,7 +94,7 @@ def sample_and_verify(
         found = processes.union(verify(engine, verifier, rows, whole, whole.filled[:, None], width, step, conditions))
         clock.lap("verify")
         return whole, found
-    verdicts = Verdicts(*(np.zeros((ids.size, width), bool) for _ in Verdicts._fields))
+    verdicts = no_verdicts(ids.size, width)
     for rollout, complete in engine.sample_in_parts(*how):
         clock.lap("sample")
         if complete.any():
@@ -102,7 +109,7 @@ def sample_and_verify(
 def roll_out(
     engine: Engine, verifier: Verifier, params, rows, prompts: PromptBatch, step: int, clock: Clock, conditions=None
 ):
-    """Samples m responses a prompt (m + k without replay), verifies them, and samples more where failures to replay lack.
+    """Samples m responses a prompt (m + k without replay), verifies them, and samples more if there are too few failures.
 
     Returns (Rollout, Verdicts) of N * (m + k) slots and the number e of further rounds.
     """

@@ -25,12 +25,12 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from hir_jax import config as configs
-from hir_jax import deciders, pathflags
+from hir_jax import pathflags
 from hir_jax.checks.device import on_device
-from hir_jax.checks.judge.soft import JudgeSettings
 from hir_jax.data import dataset
 from hir_jax.engine import Engine
 from hir_jax.eval.accuracy import accuracies, control_of_step
+from hir_jax.eval.verifiers import deciders_of, open_configured
 from hir_jax.export import write_model
 from hir_jax.hir.methods import METHODS
 from hir_jax.parallel import mesh as meshes
@@ -66,13 +66,9 @@ class Run:
         fresh = processes.agree(self._claim)
         self.console = Console(quiet=not processes.first())
         self.engine = Engine(config)
-        k = config.constraints
-        judge = JudgeSettings(**k.judge)
-        wanted = deciders.enabled(judge, k.code_checkers)
+        wanted = deciders_of(config.constraints)
         self.data = dataset.load(config, self.engine.backbone.frame, self.engine.backbone.end_id, wanted)
-        self.verifier = deciders.open_verifier(
-            stack, judge, code_checkers=k.code_checkers, workers=k.workers, timeout_seconds=k.timeout_seconds
-        )
+        self.verifier = open_configured(stack, config.constraints)
         self.conditions, self.on_device = self._conditions()
         if fresh:
             processes.agree(self._write_config)

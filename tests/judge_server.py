@@ -12,7 +12,7 @@ from pathlib import Path
 
 from hir_jax.checks.judge.soft import SOFT, JudgeSettings
 from hir_jax.checks.verifier import Question
-from hir_jax.deciders import open_judge
+from hir_jax.eval.verifiers import open_judge
 from hir_jax.types import Constraint
 
 PATH = "/v1/chat/completions"

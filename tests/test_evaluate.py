@@ -11,10 +11,13 @@ import pytest
 from small_runs import small_config
 
 from hir_jax import config as configs
-from hir_jax import judged, score
 from hir_jax.checks.verifier import Verifier
 from hir_jax.engine import Engine
-from hir_jax.evaluate import Request, differences, evaluate, evaluate_run, restored_params
+from hir_jax.eval.answering import Request, evaluate_run, restored_params
+from hir_jax.eval.comparing import differences_of_evaluations
+from hir_jax.eval.judging import judge_files
+from hir_jax.eval.scoring import score_files
+from hir_jax.evaluate import evaluate
 from hir_jax.model import decoder
 from hir_jax.run.checkpoints import Checkpoints
 from hir_jax.train import train
@@ -67,9 +70,7 @@ def test_verdicts_are_those_of_the_scorer_on_the_same_responses(greedy, tmp_path
     prompts, summary, out = greedy
     verdicts = tmp_path / "verdicts.jsonl"
     with Verifier(0, 5.0) as verifier:
-        expected, errors = score.score_files(
-            "ifeval", str(prompts), str(out / "responses.jsonl"), str(verdicts), verifier
-        )
+        expected, errors = score_files("ifeval", str(prompts), str(out / "responses.jsonl"), str(verdicts), verifier)
     assert errors == [] and summary == summary | expected | {"step": 1}
     assert json.loads((out / "summary.json").read_text()) == json.loads(json.dumps(summary))
     assert summary["intervals"]["ila"].mean == pytest.approx(expected["prompt_strict"])
@@ -159,7 +160,7 @@ def test_responses_for_a_judge(run, tmp_path):
     assert [(row["key"], row["prompt"]) for row in written] == [
         (f"content/1/{n}", levels[n]["instruction"]) for n in range(1, 6)
     ]
-    scored, _, errors = judged.score_files("followbench", str(prompts), str(out / "responses.jsonl"), os.devnull)
+    scored, _, errors = judge_files("followbench", str(prompts), str(out / "responses.jsonl"), os.devnull)
     assert (scored["rows"], scored["missing"], errors) == (5, 0, [])
     with pytest.raises(InputError, match="one response to each prompt"):
         evaluate_run(config(), run, Request("followbench", str(prompts), None, 1.0, samples=2))
@@ -213,11 +214,11 @@ def test_differences_are_paired_over_common_prompts(tmp_path):
         lines = [{"key": k, "prompt": f"prompt {k}", "ila": v} for k, v in zip(keys, values, strict=True)]
         lines.append({"key": "6", "prompt": f"of {name}'s config", "ila": 0})
         (tmp_path / name / "prompts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    mean, low, high = differences({name: tmp_path / name for name in "ab"})["b"]["ila"]
+    mean, low, high = differences_of_evaluations({name: tmp_path / name for name in "ab"})["b"]["ila"]
     assert mean == pytest.approx(1 / 3) and 0 <= low < mean < high <= 1  # on 2, 3 and 4: 0, 1, 0
     (tmp_path / "b" / "prompts.jsonl").write_text(json.dumps({"key": "1", "prompt": "other", "ila": 1}) + "\n")
     with pytest.raises(InputError, match="b: it answered none of the prompts that a did"):
-        differences({name: tmp_path / name for name in "ab"})
+        differences_of_evaluations({name: tmp_path / name for name in "ab"})
 
 
 def test_a_run_is_evaluated_with_its_own_config(run):

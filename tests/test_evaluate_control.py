@@ -10,7 +10,7 @@ from small_runs import rows, small_config
 from hir_jax.checks import registry
 from hir_jax.data import dataset
 from hir_jax.data.templates import render
-from hir_jax.evaluate import TASK, Request, evaluate_run
+from hir_jax.eval.answering import TASK, Request, evaluate_run
 from hir_jax.hir import following
 from hir_jax.train import train
 from hir_jax.types import InputError

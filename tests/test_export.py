@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 from small_runs import ROOT
 
 from hir_jax.engine import Engine
-from hir_jax.evaluate import restored_params
+from hir_jax.eval.answering import restored_params
 from hir_jax.export import export_run
 from hir_jax.model import decoder, lora
 from hir_jax.model.files import hf

@@ -12,11 +12,13 @@ import pytest
 import wrong_results
 from hir16k_rows import bad_rows, good_rows
 
-from hir_jax import score
 from hir_jax.checks import registry
 from hir_jax.checks.verifier import Verifier
 from hir_jax.data.readers import RowError
-from hir_jax.eval.benchmarks import BENCHMARKS, Response, RowScore, score_rows
+from hir_jax.eval.benchmarks import BENCHMARKS
+from hir_jax.eval.responses import RefusedError, Response
+from hir_jax.eval.scoring import Score, score_files, score_responses
+from hir_jax.run.files import write_jsonl
 from hir_jax.types import Constraint, Instruction
 
 REPOSITORY = Path(__file__).parents[1]
@@ -80,7 +82,7 @@ def run(tmp_path, verifier):
 
     def score_them(prompts, responses):
         files = _write(tmp_path / "prompts", prompts), _write(tmp_path / "responses", responses)
-        return score.score_files("ifeval", *files, str(tmp_path / "out"), verifier)
+        return score_files("ifeval", *files, str(tmp_path / "out"), verifier)
 
     return score_them
 
@@ -164,13 +166,13 @@ def test_an_output_that_cannot_be_written_is_refused_at_once(tmp_path, verifier)
         (str(tmp_path), "not a directory"),
         (str(tmp_path / "absent" / "out"), "does not exist"),
     ):
-        with pytest.raises(score.RefusedError, match=message):
-            score.score_files("ifeval", prompts, responses, output, verifier)
+        with pytest.raises(RefusedError, match=message):
+            score_files("ifeval", prompts, responses, output, verifier)
     assert (tmp_path / "prompts").read_text().count("\n") == len(PROMPTS)
 
 
 def test_nothing_is_written_where_no_row_can_be_scored(tmp_path, run):
-    with pytest.raises(score.RefusedError, match="no row can be scored"):
+    with pytest.raises(RefusedError, match="no row can be scored"):
         run(PROMPTS, ["{"])
     with pytest.raises(RowError, match=r"prompts:2: unknown constraint id 'punctuation:no_coma'"):
         run([PROMPTS[0], {**PROMPTS[0], "key": 9, "instruction_id_list": ["punctuation:no_coma"]}], RESPONSES)
@@ -184,7 +186,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
 
     (tmp_path / "out").write_text("earlier\n")
     with pytest.raises(OSError, match="disk full"):
-        score.write_jsonl(tmp_path / "out", rows())
+        write_jsonl(tmp_path / "out", rows())
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert (tmp_path / "out").read_text() == "earlier\n"
 
@@ -208,7 +210,7 @@ def test_devices_pipes_and_links_are_written_into(tmp_path, verifier, kind):
         output.symlink_to(there)
         if kind == "link":
             there.write_text("earlier\n")
-    summary, _ = score.score_files("ifeval", prompts, responses, str(output), verifier)
+    summary, _ = score_files("ifeval", prompts, responses, str(output), verifier)
     assert summary == SUMMARY
     if kind == "device":
         assert output.is_char_device()
@@ -269,12 +271,12 @@ def test_the_programs_exit_status_and_message(tmp_path):
 def test_scoring_instructions_of_our_own(verifier):
     instruction = Instruction("Say hello.", (Constraint("punctuation:no_comma", text="Do not use any commas."),))
     responses = [Response(instruction, text, f"row {i}") for i, text in enumerate(("Hello.", "Hello, you."))]
-    scores, summary = score_rows(BENCHMARKS["ifeval"], responses, verifier)
-    assert scores == [RowScore([True], [True], [True]), RowScore([False], [False], [True])]
+    scores, summary = score_responses(BENCHMARKS["ifeval"], responses, verifier)
+    assert scores == [Score([True], [True], [True]), Score([False], [False], [True])]
     assert summary["prompt_strict"] == summary["instruction_loose"] == 0.5
     assert summary["pass_at_k"] == {"1": 0.5, "2": 1.0} and summary["family"] == {"punctuation:no_comma": 0.5}
     with pytest.raises(ValueError, match="no responses"):
-        score_rows(BENCHMARKS["ifeval"], [], verifier)
+        score_responses(BENCHMARKS["ifeval"], [], verifier)
 
 
 def test_pass_at_k_of_several_responses_goes_up_to_what_every_prompt_has(run):
@@ -307,7 +309,7 @@ def test_muldimif_rows_have_one_verdict_and_are_broken_down(tmp_path, verifier):
     responses = [{"id": "b", "response": "the sea"}, {"id": "a", "response": "one two three four"}]
     responses += [{"id": "c", "response": "the sea"}, {"prompt": "b?", "response": "the sky"}]
     files = _write(tmp_path / "prompts", prompts), _write(tmp_path / "responses", responses)
-    summary, errors = score.score_files("muldimif", *files, str(tmp_path / "out"), verifier)
+    summary, errors = score_files("muldimif", *files, str(tmp_path / "out"), verifier)
     assert not errors
     assert [json.loads(line) for line in (tmp_path / "out").read_text().splitlines()] == [
         {"id": "b", "satisfied": [True, True]},
@@ -333,7 +335,7 @@ def test_hir16k_rows_that_are_broken_or_need_a_decider_are_named(tmp_path, verif
     plain = [q for q in usable if not registry.missing_decider(q.constraints, ())]
     assert 0 < len(plain) < len(usable) and errors
     responses = _write(tmp_path / "responses", [{"id": q.key, "response": "Words."} for q in usable])
-    summary, found = score.score_files("hir16k", prompts, responses, str(tmp_path / "out"), verifier)
+    summary, found = score_files("hir16k", prompts, responses, str(tmp_path / "out"), verifier)
     assert summary["rows"] == len(plain) and set(summary["source"]) == {"type1", "type2", "type3"}
     said = capsys.readouterr().err
     assert len(found) == len(errors) and all(str(error) in said for error in errors)

@@ -13,12 +13,11 @@ from functools import partial
 import jax
 import numpy as np
 
-from hir_jax import deciders
 from hir_jax.bench.session import Session, Work
 from hir_jax.bench.sizes import NO_STOP, PROMPT_LONGEST, long_tail, prompt_lengths, random_prompts
-from hir_jax.checks.judge.soft import JudgeSettings
 from hir_jax.data import dataset
 from hir_jax.engine import SAMPLE, Engine
+from hir_jax.eval.verifiers import deciders_of
 from hir_jax.parallel import mesh as meshes
 from hir_jax.sampler.continuous import sample_continuous
 from hir_jax.sampler.sample import sample
@@ -87,7 +86,7 @@ def _prompts(engine: Engine, count: int) -> PromptBatch:
     """The first instructions of the config's data."""
     config = copy.deepcopy(engine.config)
     config.data.size, config.data.eval_size = 8 * count, 1
-    wanted = deciders.enabled(JudgeSettings(**config.constraints.judge), config.constraints.code_checkers)
+    wanted = deciders_of(config.constraints)
     data = dataset.load(config, engine.backbone.frame, engine.backbone.end_id, wanted)
     return engine.prompts(data.rows[:count], data.shapes)
 

@@ -1,9 +1,9 @@
-"""Accuracies of responses to instructions, and the control beside them: the same responses under other prompts' constraints.
+"""Accuracies of responses to instructions, and the control of `hir.following`, which checks them against other constraints.
 
-What the figures mean is said in `hir.following`; here are the verdicts that they are made of. The control asks the rules
-alone: constraints that a judge or a code checker decides leave both sides of it, and prompts are grouped by how many of the
-others they hold. Its permutation in training is drawn anew each step, from the config's seed and the step; on held-out
-instructions and in evaluations it is the same for all runs and steps, so that their figures are paired.
+The control uses rules only: constraints that a judge or a code checker decides are left out on both sides, and prompts
+are grouped by how many other constraints they hold. Its permutation in training is drawn anew each step, from the config's
+seed and the step. On held-out instructions and in evaluations it is the same for all runs and steps, so that their figures
+are paired.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from hir_jax.checks.verifier import Row, Verifier
 from hir_jax.data.segments import Encoded
 from hir_jax.data.templates import render
 from hir_jax.engine import Engine
+from hir_jax.eval.responses import Response
 from hir_jax.eval.statistics import bootstrap
 from hir_jax.hir import following, select
 from hir_jax.parallel import processes
-from hir_jax.rollouts import verify
+from hir_jax.rollouts import no_verdicts, verify
 from hir_jax.types import Constraint, Instruction, Rollout, Verdicts
 
 _FIXED_SEED = (0,)  # of the control's permutation outside training
@@ -34,8 +35,8 @@ def _code(constraint: Constraint) -> str:
 
 
 def constraint_codes(instructions: Sequence[Instruction], width: int) -> np.ndarray:
-    """i32[N, width]: equal numbers for constraints of equal id and arguments; -1 for those that a decider decides, and behind
-    the last one."""
+    """i32[N, width]: equal numbers for constraints of equal id and arguments; -1 for constraints that a judge or a code checker
+    decides, and after the last constraint."""
     known, found = {}, np.full((len(instructions), width), -1, np.int32)
     for n, instruction in enumerate(instructions):
         for c, constraint in enumerate(instruction.constraints):
@@ -61,8 +62,8 @@ class Shuffled(NamedTuple):
         return following.overlap(self.codes, self.other)
 
     def by_type(self, instructions: Sequence[Instruction]) -> dict[str, dict[str, Any]]:
-        """`following.by_type` by the type's id, means over prompts: `asked`, `not_asked`, and `gap`, their difference with its
-        interval over the `prompts` that count."""
+        """`following.by_type` by the type's id: `asked` and `not_asked`, means over prompts, `gap`, their difference with its
+        interval, and the number of `prompts` that count."""
         ids = sorted({c.id for q in instructions for c in q.constraints})
         types = np.full(self.codes.shape, -1, np.int32)
         for n, q in enumerate(instructions):
@@ -76,32 +77,41 @@ class Shuffled(NamedTuple):
         return found
 
 
-def shuffled(verifier: Verifier, instructions: Sequence[Instruction], texts: Sequence[str], own: Verdicts) -> Shuffled:
-    """The control of B = N * S texts, S of each instruction in turn. own: the verdicts on them, bool[B, C]. A check that looks at
-    the request is given the one whose constraints it is about."""
+def _without_others(instructions: Sequence[Instruction], own: Verdicts, seed: Sequence[int], shifts: int) -> Shuffled:
+    """The control before it is checked: it says against whose constraints each response is checked; `others` is still empty."""
     codes = constraint_codes(instructions, own.present.shape[1])
-    counted, samples = codes >= 0, len(texts) // len(instructions)
-    other = following.shuffles(counted.sum(-1), _FIXED_SEED, following.EVALUATION_SHIFTS)
-    pairs, rows = np.argwhere(following.of_rows(other, samples) >= 0), []
-    for r, b in pairs:
-        q = instructions[other[r, b // samples]]
-        constraints = [c for c, asked in zip(q.constraints, counted[other[r, b // samples]], strict=False) if asked]
+    counted, samples = codes >= 0, len(own.present) // len(instructions)
+    other = following.shuffles(counted.sum(-1), seed, shifts)
+    own = own._replace(present=own.present & np.repeat(counted, samples, 0))
+    return Shuffled(codes, other, own, no_verdicts(len(other), *own.present.shape))
+
+
+def shuffled(verifier: Verifier, instructions: Sequence[Instruction], texts: Sequence[str], own: Verdicts) -> Shuffled:
+    """The control of B = N * S texts, S of each instruction in turn. own: the verdicts on them, bool[B, C].
+
+    A check that looks at the request gets the request that its constraints come from.
+    """
+    control = _without_others(instructions, own, _FIXED_SEED, following.EVALUATION_SHIFTS)
+    counted, samples = control.codes >= 0, len(texts) // len(instructions)
+    pairs, rows = np.argwhere(following.of_rows(control.other, samples) >= 0), []
+    partners = control.other[pairs[:, 0], pairs[:, 1] // samples]
+    for j, (_, b) in zip(partners, pairs, strict=True):
+        q = instructions[j]
+        constraints = [c for c, asked in zip(q.constraints, counted[j], strict=False) if asked]
         rows.append(Row(constraints, texts[b], render(q), f"control: a response to another prompt, {q.source}"))
     found = verifier.verify(rows, own.present.shape[1])
-    others = Verdicts(*(np.zeros((len(other), *own.present.shape), bool) for _ in Verdicts._fields))
-    for i, (r, b) in enumerate(pairs):
-        asked = counted[other[r, b // samples]]
-        for whole, part in zip(others, found, strict=True):
-            whole[r, b, asked] = part[i, : asked.sum()]
-    return Shuffled(codes, other, own._replace(present=own.present & np.repeat(counted, samples, 0)), others)
+    for i, (j, (r, b)) in enumerate(zip(partners, pairs, strict=True)):
+        for whole, part in zip(control.others, found, strict=True):
+            whole[r, b, counted[j]] = part[i, : counted[j].sum()]
+    return control
 
 
 def accuracies(
     verifier: Verifier, instructions: Sequence[Instruction], texts: Sequence[str], *, control: bool
 ) -> dict[str, float]:
-    """Of one response to each instruction: mean ILA (over decided responses) and CLA (over those with any verdict), the share of
-    distinct responses, and with `control` the figures of `shuffled`."""
-    rows = [Row(q.constraints, y, render(q), q.source) for q, y in zip(instructions, texts, strict=True)]
+    """Figures of one response to each instruction: mean ILA (over decided responses) and CLA (over those with any verdict), the
+    share of distinct responses, and with `control` the figures of `shuffled`."""
+    rows = [Response(q, y, q.source).row for q, y in zip(instructions, texts, strict=True)]
     verdicts = verifier.verify(rows, max(len(q.constraints) for q in instructions))
     ila, decided = (np.asarray(x) for x in select.ila(verdicts))
     some = (verdicts.present & verdicts.known).any(-1)
@@ -116,18 +126,17 @@ def accuracies(
 def control_of_step(
     engine: Engine, verifier: Verifier, rows: Sequence[Encoded], rollout: Rollout, own: Verdicts, step: int, conditions
 ) -> dict[str, float]:
-    """The control of a training step's samples, by one shift of its prompts; arguments, and who checks what, as in
-    `rollouts.verify`. Responses whose own ILA is undecided are not checked again."""
-    codes = constraint_codes([row.instruction for row in rows], own.present.shape[1])
-    counted, samples = codes >= 0, len(rollout.filled) // len(rows)
-    other = following.shuffles(counted.sum(-1), (engine.config.seed, step), following.TRAINING_SHIFTS)
-    own = own._replace(present=own.present & np.repeat(counted, samples, 0))
-    partner = np.maximum(other[0], 0)
-    taken = (following.of_rows(other, samples)[0] >= 0) & rollout.filled & np.asarray(select.ila(own)[1])
-    wanted = np.repeat(counted[partner], samples, 0) & taken[:, None]
+    """The control of a training step's samples, by one shift of its prompts. Arguments, and the division of the checks between
+    device and processes, are as in `rollouts.verify`. Responses whose own ILA is undecided are not checked again."""
+    seed = engine.config.seed, step
+    control = _without_others([row.instruction for row in rows], own, seed, following.TRAINING_SHIFTS)
+    samples, width = len(rollout.filled) // len(rows), own.present.shape[1]
+    partner = np.maximum(control.other[0], 0)
+    decided = np.asarray(select.ila(control.own)[1])
+    taken = (following.of_rows(control.other, samples)[0] >= 0) & rollout.filled & decided
+    wanted = np.repeat((control.codes >= 0)[partner], samples, 0) & taken[:, None]
     theirs = None if conditions is None else jax.tree.map(lambda x: x[partner], conditions)
-    width = own.present.shape[1]
     found = verify(engine, verifier, [rows[j] for j in partner], rollout, wanted, width, step, theirs)
     found = processes.union(found)
     others = found._replace(present=found.present & wanted)
-    return Shuffled(codes, other, own, Verdicts(*(x[None] for x in others))).figures()
+    return control._replace(others=Verdicts(*(x[None] for x in others))).figures()

@@ -1,15 +1,16 @@
-"""Estimates with their uncertainty: pass@k, bootstrap over prompts, intervals over seeds, curves; NumPy in, floats out."""
+"""Means and shares; estimates with their uncertainty: pass@k, bootstrap over prompts, intervals over seeds; curves."""
 
 from __future__ import annotations
 
+import collections
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
 
-DRAWS = 10_000  # of a bootstrap
+DRAWS = 10_000  # resamples of a bootstrap
 
 
 class Interval(NamedTuple):
@@ -23,14 +24,34 @@ class Interval(NamedTuple):
         return f"{self.mean:.3f} ({self.low:.3f} to {self.high:.3f})"
 
 
+def mean(values: Iterable[float]) -> float | None:
+    """The mean; None of no values."""
+    values = list(values)
+    return sum(values) / len(values) if values else None
+
+
+def share(verdicts: Iterable[bool | int | None]) -> float | None:
+    """The share of verdicts that are true; None of no verdicts. An unknown verdict, None, counts as false."""
+    return mean(map(bool, verdicts))
+
+
+def shares(labelled: Iterable[tuple[str, bool | int | None]]) -> dict[str, float]:
+    """Label -> the share of its verdicts that are true, in the order in which the labels first come."""
+    groups = collections.defaultdict(list)
+    for label, verdict in labelled:
+        groups[label].append(verdict)
+    return {label: share(verdicts) for label, verdicts in groups.items()}
+
+
 def pass_at_k(passed: int, samples: int, k: int) -> float:
-    """Unbiased estimate, from `passed` of `samples` responses, that one of k passes (Chen et al., 2021, eq. 1)."""
+    """The probability that one of k responses passes, estimated without bias from `passed` of `samples` responses (Chen et al.
+    2021, eq. 1)."""
     return 1.0 - math.comb(samples - passed, k) / math.comb(samples, k)
 
 
 def bootstrap(values: Sequence[float], seed: int = 0) -> Interval:
-    """The mean and its 95% percentile bootstrap interval over units drawn anew (Efron & Tibshirani 1993, ch. 13): one value a
-    prompt. For two runs on the same prompts give the differences: the interval is then paired."""
+    """The mean of one value per prompt, and its 95% percentile bootstrap interval over prompts (Efron & Tibshirani 1993, ch. 13).
+    For a paired interval of two runs on the same prompts, give the differences. ValueError if there are no values."""
     values = np.asarray(values, float)
     if not len(values):
         raise ValueError("there is nothing to draw from")
@@ -46,8 +67,10 @@ def bootstrap(values: Sequence[float], seed: int = 0) -> Interval:
 def paired_differences(
     first: Mapping[Hashable, Mapping[str, float]], other: Mapping[Hashable, Mapping[str, float]]
 ) -> dict[str, Interval]:
-    """Of each figure, other - first with its 95% interval, paired over the units (prompts) that have it in both: unit -> figure
-    -> value. Empty where no unit is in both."""
+    """Figure -> the mean of other - first and its 95% interval, paired over the units (prompts) that have the figure in both.
+
+    first, other: unit -> figure -> value. The result is empty if they share no unit.
+    """
     gaps: dict[str, list[float]] = {}
     for unit in other:
         for figure, value in first.get(unit, {}).items():
@@ -57,37 +80,39 @@ def paired_differences(
 
 
 def standard_error(values: Sequence[float]) -> float:
-    """Of the mean of independent values (seeds), with ddof = 1; NaN for fewer than two."""
+    """The standard error of the mean of independent values (seeds), with ddof = 1; NaN for fewer than two."""
     return float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
 
 
 def over_seeds(values: Sequence[float]) -> Interval:
-    """The mean over a few seeds and its 95% interval by Student's t; give differences of equal seeds for a paired one. A
-    bootstrap of five values would be far too narrow. Both ends are NaN for fewer than two values."""
-    mean, error = float(np.mean(values)), standard_error(values)
+    """The mean over a few seeds and its 95% interval by Student's t. For a paired interval, give differences of equal seeds.
+
+    A bootstrap of five values would be far too narrow. Both ends are NaN for fewer than two values.
+    """
+    centre, error = float(np.mean(values)), standard_error(values)
     half = error * float(stats.t.ppf(0.975, max(1, len(values) - 1)))
-    return Interval(mean, mean - half, mean + half)
+    return Interval(centre, centre - half, centre + half)
 
 
 def area_under_curve(x: Sequence[float], y: Sequence[float]) -> float:
-    """Mean height of a curve between its first and last x, by trapezoids; its only height where there is one point."""
+    """The mean height of a curve between its first and last x, by trapezoids. A single point gives its own height."""
     x, y = np.asarray(x, float), np.asarray(y, float)
     width = x[-1] - x[0]
-    return float(((y[1:] + y[:-1]) / 2 * np.diff(x)).sum() / width) if width else float(y.mean())
+    return float(np.trapezoid(y, x) / width) if width else float(y.mean())
 
 
 def first_reaching(x: Sequence[float], y: Sequence[float], level: float) -> float:
-    """The x at which a curve first reaches `level`, linear between its points; infinity where it never does."""
+    """The x at which a curve, linear between its points, first reaches `level`; infinity if it never does."""
     for i, height in enumerate(y):
         if height >= level:
             if i == 0:
                 return float(x[0])
-            share = (level - y[i - 1]) / (height - y[i - 1])
-            return float(x[i - 1] + share * (x[i] - x[i - 1]))
+            part = (level - y[i - 1]) / (height - y[i - 1])
+            return float(x[i - 1] + part * (x[i] - x[i - 1]))
     return math.inf
 
 
 def repetition(words: Sequence, n: int = 4) -> float:
-    """Share of the n-grams of a text that occurred in it before (seq-rep-n of Welleck et al. 2020); 0 for a shorter one."""
+    """The share of a text's n-grams that repeat an earlier one (seq-rep-n, Welleck et al. 2020); 0 for fewer than n words."""
     grams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
     return 1.0 - len(set(grams)) / len(grams) if grams else 0.0

@@ -8,7 +8,7 @@ from judge_server import JudgeServer, completion
 
 from hir_jax.checks.judge.calibration import Pair, calibration, read_pairs
 from hir_jax.checks.judge.soft import Case, JudgeError, JudgeSettings
-from hir_jax.deciders import open_judge
+from hir_jax.eval.verifiers import open_judge
 
 PAIRS = [Pair(Case(f"Request {n}.", "Be kind.", f"Response {n}."), met=n < 6) for n in range(10)]  # 6 met, 4 not
 

@@ -28,7 +28,7 @@ from judge_server import (
 from hir_jax.checks import registry
 from hir_jax.checks.judge.soft import SOFT, UNANSWERED, UNREADABLE, Case, JudgeError, VerdictCache, digest
 from hir_jax.checks.verifier import Row, Verifier
-from hir_jax.deciders import open_judge
+from hir_jax.eval.verifiers import open_judge
 from hir_jax.types import Constraint
 
 NO_COMMA = Constraint("punctuation:no_comma")
@@ -98,9 +98,9 @@ def test_no_server_at_all():
 
 KILLED = """
 import sys
-from hir_jax.checks.judge import JudgeSettings, SOFT
+from hir_jax.checks.judge.soft import JudgeSettings, SOFT
 from hir_jax.checks.verifier import Question
-from hir_jax.deciders import open_judge
+from hir_jax.eval.verifiers import open_judge
 from hir_jax.types import Constraint
 judge = open_judge(JudgeSettings("endpoint", "grader", sys.argv[2], base_url=sys.argv[1], api_key_env="", concurrency=2))
 assert "jax" not in sys.modules  # whoever asks an endpoint need not load it

@@ -5,14 +5,14 @@ from judged_fixtures import SHARED, Replies, example, near, needs_shared, write
 
 from hir_jax.data.readers import RowError
 from hir_jax.eval.judged import cfbench
-from hir_jax.eval.judged.cfbench import PRIMARY, SECONDARY, Reading, Row
+from hir_jax.eval.judged.cfbench import PRIMARY, SECONDARY, CFBenchPrompt, Reading
 
 KINDS = {"primary": PRIMARY, "secondary": SECONDARY}
 
 
 def _row(key, kinds, split="easy", criteria=None, gold=""):
     criteria = criteria or [f"c{position}" for position in range(len(kinds))]
-    return Row(key, f"prompt {key}", gold, split, tuple(criteria), tuple(KINDS[kind] for kind in kinds))
+    return CFBenchPrompt(key, f"prompt {key}", gold, split, tuple(criteria), tuple(KINDS[kind] for kind in kinds))
 
 
 def _example_rows(found):

@@ -7,7 +7,7 @@ from judged_fixtures import SHARED, Replies, example, near, needs_shared, write
 
 from hir_jax.data.readers import RowError
 from hir_jax.eval.judged import complexbench
-from hir_jax.eval.judged.complexbench import Question, Row, parse
+from hir_jax.eval.judged.complexbench import ComplexBenchPrompt, Question, parse
 
 
 def _question(labels=(), compositions=(), dep=(), rule=None, text="q?"):
@@ -15,7 +15,9 @@ def _question(labels=(), compositions=(), dep=(), rule=None, text="q?"):
 
 
 def _row(key, questions, group="g", compositions=("And",), category="And"):
-    return Row(key, f"prompt {key}", group, "Custom Writing", category, tuple(compositions), tuple(questions))
+    return ComplexBenchPrompt(
+        key, f"prompt {key}", group, "Custom Writing", category, tuple(compositions), tuple(questions)
+    )
 
 
 def _example_row(one):
@@ -23,7 +25,7 @@ def _example_row(one):
         _question(question["constraint_dimensions"], question["composition_types"], question["dep"])
         for question in one["scoring_questions"]
     ]
-    return Row(
+    return ComplexBenchPrompt(
         one["main_id"],
         "p",
         one["group"],

@@ -7,12 +7,12 @@ from judged_fixtures import SHARED, Replies, example, near, needs_shared, write
 
 from hir_jax.data.readers import RowError
 from hir_jax.eval.judged import followbench
-from hir_jax.eval.judged.followbench import Row, parse
+from hir_jax.eval.judged.followbench import FollowBenchPrompt, parse
 
 
 def _group(kind, number, source="quora", language="en"):
     return [
-        Row(
+        FollowBenchPrompt(
             f"{kind}/{number}/{level}",
             kind,
             number,
@@ -82,7 +82,7 @@ def test_hand_computed_reading():
             figures = [-1, -1] if verdicts is None else [int(all(verdicts)), sum(verdicts) / one["level"]]
             assert figures == near(one[language]), (one["text"], language)
     for number, one in enumerate(found["template"]):
-        row = Row("example/1/1", "example", number, 1, "xsum", one["target"], ("i",), "en")
+        row = FollowBenchPrompt("example/1/1", "example", number, 1, "xsum", one["target"], ("i",), "en")
         assert followbench.verdicts(row, one["response"], [], False) == [one["match"]]
 
 
@@ -120,7 +120,7 @@ def test_reading_of_judgements(text, level, english, chinese):
 
 
 def test_a_conflict_is_unknown_but_for_the_published_reading():
-    row = Row("style/1/1", "style", 1, 1, "s", "", ("", "i"), "en")
+    row = FollowBenchPrompt("style/1/1", "style", 1, 1, "s", "", ("", "i"), "en")
     for reply, quirks, wanted in (("NO, not YES", True, [True]), ("NO, not YES", False, [None]), ("yes", True, [None])):
         assert followbench.verdicts(row, "", [reply], quirks) == wanted
 

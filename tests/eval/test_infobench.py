@@ -9,11 +9,13 @@ from judged_fixtures import SHARED, Replies, example, near, needs_shared, write
 from hir_jax.checks.judge import endpoint as judge_endpoint
 from hir_jax.data.readers import RowError
 from hir_jax.eval.judged import infobench
-from hir_jax.eval.judged.infobench import Row
+from hir_jax.eval.judged.infobench import InFoBenchPrompt
 
 
 def _row(key, labels, subset="Easy_set", given="text"):
-    return Row(key, "do it", given, subset, tuple(f"q{n}?" for n in range(len(labels))), tuple(map(tuple, labels)))
+    return InFoBenchPrompt(
+        key, "do it", given, subset, tuple(f"q{n}?" for n in range(len(labels))), tuple(map(tuple, labels))
+    )
 
 
 @needs_shared

@@ -13,9 +13,8 @@ from judged_fixtures import SHARED, near, needs_shared, write
 
 from hir_jax.checks.judge.soft import digest
 from hir_jax.data.readers import RowError
-from hir_jax.eval.judged.records import _mend_end
-from hir_jax.judged import score_files
-from hir_jax.score import RefusedError
+from hir_jax.eval.judging import _mend_end, judge_files
+from hir_jax.eval.responses import RefusedError
 
 REPOSITORY = Path(__file__).parents[2]
 PROMPTS = [
@@ -101,7 +100,7 @@ def test_bad_rows_are_named_and_the_rest_is_scored(files, capsys):
     bad = [row for row, _ in BAD_JUDGEMENTS]
     responses = [*RESPONSES, {"id": "a", "response": "again"}, {"id": "z", "response": ""}]
     paths = files(responses, [*JUDGEMENTS, *bad])
-    summary, _, errors = score_files("infobench", *paths)
+    summary, _, errors = judge_files("infobench", *paths)
     assert summary == SUMMARY
     assert capsys.readouterr().err.splitlines() == [str(error) for error in errors]
     assert [str(error) for error in errors[:2]] == [
@@ -113,11 +112,11 @@ def test_bad_rows_are_named_and_the_rest_is_scored(files, capsys):
 
 def test_what_cannot_be_scored_at_all(files):
     with pytest.raises(RefusedError, match="no row can be scored"):
-        score_files("infobench", *files([]))
+        judge_files("infobench", *files([]))
     with pytest.raises(RowError, match="prompts:1: 'decomposed_questions' must be"):
-        score_files("infobench", *files(prompts=[{}]))
+        judge_files("infobench", *files(prompts=[{}]))
     with pytest.raises(RowError, match="no row has questions"):
-        score_files("complexbench", *files(prompts=[{"main_id": 0, "instruction": "i"}]))
+        judge_files("complexbench", *files(prompts=[{"main_id": 0, "instruction": "i"}]))
 
 
 @needs_shared
@@ -140,7 +139,7 @@ def test_the_published_prompts_without_any_judgement(tmp_path, name, prompts, id
         write(tmp_path / "responses", [row | {"response": "一。"} for row in responses]),
         write(tmp_path / "j", []),
     ]
-    summary, _, errors = score_files(name, str(SHARED / prompts), *paths)
+    summary, _, errors = judge_files(name, str(SHARED / prompts), *paths)
     assert not errors and summary["rows"] == len(rows) and summary["missing"] == 0
     assert summary["unknown"] > 0 and json.dumps(summary)
     if name == "infobench":
@@ -162,14 +161,14 @@ def test_complexbench_by_replies_and_rules(tmp_path, files):
     }]  # fmt: skip
     replies = ["答案：是", "评分对象：all", "评分对象：all"]
     paths = files([{"main_id": 7, "response": "ab"}], [{"main_id": 7, "replies": replies}], prompts)
-    summary, *_ = score_files("complexbench", *paths)
+    summary, *_ = judge_files("complexbench", *paths)
     assert (summary["overall_drfr"], summary["unknown"]) == (pytest.approx(2 / 3), 1)
     assert summary["each"] == near({"Length": 2 / 3})
-    summary, *_ = score_files("complexbench", *paths, published_quirks=True)
+    summary, *_ = judge_files("complexbench", *paths, published_quirks=True)
     assert (summary["overall_drfr"], summary["each"], summary["unknown"]) == (pytest.approx(2 / 3), {"Length": 1.0}, 0)
     assert summary["intervals"]["cla"] == near((2 / 3, 2 / 3, 2 / 3))  # without the quirks
     paths = files([{"main_id": 7, "response": "ab"}], [{"main_id": 7, "verdicts": [False, True, 2]}], prompts)
-    summary, accuracies, _ = score_files("complexbench", *paths)
+    summary, accuracies, _ = judge_files("complexbench", *paths)
     assert summary["overall_drfr"] == 0 and accuracies == {7: {"ila": 0, "cla": 0}}  # the second depends on the first
 
 
@@ -190,7 +189,7 @@ def _said(ask):
 
 def _judged(files, server, output, **changes):
     prompts, responses, _ = files()
-    return score_files("infobench", prompts, responses, output=str(output), settings=settings(server, **changes))
+    return judge_files("infobench", prompts, responses, output=str(output), settings=settings(server, **changes))
 
 
 def test_a_judge_behind_http_and_a_run_that_is_taken_up(tmp_path, files, capsys):
@@ -223,7 +222,7 @@ def test_a_judge_behind_http_and_a_run_that_is_taken_up(tmp_path, files, capsys)
         assert again == summary and len(server.bodies) == before + 3
         # the file is one of judgements
         prompts, responses, _ = files()
-        found, _, errors = score_files("infobench", prompts, responses, str(output))
+        found, _, errors = judge_files("infobench", prompts, responses, str(output))
         assert (found, errors) == (summary, [])
         # another judge, or another response, is asked anew
         _judged(files, server, output, model="other")
@@ -277,4 +276,4 @@ def test_only_a_row_that_was_cut_is_dropped(tmp_path, end, kept):
 def test_the_output_must_not_be_an_input(files):
     prompts, responses, _ = files()
     with pytest.raises(RefusedError, match="must not be one of the input files"):
-        score_files("infobench", prompts, responses, output=responses, settings=settings("http://127.0.0.1:9/v1"))
+        judge_files("infobench", prompts, responses, output=responses, settings=settings("http://127.0.0.1:9/v1"))

@@ -2,7 +2,7 @@
 
 `Judge` is the decider of constraints declared here ("soft": the requirement is `Constraint.text`). It asks each different
 (request, constraint, response) once, out of the cache where that holds it, and hands the rest to its backend:
-`judge_endpoint.Endpoint`, a model behind HTTP, or `hir_jax.local_judge.LocalModel`, one of our own on this machine.
+`judge_endpoint.Endpoint`, a model behind HTTP, or `hir_jax.eval.local_judge.LocalModel`, one of our own on this machine.
 """
 
 from __future__ import annotations

@@ -1,39 +1,30 @@
-"""CFBench (arXiv 2408.01122): CSR, ISR and PSR of responses whose criteria a judge scores, one call per row.
+"""CFBench (arXiv 2408.01122): CSR, ISR and PSR of responses whose criteria a judge decides, in one call per row.
 
 Rows: `idx`, `prompt`, `gold` (a reference answer or ""), `split` ("easy", "hard") and `criteria`, lists of [text,
 priority, first type, second type]. The set of 1,000 rows has no licence: users get it themselves.
 
-A row's figures from its scores (0 or 1): CSR, their mean, rounded to 2 decimals; ISR, 1 if CSR is 1; PSR, 0 if a primary
-criterion fails, else 1 if 0.5 + 0.5 * round(mean of the secondary, 2) > 0.8; with secondary ones only, if CSR > 0.8;
-with primary ones only, 1. A split's figures are means of its rows', here before the final rounding.
+A row's figures from its scores (0 or 1): CSR is their mean, rounded to 2 decimals; ISR is 1 if CSR is 1. PSR is 0 if a
+primary criterion fails, else 1 if 0.5 + 0.5 * round(mean of the secondary scores, 2) > 0.8. With secondary criteria only,
+PSR is 1 if CSR > 0.8; with primary ones only, it is 1. A split's figures are the means of its rows' figures; they are not
+rounded again here.
 
-With `published_quirks` replies are read to the letter, and where that fails as the published scorer does after its last
-try: of the lines that have one tab those scored 1 are kept, so that a partly readable reply counts as wholly met (state
-"0"); a reply without such lines as failed (state "-1", also where the published scorer would end on a score that is no
-number). `fallback` counts both. Without, such rows are unknown.
+With `published_quirks` replies are read to the letter. Where that fails, they are read as the published scorer does after
+its last try: of the lines with one tab those scored 1 are kept, so a partly readable reply counts as wholly met (state
+"0"); a reply without such lines counts as failed (state "-1", which also stands for a score that is no number, on which
+the published scorer would crash). `fallback` counts both. Without the quirks, such rows are unknown.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from functools import partial
 from typing import Any, NamedTuple
 
 from hir_jax.checks.judge.replies import unfenced, without_reasoning
-from hir_jax.eval.judged.base import (
-    Ask,
-    JudgedBenchmark,
-    Verdict,
-    asked,
-    number_of,
-    opening,
-    padded,
-    read_rows,
-    text_of,
-    unknown_counts,
-)
-from hir_jax.textfiles import RowError
+from hir_jax.eval.judged import base
+from hir_jax.eval.judged.base import Ask, Fields, JudgedBenchmark, Judgement, Replies, Verdict
+from hir_jax.eval.statistics import mean
 
 PRIMARY, SECONDARY = "主需", "次需"
 SPLITS = ("easy", "hard")
@@ -50,7 +41,7 @@ REMINDER = (
 )
 
 
-class Row(NamedTuple):
+class CFBenchPrompt(NamedTuple):
     key: int
     prompt: str
     gold: str
@@ -63,40 +54,31 @@ class Reading(NamedTuple):
     """A reply as the published scorer reads it. state: "1" to the letter, "0" and "-1" by its fallback."""
 
     state: str
-    scores: list[Verdict]  # with state "0" and "-1" not one per criterion
+    scores: list[Verdict]  # one per criterion only in state "1"
 
 
-def read(path: str | Path) -> list[Row]:
-    """RowError for an unreadable or empty file, a broken row and a repeated idx."""
-    return read_rows(path, _row)
-
-
-def _row(row: dict[str, Any], place: str) -> Row:
-    criteria = row.get("criteria")
-    if not isinstance(criteria, list) or not criteria:
-        raise RowError(f"{place}: 'criteria' must be a non-empty list")
+def _prompt(fields: Fields) -> CFBenchPrompt:
+    criteria = fields.row.get("criteria")
+    fields.require(isinstance(criteria, list) and criteria, "'criteria' must be a non-empty list")
     for one in criteria:
-        if not isinstance(one, list) or len(one) != 4 or not all(isinstance(text, str) for text in one):
-            raise RowError(f"{place}: a criterion must be a list of four strings, not {one!r}")
-        if one[1] not in (PRIMARY, SECONDARY):
-            raise RowError(f"{place}: a criterion's priority must be {PRIMARY} or {SECONDARY}, not {one[1]!r}")
-    if row.get("split") not in SPLITS:
-        raise RowError(f"{place}: 'split' must be easy or hard, not {row.get('split')!r}")
-    return Row(
-        number_of(row, "idx", place),
-        text_of(row, "prompt", place),  # one published prompt is empty
-        text_of(row, "gold", place),
-        row["split"],
-        tuple(one[0] for one in criteria),
-        tuple(one[1] for one in criteria),
-    )
+        right = isinstance(one, list) and len(one) == 4 and all(isinstance(text, str) for text in one)
+        fields.require(right, f"a criterion must be a list of four strings, not {one!r}")
+        priority = f"a criterion's priority must be {PRIMARY} or {SECONDARY}, not {one[1]!r}"
+        fields.require(one[1] in (PRIMARY, SECONDARY), priority)
+    split = fields.checked("split", SPLITS.__contains__, "easy or hard")
+    texts, priorities, *_ = zip(*criteria, strict=True)
+    prompt = fields.text("prompt")  # one published prompt is empty
+    return CFBenchPrompt(fields.number("idx"), prompt, fields.text("gold"), split, texts, priorities)
+
+
+read = partial(base.read_rows, make=_prompt)
 
 
 def parse(reply: str, criteria: Sequence[str]) -> list[bool] | None:
-    """Scores of a reply with one criterion, tab and 0 or 1 after the other; None of any other.
+    """The scores in a reply that repeats each criterion, followed by a tab and 0 or 1; None for any other reply.
 
-    Outer white space of a criterion does not count, nor how many newlines are between two, a code fence around it all, nor
-    quotes or Markdown's marks around a score.
+    White space around a criterion, the number of newlines between two, a code fence around everything, and quotes or
+    Markdown's marks around a score do not matter.
     """
     marks = "[*_`\"']*"
     blocks = [re.escape(one.strip()) + rf"[ ]*\t[ ]*{marks}([01](?:\.0*)?){marks}[ ]*" for one in criteria]
@@ -107,7 +89,7 @@ def parse(reply: str, criteria: Sequence[str]) -> list[bool] | None:
 
 
 def parse_published(reply: str, criteria: Sequence[str]) -> Reading:
-    """As the published scorer reads a reply that stays the same in all its tries."""
+    """The published scorer's reading of a reply, if the judge gives the same reply in all tries."""
     reply = without_reasoning(reply)
     pairs = [block.split("\t") for block in reply.split("\n\n")]
     if [pair[0] for pair in pairs] == list(criteria) and all(len(pair) == 2 for pair in pairs):
@@ -129,8 +111,8 @@ def _number(text: str) -> float | None:
         return None
 
 
-def row_figures(priorities: Sequence[str], scores: Sequence[Verdict]) -> dict[str, float]:
-    """CSR, ISR and PSR of one row. Scores that are not one per criterion (the fallback's) are taken as secondary ones."""
+def row_figures(priorities: Sequence[str], scores: Judgement) -> dict[str, float]:
+    """CSR, ISR and PSR of one row. Scores that are not one per criterion (the fallback's) count as secondary ones."""
     met = [bool(score) for score in scores]
     csr = round(sum(met) / len(met), 2)
     if len(scores) != len(priorities):
@@ -148,7 +130,7 @@ def row_figures(priorities: Sequence[str], scores: Sequence[Verdict]) -> dict[st
     return {"CSR": csr, "ISR": int(csr == 1), "PSR": psr}
 
 
-def verdicts(row: Row, response: str, replies: Sequence[str | None], published_quirks: bool) -> Any:
+def verdicts(row: CFBenchPrompt, response: str, replies: Replies, published_quirks: bool) -> Any:
     """One verdict per criterion; with `published_quirks` a Reading."""
     reply = replies[0]
     if published_quirks:
@@ -158,7 +140,7 @@ def verdicts(row: Row, response: str, replies: Sequence[str | None], published_q
 
 
 def aggregate(
-    rows: Sequence[Row], judgements: Mapping[int, Sequence[Verdict] | Reading], published_quirks: bool = False
+    rows: Sequence[CFBenchPrompt], judgements: Mapping[int, Judgement | Reading], published_quirks: bool = False
 ) -> dict[str, Any]:
     """`easy`, `hard` and `full`: CSR, ISR, PSR (absent without rows); `rows`, `criteria`, and what is unknown.
 
@@ -170,30 +152,29 @@ def aggregate(
     for split in (*SPLITS, "full"):
         chosen = [one for row, one in zip(rows, figures, strict=True) if split in (row.split, "full")]
         if chosen:
-            summary[split] = {name: sum(one[name] for one in chosen) / len(chosen) for name in chosen[0]}
+            summary[split] = {name: mean(one[name] for one in chosen) for name in chosen[0]}
     summary |= {"rows": len(rows), "criteria": sum(len(row.criteria) for row in rows)}
-    summary |= unknown_counts(one.scores for one in readings)
+    summary |= base.unknown_counts(one.scores for one in readings)
     if published_quirks:
         summary["fallback"] = {state: sum(one.state == state for one in readings) for state in ("0", "-1")}
     return summary
 
 
-def _reading(row: Row, judgement: Sequence[Verdict] | Reading | None, published_quirks: bool) -> Reading:
+def _reading(row: CFBenchPrompt, judgement: Judgement | Reading | None, published_quirks: bool) -> Reading:
     if isinstance(judgement, Reading):
         return judgement
-    scores = padded(judgement or (), len(row.criteria))
+    scores = base.padded(judgement or (), len(row.criteria))
     return Reading("-1", [False]) if published_quirks and None in scores else Reading("1", scores)
 
 
-def judge(row: Row, response: str, ask: Ask, earlier: Sequence[str | None] = ()) -> list[str | None]:
-    if earlier and earlier[0] is not None:
-        return list(earlier)
+def judge(row: CFBenchPrompt, response: str, ask: Ask, earlier: Replies = ()) -> list[str | None]:
     reference = {"reference answer": row.gold} if row.gold else {}
     shown = {"request": row.prompt, **reference, "response": response, "criteria": "\n\n".join(row.criteria)}
-    messages = opening(SYSTEM, QUESTION, **shown)
-    return [asked(ask, messages, lambda reply: parse(reply, row.criteria) is not None, REMINDER)]
+    messages = base.opening(SYSTEM, QUESTION, **shown)
+    call = base.Call(messages, lambda reply: parse(reply, row.criteria) is not None, REMINDER)
+    return base.missing_replies([call], ask, earlier)
 
 
 BENCHMARK = JudgedBenchmark(
-    "idx", read, lambda row: row.criteria, lambda row: 1, judge, verdicts, aggregate
-)  # fmt: skip
+    "idx", read, judge, verdicts, aggregate, questions=lambda row: row.criteria, calls=lambda row: 1
+)

@@ -5,12 +5,13 @@ Rows as published, with `constraint_type` (the published file's name): `example_
 have none. A row's key is "TYPE/EXAMPLE/LEVEL". A judge decides the n constraints of level n in one call, or a rule decides
 the whole (`followbench_rules`).
 
-HSR(level) is the share of groups with all n met, SSR(level) the mean of met / n, CSL the mean number of consecutive levels,
-from 1, with all met. Percents with 2 decimals, CSL with 1, per constraint type. `*_weighted` is the mean of the printed
-percents weighted by level; over all types it is the mean of the types' except example, as in the published helper.
+HSR(level) is the share of groups with all n constraints met, SSR(level) the mean of met / n, and CSL the mean number of
+consecutive levels, from 1, with all met. HSR and SSR are percents with 2 decimals, CSL has 1, per constraint type.
+`*_weighted` is the mean of the printed percents weighted by level; over all types it is the mean of the types' except
+example, as in the published helper.
 
-With `published_quirks` a reply that cannot be read adds -1 to the sums of HSR and SSR, and a missing one 0; and a level 1
-that says both YES and NO is met.
+With `published_quirks` a reply that cannot be read adds -1 to the sums of HSR and SSR, and a missing one adds 0; a level 1
+whose reply says both YES and NO is met.
 """
 
 from __future__ import annotations
@@ -24,19 +25,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hir_jax.checks.judge.replies import without_reasoning, yes_or_no
-from hir_jax.eval.judged import followbench_rules
-from hir_jax.eval.judged.base import (
-    Ask,
-    JudgedBenchmark,
-    Verdict,
-    asked,
-    number_of,
-    opening,
-    padded,
-    read_rows,
-    text_of,
-    unknown_counts,
-)
+from hir_jax.eval.judged import base, followbench_rules
+from hir_jax.eval.judged.base import Ask, Fields, JudgedBenchmark, Judgement, Replies, Verdict
+from hir_jax.eval.statistics import mean
 from hir_jax.textfiles import RowError
 
 TYPES = ("content", "situation", "style", "format", "example", "mixed")
@@ -53,7 +44,7 @@ QUESTION = "Which of the added constraints does the answer meet? There are {coun
 REMINDER = "Your last line could not be read. Write one line: a Python list of {count} strings, each 'YES' or 'NO'."
 
 
-class Row(NamedTuple):
+class FollowBenchPrompt(NamedTuple):
     key: str
     constraint_type: str
     example_id: int
@@ -72,59 +63,50 @@ class Row(NamedTuple):
         return followbench_rules.has_rule(self.constraint_type, self.example_id, self.source, self.language)
 
 
-def read(path: str | Path, language: str) -> list[Row]:
+def read(path: str | Path, language: str) -> list[FollowBenchPrompt]:
     """All rows, level 0 included. RowError for an unreadable or empty file, a broken row and levels out of order."""
-    group: list[str] = []
-    last: tuple[str, int, int] = ("", 0, 5)
+    group: list[FollowBenchPrompt] = []
 
-    def make(row: dict[str, Any], place: str) -> Row:
-        nonlocal group, last
-        made = _row(row, place, language)
+    def make(fields: Fields) -> FollowBenchPrompt:
+        made = _prompt(fields, language)
         first = 1 if made.constraint_type == "example" else 0
-        expected = last[2] + 1 if last[2] < 5 else first
-        if made.level != expected or (last[2] < 5 and made[1:3] != last[:2]):
-            raise RowError(f"{place}: a group's rows must have the levels {first} to 5, one after the other")
-        group = [*(group if made.level > first else []), made.prompt]
-        last = (made.constraint_type, made.example_id, made.level)
-        return made._replace(instructions=tuple(group))
+        if group and group[-1].level == 5:
+            group.clear()
+        last = group[-1] if group else made._replace(level=first - 1)
+        follows = made.level == last.level + 1 and made[1:3] == last[1:3]
+        fields.require(follows, f"a group's rows must have the levels {first} to 5, one after the other")
+        group.append(made)
+        return made._replace(instructions=tuple(one.prompt for one in group))
 
-    rows = read_rows(path, make)
-    if last[2] != 5:
+    rows = base.read_rows(path, make)
+    if group[-1].level != 5:
         raise RowError(f"{path}: the last group ends before level 5")
     return rows
 
 
-def _row(row: dict[str, Any], place: str, language: str) -> Row:
-    kind, level, example = (
-        row.get("constraint_type"),
-        number_of(row, "level", place),
-        number_of(row, "example_id", place),
-    )
-    if kind not in TYPES:
-        raise RowError(f"{place}: 'constraint_type' must be one of {', '.join(TYPES)}, not {kind!r}")
-    source, target = text_of(row, "source", place), text_of(row, "target", place)
+def _prompt(fields: Fields, language: str) -> FollowBenchPrompt:
+    level, example = fields.number("level"), fields.number("example_id")
+    kind = fields.checked("constraint_type", TYPES.__contains__, f"one of {', '.join(TYPES)}")
+    source, target = fields.text("source"), fields.text("target")
     # The initial instruction is empty where the data has none of its own.
-    prompt = text_of(row, "instruction", place, blank=level == 0)
-    return Row(f"{kind}/{example}/{level}", kind, example, level, source, target, (prompt,), language)
+    prompt = fields.text("instruction", blank=level == 0)
+    return FollowBenchPrompt(f"{kind}/{example}/{level}", kind, example, level, source, target, (prompt,), language)
 
 
-def questions(row: Row) -> Sequence[str]:
+def questions(row: FollowBenchPrompt) -> Sequence[str]:
     """The versions of the instruction that each add a constraint; the instruction where a rule decides; none at level 0."""
     if row.level == 0 or row.has_rule:
         return (row.prompt,)[: row.level]
     return row.instructions[1:]
 
 
-_YES_OR_NO = re.compile(r"(?<![^\W_])(YES|NO)(?![^\W_])")
-
-
 def parse(reply: str, level: int, language: str = "en", published_quirks: bool = False) -> list[bool] | None:
-    """Whether each of `level` constraints is met, by the last line; None if it cannot be read.
+    """Whether each of `level` constraints is met, by the last line of a reply; None if it cannot be read.
 
-    Level 1: it has YES or NO, but not both, or is one of them in any case (`replies.yes_or_no`). Above: a bracketed list of
-    `level` strings, YES or one of NOT_MET, in any case. Chinese: also in curly quotes, YES and NO without quotes, and a
-    longer list, which is cut. With `published_quirks` a level 1 with YES is met, whatever else it has, also inside a word,
-    and all is read in upper case alone.
+    Level 1: the line has YES or NO, but not both, or is one of them in any case (`replies.yes_or_no`). Higher levels: it has
+    a bracketed list of `level` strings, YES or one of NOT_MET, in any case. In Chinese the quotes may be curly, YES and NO
+    may have none, and a longer list is cut. With `published_quirks` a level 1 with YES is met, whatever else the line has,
+    also inside a word, and everything is read in upper case only.
     """
     reply = without_reasoning(reply)
     if language == "zh":
@@ -133,8 +115,8 @@ def parse(reply: str, level: int, language: str = "en", published_quirks: bool =
     if level == 1 and published_quirks:
         return [True] if "YES" in line else [False] if "NO" in line else None
     if level == 1:
-        said = {word == "YES" for word in _YES_OR_NO.findall(line)} | {yes_or_no(reply)} - {None}
-        return list(said) if len(said) == 1 else None
+        answer = base.agreed([*base.upper_case_answers(line), yes_or_no(reply)])
+        return None if answer is None else [answer]
     bracketed = re.search(r"\[.*\]", line)
     if not bracketed:
         return None
@@ -156,8 +138,8 @@ def parse(reply: str, level: int, language: str = "en", published_quirks: bool =
     return [one == "YES" for one in found]
 
 
-def verdicts(row: Row, response: str, replies: Sequence[str | None], published_quirks: bool) -> list[Verdict] | None:
-    """One verdict per question. None where no reply is there; all None where it cannot be read."""
+def verdicts(row: FollowBenchPrompt, response: str, replies: Replies, published_quirks: bool) -> list[Verdict] | None:
+    """One verdict per question; all None if the reply cannot be read. None, and no list, if there is no reply."""
     if row.has_rule:
         of_row = (row.constraint_type, row.example_id, row.source, row.level, row.target)
         return [followbench_rules.check(*of_row, response, row.language)]
@@ -168,17 +150,17 @@ def verdicts(row: Row, response: str, replies: Sequence[str | None], published_q
 
 
 def aggregate(
-    rows: Sequence[Row], judgements: Mapping[str, Sequence[Verdict] | None], published_quirks: bool = False
+    rows: Sequence[FollowBenchPrompt], judgements: Mapping[str, Judgement | None], published_quirks: bool = False
 ) -> dict[str, Any]:
-    """Per constraint type HSR and SSR (levels 1 to 5, percent), CSL, the weighted means and `groups`; over all the weighted
-    means; `rows`, `constraints` (verdicts), what is unknown of them. A group counts where any of its rows is given."""
+    """Per constraint type HSR and SSR (levels 1 to 5, percent), CSL, the weighted means and `groups`; over all types the
+    weighted means; `rows`, `constraints` (verdicts), and what is unknown of them. A group counts if any of its rows is given."""
     groups: dict[tuple[str, int], dict[int, list[Verdict] | None]] = collections.defaultdict(dict)
     counts: list[list[Verdict]] = []
     for row in rows:
-        found, wanted = judgements.get(row.key), len(questions(row))
         if row.level:
-            groups[row.constraint_type, row.example_id][row.level] = None if found is None else padded(found, wanted)
-            counts.append(padded(found or (), wanted))
+            found = judgements.get(row.key)
+            counts.append(base.padded(found or (), len(questions(row))))
+            groups[row.constraint_type, row.example_id][row.level] = None if found is None else counts[-1]
     summary: dict[str, Any] = {}
     for kind in TYPES:
         chosen = [levels for (of_kind, _), levels in groups.items() if of_kind == kind]
@@ -186,30 +168,27 @@ def aggregate(
             summary[kind] = _figures(chosen, published_quirks)
     averaged = [summary[kind] for kind in summary if kind != "example"]
     if averaged:
-        for name in ("HSR_weighted", "SSR_weighted"):
-            summary[name] = sum(one[name] for one in averaged) / len(averaged)
+        summary |= {name: mean(one[name] for one in averaged) for name in ("HSR_weighted", "SSR_weighted")}
     absent = sum(level not in levels for levels in groups.values() for level in LEVELS)
     summary |= {"rows": len(counts), "rows_absent": absent, "constraints": sum(map(len, counts))}
-    return summary | unknown_counts(counts)
+    return summary | base.unknown_counts(counts)
 
 
 def _figures(groups: Sequence[Mapping[int, list[Verdict] | None]], published_quirks: bool) -> dict[str, Any]:
-    hard = [[_met(levels.get(level), published_quirks)[0] for level in LEVELS] for levels in groups]
-    soft = [[_met(levels.get(level), published_quirks)[1] for level in LEVELS] for levels in groups]
-    runs = [next((n for n, met in enumerate(levels) if met != 1), len(LEVELS)) for levels in hard]
+    met = [[_met(levels.get(level), published_quirks) for level in LEVELS] for levels in groups]
     figures: dict[str, Any] = {}
-    for name, values in (("HSR", hard), ("SSR", soft)):
+    for name, at in (("HSR", 0), ("SSR", 1)):
+        sums = [sum(group[at] for group in of_level) for of_level in zip(*met, strict=True)]
         # formatted, not rounded, as the published figures are
-        percents = [float(f"{sum(of_level) / len(groups) * 100:.2f}") for of_level in zip(*values, strict=True)]
-        figures[name] = percents
-        figures[f"{name}_weighted"] = sum(level * one for level, one in zip(LEVELS, percents, strict=True)) / sum(
-            LEVELS
-        )
+        percents = [float(f"{one / len(groups) * 100:.2f}") for one in sums]
+        weighted = sum(level * one for level, one in zip(LEVELS, percents, strict=True)) / sum(LEVELS)
+        figures |= {name: percents, f"{name}_weighted": weighted}
+    runs = [next((n for n, (hard, _) in enumerate(levels) if hard != 1), len(LEVELS)) for levels in met]
     return figures | {"CSL": round(sum(runs) / len(groups), 1), "groups": len(groups)}
 
 
-def _met(found: Sequence[Verdict] | None, published_quirks: bool) -> tuple[float, float]:
-    """(all met, share met) of one row."""
+def _met(found: Judgement | None, published_quirks: bool) -> tuple[float, float]:
+    """(1 if all constraints of a row are met, else 0; the share that is met)."""
     if not found:
         return 0, 0
     if published_quirks and None in found:
@@ -218,21 +197,22 @@ def _met(found: Sequence[Verdict] | None, published_quirks: bool) -> tuple[float
     return int(met == len(found)), met / len(found)
 
 
-def judge(row: Row, response: str, ask: Ask, earlier: Sequence[str | None] = ()) -> list[str | None]:
-    if row.has_rule or (earlier and earlier[0] is not None):
-        return list(earlier)
+def judge(row: FollowBenchPrompt, response: str, ask: Ask, earlier: Replies = ()) -> list[str | None]:
+    if row.has_rule:
+        return []
     first, *versions = row.instructions
     shown = {"initial instruction": first} | {f"version {n}": text for n, text in enumerate(versions, start=1)}
-    messages = opening(SYSTEM, QUESTION.format(count=row.level), **shown, answer=response)
+    messages = base.opening(SYSTEM, QUESTION.format(count=row.level), **shown, answer=response)
     reminder = REMINDER.format(count=row.level)
-    return [asked(ask, messages, lambda reply: parse(reply, row.level, row.language) is not None, reminder)]
+    call = base.Call(messages, lambda reply: parse(reply, row.level, row.language) is not None, reminder)
+    return base.missing_replies([call], ask, earlier)
 
 
-def calls(row: Row) -> int:
+def calls(row: FollowBenchPrompt) -> int:
     return int(row.level > 0 and not row.has_rule)
 
 
 BENCHMARKS = {
-    language: JudgedBenchmark("key", partial(read, language=language), questions, calls, judge, verdicts, aggregate)
+    language: JudgedBenchmark("key", partial(read, language=language), judge, verdicts, aggregate, questions, calls)
     for language in ("en", "zh")
 }

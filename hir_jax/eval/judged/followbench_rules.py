@@ -1,9 +1,9 @@
 """The groups of FollowBench (ACL 2024) that rules decide: by source, by example in format, and all of type example.
 
-English and Chinese have rules of their own where texts are measured. Source: the published scorer, whose oddities stay:
-a sentence is a non-empty piece between . ! ? (Chinese 。！？), so white space after the last stop is one more; the "1" of
-a marker "1." is one too, so that format 22 cannot be met from level 4 on in English; the Chinese gigaword group wants
-在 at level 5, where its instruction forbids it.
+Texts of English and Chinese are measured in different ways. Source: the published scorer, whose oddities stay: a sentence
+is a non-empty piece between . ! ? (Chinese 。！？), so white space after the last stop is one more; the "1" of a marker "1."
+is one too, so that format 22 cannot be met from level 4 on in English; the Chinese gigaword group wants 在 at level 5, where
+its instruction forbids it.
 """
 
 from __future__ import annotations
@@ -12,169 +12,114 @@ import ast
 import re
 import string
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 Check = Callable[[str], bool]
 
-# Whose answers are compared with the row's target.
+# Sources whose answers are compared with the row's target
 _EQUAL = ("E2E", "text_editing")
 _LAST = {"BBH_logical": r"\([A-Z]\)", "BBH_time": r"\d{2}/\d{2}/\d{4}"}
-_DOLLARS = {"en": r"\$\d+", "zh": r"\d+美元"}
 _BY_TARGET = (*_EQUAL, *_LAST, "WIKIEVENTS", "CONLL2003", "self_made_space", "gsm_8k")
 
-_MARKS = {"en": string.punctuation, "zh": string.punctuation + "，。：’“”"}
+
+class _Language(NamedTuple):
+    """How texts of a language are measured, and what its rules look for."""
+
+    stop: str  # pattern of what ends a sentence
+    marks: str
+    in_words: bool  # sizes are counted in words; else in characters
+    dollars: str  # pattern of an amount
+    formats: tuple[int, ...]  # the examples of type format that a rule decides
+    ending: str  # of format 22
+
+    def sentences(self, text: str) -> list[str]:
+        return [piece for piece in re.split(self.stop, text) if piece]
+
+    def has(self, text: str, word: str) -> bool:
+        """Whether a word occurs in its case; in English at word boundaries."""
+        return bool(re.search(rf"\b{re.escape(word)}\b", text)) if self.in_words else word in text
+
+    def count_marks(self, text: str) -> int:
+        return sum(character in self.marks for character in text)
+
+    def size(self, text: str) -> int:
+        """The size of a whole text: the pieces between single spaces, or the characters."""
+        return len(text.split(" ")) if self.in_words else len(text)
+
+    def sentence_size(self, text: str) -> int:
+        return len(text.split()) if self.in_words else len(text)
 
 
-def sentences(text: str, language: str) -> list[str]:
-    return [piece for piece in re.split("[.!?]" if language == "en" else "[。！？]", text) if piece]
-
-
-def has(text: str, word: str, language: str) -> bool:
-    """A word at word boundaries, in its case; Chinese: anywhere."""
-    return bool(re.search(rf"\b{re.escape(word)}\b", text)) if language == "en" else word in text
-
-
-def marks(text: str, language: str) -> int:
-    return sum(character in _MARKS[language] for character in text)
-
-
-def _size(text: str, language: str) -> int:
-    """Of a whole text: pieces between single spaces; Chinese: characters."""
-    return len(text.split(" ")) if language == "en" else len(text)
-
-
-def _sentence_size(text: str, language: str) -> int:
-    return len(text.split()) if language == "en" else len(text)
-
-
-def _sentences(count: int, language: str) -> Check:
-    return lambda text: len(sentences(text, language)) == count
-
-
-def _word(word: str, language: str, wanted: bool = True) -> Check:
-    return lambda text: has(text, word, language) == wanted
-
-
-def _words_in_order(words: Sequence[str], language: str) -> Check:
-    """The n-th word in the n-th sentence."""
-
-    def check(text: str) -> bool:
-        pieces = sentences(text, language)
-        return len(pieces) >= len(words) and all(has(one, word, language) for one, word in zip(pieces, words))
-
-    return check
-
-
-def _in_sentence(number: int, check: Check, language: str) -> Check:
-    """`check` of the number-th sentence, from 1; False if there is none."""
-
-    def whole(text: str) -> bool:
-        pieces = sentences(text, language)
-        return len(pieces) >= number and check(pieces[number - 1])
-
-    return whole
-
-
-def _not(check: Check) -> Check:
-    return lambda text: not check(text)
-
-
-def _pattern(pattern: str) -> Check:
-    return lambda text: bool(re.search(pattern, text))
-
-
-def _smaller(limit: int, language: str) -> Check:
-    return lambda text: _size(text, language) < limit
-
-
-def _no_marks(language: str) -> Check:
-    return lambda text: not marks(text, language)
-
-
-# Per source and language: the check that each level adds, 1 to 5. A level is met if all up to it are.
-_EN: dict[str, list[Check]] = {
-    "cnn_dailymail": [
-        _sentences(3, "en"),
-        lambda text: all(_sentence_size(one, "en") < 15 for one in sentences(text, "en")),
-        _words_in_order(("Potter", "actor", "films"), "en"),
-        _not(_in_sentence(2, _word("lavish", "en"), "en")),
-        _in_sentence(3, _pattern(r"\b(has|have)\s+\w+"), "en"),
-    ],
-    "xsum": [
-        _sentences(1, "en"),
-        _smaller(20, "en"),
-        _word("Newton Stewart", "en", False),
-        _pattern(r"\b(am|is|are)\s+\w+ing\b"),
-        _word("operation", "en"),
-    ],
-    "samsum": [
-        _sentences(1, "en"),
-        _smaller(15, "en"),
-        _word("stuff", "en"),
-        _not(_pattern("(?i)procrast")),
-        lambda text: marks(text, "en") == 1,
-    ],
-    "gigaword": [
-        lambda text: _size(text, "en") == 8,
-        _no_marks("en"),
-        str.islower,
-        _word("bus", "en", False),
-        _word("in", "en"),
-    ],
-    "arxiv": [
-        _sentences(1, "en"),
-        _smaller(21, "en"),
-        lambda text: text.startswith("We"),
-        _word("activations", "en"),
-        _word("transformer", "en", False),
-    ],
+_LANGUAGES = {
+    "en": _Language("[.!?]", string.punctuation, True, r"\$\d+", (22, 30), "Those are suggestions"),
+    "zh": _Language("[。！？]", string.punctuation + "，。：’“”", False, r"\d+美元", (22,), "这些是建议"),
 }
-_ZH: dict[str, list[Check]] = {
-    "cnn_dailymail": [
-        _sentences(3, "zh"),
-        lambda text: all(_sentence_size(one, "zh") < 15 for one in sentences(text, "zh")),
-        _words_in_order(("波特", "演员", "电影"), "zh"),
-        _not(_in_sentence(2, _word("奢侈", "zh"), "zh")),
-        _in_sentence(3, _word("了", "zh"), "zh"),
-    ],
-    "xsum": [
-        _sentences(1, "zh"),
-        _smaller(20, "zh"),
-        _word("牛顿斯图尔特", "zh", False),
-        _word("在", "zh"),
-        _word("操作", "zh"),
-    ],
-    "samsum": [
-        _sentences(1, "zh"),
-        _smaller(15, "zh"),
-        _word("琐碎的", "zh"),
-        _word("拖沓的", "zh", False),
-        lambda text: marks(text, "zh") == 1,
-    ],
-    "gigaword": [
-        lambda text: _size(text, "zh") == 8,
-        _no_marks("zh"),
-        lambda text: not any(map(str.isnumeric, text)),
-        _word("公交车", "zh", False),
-        _word("在", "zh"),
-    ],
-    "arxiv": [
-        _sentences(1, "zh"),
-        _smaller(21, "zh"),
-        lambda text: text.startswith("我们"),
-        _word("激活", "zh"),
-        _word("transformer", "zh", False),
-    ],
-}
-_BY_LEVEL = {"en": _EN, "zh": _ZH}
-_ENDING = {"en": "Those are suggestions", "zh": "这些是建议"}
-_FORMATS = {"en": (22, 30), "zh": (22,)}
+
+
+def _levels(
+    of: _Language, *, names: Sequence[str], lavish: str, place: str, operation: str, stuff: str, bus: str, inside: str, we: str,
+    activations: str, plain: Check, finite: Check, no_delay: Check, ongoing: Check,
+) -> dict[str, list[Check]]:  # fmt: skip
+    """Source -> the check that each level, 1 to 5, adds. The texts are words of the language, named after the English ones; the
+    checks look for its grammar."""
+
+    def has(word: str) -> Check:
+        return lambda text: of.has(text, word)
+
+    def lacks(word: str) -> Check:
+        return lambda text: not of.has(text, word)
+
+    def sentences(count: int) -> Check:
+        return lambda text: len(of.sentences(text)) == count
+
+    def smaller(limit: int) -> Check:
+        return lambda text: of.size(text) < limit
+
+    def in_sentence(number: int, check: Check) -> Check:
+        return lambda text: any(map(check, of.sentences(text)[number - 1 : number]))
+
+    def short_sentences(text: str) -> bool:
+        return all(of.sentence_size(one) < 15 for one in of.sentences(text))
+
+    def names_in_order(text: str) -> bool:
+        """The n-th name is in the n-th sentence."""
+        return all(in_sentence(n, has(name))(text) for n, name in enumerate(names, start=1))
+
+    return {
+        "cnn_dailymail": [
+            sentences(3), short_sentences, names_in_order, lambda text: not in_sentence(2, has(lavish))(text),
+            in_sentence(3, finite),
+        ],
+        "xsum": [sentences(1), smaller(20), lacks(place), ongoing, has(operation)],
+        "samsum": [sentences(1), smaller(15), has(stuff), no_delay, lambda text: of.count_marks(text) == 1],
+        "gigaword": [
+            lambda text: of.size(text) == 8, lambda text: not of.count_marks(text), plain, lacks(bus), has(inside),
+        ],
+        "arxiv": [sentences(1), smaller(21), lambda text: text.startswith(we), has(activations), lacks("transformer")],
+    }  # fmt: skip
+
+
+_BY_LEVEL = {
+    "en": _levels(
+        _LANGUAGES["en"], names=("Potter", "actor", "films"), lavish="lavish", place="Newton Stewart", operation="operation",
+        stuff="stuff", bus="bus", inside="in", we="We", activations="activations", plain=str.islower,
+        finite=lambda text: re.search(r"\b(has|have)\s+\w+", text), no_delay=lambda text: not re.search("(?i)procrast", text),
+        ongoing=lambda text: re.search(r"\b(am|is|are)\s+\w+ing\b", text),
+    ),
+    "zh": _levels(
+        _LANGUAGES["zh"], names=("波特", "演员", "电影"), lavish="奢侈", place="牛顿斯图尔特", operation="操作",
+        stuff="琐碎的", bus="公交车", inside="在", we="我们", activations="激活",
+        plain=lambda text: not any(map(str.isnumeric, text)), finite=lambda text: "了" in text,
+        no_delay=lambda text: "拖沓的" not in text, ongoing=lambda text: "在" in text,
+    ),
+}  # fmt: skip
 
 
 def has_rule(constraint_type: str, example_id: int, source: str, language: str) -> bool:
     """Whether a rule decides the group, and no judge."""
-    if constraint_type == "example":  # whose source names are those of data sets of other types
+    if constraint_type == "example":  # its sources have the names of data sets of other types
         return True
-    if constraint_type == "format" and example_id in _FORMATS[language]:
+    if constraint_type == "format" and example_id in _LANGUAGES[language].formats:
         return True
     return source in _BY_TARGET or source in _BY_LEVEL[language]
 
@@ -183,25 +128,26 @@ def check(
     constraint_type: str, example_id: int, source: str, level: int, target: str, response: str, language: str
 ) -> bool:
     """Whether the response, as it is, meets the instruction of a level 1 to 5 with all its constraints."""
+    of = _LANGUAGES[language]
     if constraint_type == "example":
         return matches_template(target, response)
     if constraint_type == "format" and example_id == 22:
-        return _format_22(response, level, language)
+        return _format_22(response, level, of)
     if constraint_type == "format" and example_id == 30:
         return all(one(response) for one in _FORMAT_30[:level])
     if source in _BY_TARGET:
-        return _meets_target(source, target, response, language)
+        return _meets_target(source, target, response, of)
     return all(one(response) for one in _BY_LEVEL[language][source][:level])
 
 
 def matches_template(target: str, response: str) -> bool:
-    """The whole response is the target without its "{instruction}" line, double braces single, {answer} any characters
-    but a newline."""
+    """Whether the whole response is the target without its "{instruction}" line, with single for double braces and any
+    characters but a newline for {answer}."""
     template = target.replace("{instruction}\n", "").replace("{{", "{").replace("}}", "}")
     return bool(re.fullmatch(".*".join(map(re.escape, template.split("{answer}"))), response))
 
 
-def _meets_target(source: str, target: str, response: str, language: str) -> bool:
+def _meets_target(source: str, target: str, response: str, of: _Language) -> bool:
     if source in _EQUAL:
         return response == target
     if source == "WIKIEVENTS":
@@ -210,25 +156,25 @@ def _meets_target(source: str, target: str, response: str, language: str) -> boo
         return response in ast.literal_eval(target)
     if source == "self_made_space":
         return target in response
-    found = re.findall(_DOLLARS[language] if source == "gsm_8k" else _LAST[source], response)
+    found = re.findall(of.dollars if source == "gsm_8k" else _LAST[source], response)
     return bool(found) and found[-1] == target
 
 
-def _format_22(text: str, level: int, language: str) -> bool:
+def _format_22(text: str, level: int, of: _Language) -> bool:
     blocks = text.split("\n\n")
     numbered = all(re.match(r"\d+\.", block.lstrip()) for block in blocks if block.strip())
     met = [
         len(blocks) == (4 if level == 5 else 3),
-        all(len(sentences(block, language)) < 3 for block in blocks[:3]),
-        all(_sentence_size(one, language) > 20 for one in sentences(text, language)),
+        all(len(of.sentences(block)) < 3 for block in blocks[:3]),
+        all(of.sentence_size(one) > 20 for one in of.sentences(text)),
         numbered,
-        text.endswith(_ENDING[language]),
+        text.endswith(of.ending),
     ]
     return all(met[:level])
 
 
 def _split_30(text: str) -> list[str]:
-    """At white space after . or ?, but not in "e.g. " or after a title such as "Mr."."""
+    """A text, split at white space after . or ?, but not in "e.g. " or after a title such as "Mr."."""
     pieces, start = [], 0
     for space in re.finditer(r"\s", text):
         before = text[start : space.start()]

@@ -1,6 +1,7 @@
-"""Who decides what no rule of ours does: a judge for soft constraints, the cage for Python checkers out of the data.
+"""Builds the verifier with its optional judge and code sandbox, from a config or from a program's flags.
 
-The one place that knows them all, and where programs get their `checks.verifier.Verifier` from.
+A judge decides soft constraints, and the sandbox runs Python checkers that come with the data. Only this module knows all
+judges: `checks` knows the endpoint, but no model of ours.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from hir_jax.checks.verifier import Decider, Verifier
 
 
 def judge_settings(judge: str, options: Sequence[str]) -> JudgeSettings:
-    """Settings from "KIND:MODEL" ("" for no judge) and NAME=VALUE strings. JudgeError names what is wrong."""
+    """The settings of --judge, "KIND:MODEL" or "" for no judge, and --judge_option, NAME=VALUE. JudgeError says what is wrong."""
     if not judge:
         if options:
             raise JudgeError("--judge_option is given, but no --judge")
@@ -38,17 +39,17 @@ def judge_settings(judge: str, options: Sequence[str]) -> JudgeSettings:
 
 
 def open_judge(settings: JudgeSettings) -> Judge:
-    """A decider of soft constraints, to be closed in the end. JudgeError for what cannot be set up."""
+    """The judge of soft constraints, which the caller closes. JudgeError if it cannot be set up."""
     if not settings.kind:
         raise JudgeError("no judge is configured: set its kind to 'endpoint' or 'local'")
     cache = VerdictCache(settings.cache)
     try:
-        # Loaded here because each takes seconds, and a run needs one of them at most.
+        # Imported here because each takes seconds, and a run needs at most one of them.
         if settings.kind == "endpoint":
             from hir_jax.checks.judge.endpoint import Endpoint
 
             return Judge(Endpoint(settings), cache, settings.threshold)
-        from hir_jax.local_judge import LocalModel
+        from hir_jax.eval.local_judge import LocalModel
 
         return Judge(LocalModel(settings), cache, settings.threshold)
     except BaseException:
@@ -56,17 +57,13 @@ def open_judge(settings: JudgeSettings) -> Judge:
         raise
 
 
-def enabled(settings: JudgeSettings, code_checkers: bool) -> frozenset[str]:
-    """Names of the deciders that `open_verifier` would open."""
-    return frozenset(name for name, wanted in (("judge", settings.kind), ("code", code_checkers)) if wanted)
-
-
 def open_verifier(
     stack: ExitStack, settings: JudgeSettings, *, code_checkers: bool, workers: int, timeout_seconds: float
 ) -> Verifier:
-    """A verifier with the deciders that are wanted, all to be closed with `stack`. InputError for what cannot be set up.
+    """A verifier with the judge of the settings, if any, and with the sandbox if there are `code_checkers`.
 
-    workers, timeout_seconds: of the verifier's own checks and of the code checkers.
+    All are closed with `stack`. workers and timeout_seconds hold for the verifier's own checks and for the code checkers.
+    InputError if something cannot be set up.
     """
     deciders: dict[str, Decider] = {}
     if settings.kind:
@@ -74,3 +71,15 @@ def open_verifier(
     if code_checkers:
         deciders["code"] = Cage(max(1, workers), timeout_seconds)
     return stack.enter_context(Verifier(workers, timeout_seconds, deciders))
+
+
+def deciders_of(constraints) -> frozenset[str]:
+    """The names of the deciders that `config.constraints` turns on: "judge", "code"."""
+    wanted = (("judge", JudgeSettings(**constraints.judge).kind), ("code", constraints.code_checkers))
+    return frozenset(name for name, on in wanted if on)
+
+
+def open_configured(stack: ExitStack, constraints) -> Verifier:
+    """`open_verifier` as `config.constraints` says."""
+    names = ("code_checkers", "workers", "timeout_seconds")
+    return open_verifier(stack, JudgeSettings(**constraints.judge), **{name: constraints[name] for name in names})

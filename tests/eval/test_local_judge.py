@@ -12,11 +12,11 @@ from model_cases import write_model
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from hir_jax import local_judge
 from hir_jax.checks.judge.soft import SOFT, TOO_LONG, UNANSWERED, Case, JudgeError, JudgeSettings
 from hir_jax.checks.verifier import Question
 from hir_jax.data.generate.tiny import lexicon
-from hir_jax.deciders import open_judge
+from hir_jax.eval import local_judge
+from hir_jax.eval.verifiers import open_judge
 from hir_jax.model.config import ModelConfig
 from hir_jax.types import Constraint
 
@@ -110,7 +110,7 @@ def test_one_compilation_per_bucket(model):
     before = model.usage.prompt_tokens
     scores(model)
     scores(model, CASES[1::2])
-    assert len(wanted) == 2 and model._score._cache_size() == len(wanted)
+    assert len(wanted) == 2 and model._yes_probability._cache_size() == len(wanted)
     assert model.usage.prompt_tokens - before == sum(lengths) + sum(lengths[1::2])
 
 
@@ -124,8 +124,8 @@ def test_buckets(longest, wanted):
 ON_FOUR_DEVICES = """
 import json, sys
 import jax
-from hir_jax import local_judge
-from hir_jax.checks.judge import Case, JudgeSettings
+from hir_jax.eval import local_judge
+from hir_jax.checks.judge.soft import Case, JudgeSettings
 assert jax.device_count() == 4
 model = local_judge.LocalModel(JudgeSettings("local", sys.argv[1], max_length=1024, batch_tokens=2048))
 cases, found = [Case(*case) for case in json.loads(sys.argv[2])], {}
@@ -137,7 +137,7 @@ print(json.dumps([found[case] for case in cases]))
 def test_rows_and_parameters_may_be_split_over_devices(model, directory):
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
     command = [sys.executable, "-c", ON_FOUR_DEVICES, str(directory), json.dumps(CASES[:3])]
-    split = subprocess.check_output(command, env=environment, cwd=Path(__file__).parents[1], text=True)
+    split = subprocess.check_output(command, env=environment, cwd=Path(__file__).parents[2], text=True)
     found, _ = scores(model)
     assert json.loads(split) == pytest.approx([found[case] for case in CASES[:3]], abs=1e-5)
 
