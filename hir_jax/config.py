@@ -18,9 +18,9 @@ from absl import flags
 from ml_collections import config_flags
 
 from hir_jax import config_ranges, pathflags
+from hir_jax.checks import registry
 from hir_jax.checks.judge.soft import JudgeSettings
 from hir_jax.data.chat import DATE
-from hir_jax.data.generate.joint import FAMILIES
 from hir_jax.data.templates import REWRITABLE
 from hir_jax.model.config import MATRICES
 from hir_jax.run import files
@@ -263,8 +263,8 @@ def check(config) -> None:
         f"config.data.templates = {tuple(config.data.templates)}: give one or more of {', '.join(REWRITABLE)}",
     )
     _require(
-        config.data.families and set(config.data.families) <= set(FAMILIES),
-        f"config.data.families = {tuple(config.data.families)}: give one or more of {', '.join(FAMILIES)}",
+        config.data.families and set(config.data.families) <= set(registry.families()),
+        f"config.data.families = {tuple(config.data.families)}: give one or more of {', '.join(registry.families())}",
     )
     targets = tuple(config.lora.targets)
     _require(

@@ -17,28 +17,31 @@ from hir_jax.bench.machine import spread
 from hir_jax.bench.sizes import Sizes
 from hir_jax.checks.device import on_device
 from hir_jax.checks.verifier import Row, Verifier
-from hir_jax.data.generate import conflicts, phrasings, synthesis
+from hir_jax.data.generate import synthesis
+from hir_jax.data.generate.tasks import BaseTask, base_tasks
 from hir_jax.types import Constraint
 
 CONSTRAINTS = 6
 TOKENS_PER_WORD = 1.5  # marks included: SmolLM2's tokenizer on these responses
 _ENOUGH_WORDS = 170  # no further paragraph after these: 200 words or 300 tokens in the mean
-LANGUAGE_IDS = (conflicts.LANGUAGE, conflicts.CAPITAL, conflicts.LOWER)  # may identify the language of a response
-_IN_ONE_CASE = {conflicts.CAPITAL: str.upper, conflicts.LOWER: str.lower}
+_IN_ONE_CASE = {"change_case:english_capital": str.upper, "change_case:english_lowercase": str.lower}
+LANGUAGE_IDS = ("language:response_language", *_IN_ONE_CASE)  # may identify the language of a response
+_IFEVAL = dict(sorted(synthesis.draws_of(("ifeval",)).items()))
+_WORDINGS = [[wording for wording in one.wordings if wording] for one in _IFEVAL.values()]
 
 
-def _sentence(rng: random.Random, tasks: tuple[synthesis.BaseTask, ...]) -> str:
+def _sentence(rng: random.Random, tasks: tuple[BaseTask, ...]) -> str:
     base = rng.choice(tasks)
     kind = rng.random()
     if kind < 0.6:
         return base.task
     if kind < 0.8:
-        return rng.choice(rng.choice(list(phrasings.PHRASINGS.values()))).replace("{", "[").replace("}", "]")
+        return rng.choice(rng.choice(_WORDINGS)).replace("{", "[").replace("}", "]")
     first, second, third = rng.sample(base.keywords, 3)
     return f"{first.capitalize()}, {second} and *{third}* come to mind!"
 
 
-def _response(rng: random.Random, tasks: tuple[synthesis.BaseTask, ...], ids: list[str]) -> str:
+def _response(rng: random.Random, tasks: tuple[BaseTask, ...], ids: list[str]) -> str:
     blocks, words = [f"<<{rng.choice(tasks).keywords[0]}>>"], 0
     while words < _ENOUGH_WORDS:
         sentences = [_sentence(rng, tasks) for _ in range(rng.randint(2, 5))]
@@ -54,13 +57,13 @@ def _response(rng: random.Random, tasks: tuple[synthesis.BaseTask, ...], ids: li
 
 def batch(seed: int, rows: int) -> list[Row]:
     """Rows of CONSTRAINTS different IFEval types each, all 25 equally often, with arguments drawn as for training."""
-    tasks = synthesis.base_tasks("train")
+    tasks = base_tasks("train")
     found = []
     for index in range(rows):
         rng = random.Random(f"verify {seed} {index}")
         base = rng.choice(tasks)
-        ids = rng.sample(sorted(synthesis.DRAWS), CONSTRAINTS)
-        wanted = [Constraint(id, synthesis.DRAWS[id](base, rng)) for id in ids]
+        ids = rng.sample(list(_IFEVAL), CONSTRAINTS)
+        wanted = [Constraint(id, _IFEVAL[id].draw(base, rng)) for id in ids]
         found.append(Row(wanted, _response(rng, tasks, ids), base.task, f"bench:{seed}:{index}"))
     return found
 

@@ -236,7 +236,8 @@ def rule_sentences(text: str) -> tuple[str, ...]:
     return tuple(pieces if pieces[-1] else pieces[:-1])
 
 
-MARKS = string.punctuation  # what IFBench takes for punctuation: the 32 ASCII marks, so no curly quote and no dash
+MARKS = string.punctuation  # IFBench's punctuation: the 32 ASCII marks, so no curly quote and no dash
+_OUTER = MARKS + " "
 _NO_MARKS = str.maketrans("", "", MARKS)
 
 
@@ -244,6 +245,11 @@ _NO_MARKS = str.maketrans("", "", MARKS)
 def without_marks(text: str) -> str:
     """The text without any of `MARKS`."""
     return text.translate(_NO_MARKS)
+
+
+def bare(word: str) -> str:
+    """A word without the marks and spaces at either end of it."""
+    return word.strip(_OUTER)
 
 
 # Where a token in capitals may be. The tokenizer takes words apart only beside a mark, in a few contractions (can|not,

@@ -1,11 +1,11 @@
-"""The registry: one entry per constraint id holds its arguments, its text in an instruction, and its check.
+"""The registry: one entry per constraint id holds its arguments, its text in an instruction, its check, and how it is generated.
 
 A family is a module of check functions, each under `@register(id, text, argument=kind, ...)`; the package's `__init__`
 imports it. A check gets the response and the parsed arguments by name, and the user's request if it has a parameter
-`prompt`; it returns a bool or raises. Constraints that no rule of ours decides (an LLM judge does, or code out of the
-data) are `declare`d: they have arguments and a text, and the name of their decider. Nothing here guesses: an unknown id
-or an argument that cannot be used is a `ConstraintError`, never a pass and never a random default (the published
-scorers draw one there).
+`prompt`; it returns a bool or raises. Constraints that no rule here can decide (an LLM judge does, or code that comes with
+the data) are `declare`d: they have arguments, a text and the name of their decider. A type is generated only if it is
+registered with `generated=`. Nothing here guesses: an unknown id or an unusable argument is a `ConstraintError`, never a
+pass and never a random default (the published scorers draw one there).
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ import re
 import reprlib
 import warnings
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from hir_jax.checks.generation import Generated
 from hir_jax.types import Constraint, InputError
 
 
@@ -46,7 +47,7 @@ class ScorerStopsError(Exception):
 
 @dataclass(frozen=True)
 class Argument:
-    """A kind of argument: `parse` returns the usable value or raises ValueError; `what` says what it wants."""
+    """A kind of argument: `parse` returns the usable value or raises ValueError; `what` describes usable values."""
 
     what: str
     parse: Callable[[Any], Any]
@@ -62,6 +63,7 @@ class Entry:
     takes_prompt: bool = False
     as_is: bool = False
     decider: str = ""
+    generated: tuple[Generated, ...] = ()  # a type with several kinds has several
 
 
 _ENTRIES: dict[str, Entry] = {}
@@ -74,13 +76,15 @@ def register(
     *,
     together: Callable[..., str | None] | None = None,
     as_is: bool = False,
+    generated: Generated | None = None,
     **arguments: Argument,
 ) -> Callable[[Callable[..., bool]], Callable[..., bool]]:
     """Decorator of a check function `(response, [prompt,] *arguments)`.
 
     `text` (one sentence that ends in a period) and `together` (a complaint about arguments that do not fit one
-    another, or None) are called with the parsed arguments by name. With `as_is` the check sees every response as it
-    stands, blank ones too, and there is no loose mode (MulDimIF); without, `check` adds IFEval's rules for both.
+    another, or None) are called with the parsed arguments by name. With `as_is` the check gets every response unchanged,
+    blank ones too, and there is no loose mode (MulDimIF); without, `check` adds IFEval's rules for both. `generated` says
+    how constraints of this type are generated; without it they are not.
     """
 
     def decorate(check: Callable[..., bool]) -> Callable[..., bool]:
@@ -92,15 +96,45 @@ def register(
         parameters = set(inspect.signature(check).parameters)
         if parameters - {"response", "prompt"} != set(arguments):
             raise ValueError(f"{id}: the check takes {sorted(parameters)}, but the arguments are {sorted(arguments)}")
-        _ENTRIES[id] = Entry(id, arguments, text, check, together, "prompt" in parameters, as_is)
+        _ENTRIES[id] = Entry(
+            id, arguments, text, check, together, "prompt" in parameters, as_is, "", _named(id, generated)
+        )
         return check
 
     return decorate
 
 
-def declare(id: str, text: Callable[..., str], *, decider: str, **arguments: Argument) -> None:
-    """Register a constraint that the decider of this name decides (see `verifier.Verifier`), not a check in a worker."""
-    _ENTRIES[id] = Entry(id, arguments, text, check=None, decider=decider)
+def declare(
+    id: str, text: Callable[..., str], *, decider: str, generated: Iterable[Generated] = (), **arguments: Argument
+) -> None:
+    """Register a constraint that the decider of this name decides (see `verifier.Verifier`), not a check in a worker.
+
+    `generated` may name several kinds of it, each with the `texts` that belong to it.
+    """
+    _ENTRIES[id] = Entry(id, arguments, text, check=None, decider=decider, generated=_named(id, *generated))
+
+
+def _named(id: str, *generated: Generated | None) -> tuple[Generated, ...]:
+    return tuple(replace(one, id=id, name=one.name or id) for one in generated if one)
+
+
+def generated() -> dict[str, Generated]:
+    """Everything that can be generated, by name, in the order of registration."""
+    return {one.name: one for entry in _ENTRIES.values() for one in entry.generated}
+
+
+def families() -> tuple[str, ...]:
+    """The families that constraints are generated of, in the order of registration."""
+    return tuple(dict.fromkeys(one.family for one in generated().values()))
+
+
+def generated_as(constraint: Constraint) -> Generated:
+    """How this constraint is generated. Raises ConstraintError if its type, or a constraint of its text, is not."""
+    kinds = _entry(constraint.id).generated
+    found = [one for one in kinds if constraint.text in one.texts] if len(kinds) > 1 else kinds
+    if not found:
+        raise ConstraintError(f"{constraint.id}: {constraint.text or 'this type'!r} cannot be generated")
+    return found[0]
 
 
 def decider(id: str) -> str:
@@ -144,31 +178,33 @@ def missing_decider(constraints: Iterable[Constraint], deciders: Container[str])
     return next((name for name in needed if name and name not in deciders), "")
 
 
-def _parsed(entry: Entry, arguments: Mapping[str, Any]) -> dict[str, Any]:
+def parsed(constraint: Constraint) -> dict[str, Any]:
+    """The arguments as the check gets them. Raises ConstraintError (UnknownConstraintError for the id) for unusable ones."""
+    entry, arguments = _entry(constraint.id), constraint.arguments
     unknown = sorted(set(arguments) - set(entry.arguments))
     if unknown:
         takes = ", ".join(entry.arguments) or "none"
         raise ConstraintError(f"{entry.id}: unknown argument {unknown[0]!r} (it takes: {takes})")
-    parsed = {}
+    usable = {}
     for name, kind in entry.arguments.items():
         if name not in arguments:
             raise ConstraintError(f"{entry.id}: argument {name!r} is missing; it must be {kind.what}")
         try:
-            parsed[name] = kind.parse(arguments[name])
+            usable[name] = kind.parse(arguments[name])
         except (ValueError, OverflowError) as error:
             why = f" ({error})" if str(error) else ""
             shown = reprlib.repr(arguments[name])
             kind_of_error = DrawnArgumentError if isinstance(error, DrawnValueError) else ConstraintError
             raise kind_of_error(f"{entry.id}: argument {name!r} must be {kind.what}, not {shown}{why}") from error
-    complaint = entry.together(**parsed) if entry.together else None
+    complaint = entry.together(**usable) if entry.together else None
     if complaint:
         raise ConstraintError(f"{entry.id}: {complaint}")
-    return parsed
+    return usable
 
 
 def validate(constraint: Constraint) -> None:
     """Raise ConstraintError (UnknownConstraintError for the id) unless `check` can decide this constraint."""
-    _parsed(_entry(constraint.id), constraint.arguments)
+    parsed(constraint)
 
 
 def validate_published(constraint: Constraint) -> None:
@@ -182,8 +218,7 @@ def validate_published(constraint: Constraint) -> None:
 
 def describe(id: str, arguments: Mapping[str, Any]) -> str:
     """This project's own wording of a constraint: one sentence, ending in a period. Raises ConstraintError."""
-    entry = _entry(id)
-    return entry.text(**_parsed(entry, arguments))
+    return _entry(id).text(**parsed(Constraint(id, arguments)))
 
 
 def loose_variants(response: str) -> Iterator[str]:
@@ -212,7 +247,7 @@ def check(constraint: Constraint, response: str, prompt: str = "", *, loose: boo
     entry = _entry(constraint.id)
     if entry.check is None:
         raise ConstraintError(f"{entry.id}: decided by the {entry.decider}, not by a check")
-    arguments = _parsed(entry, constraint.arguments)
+    arguments = parsed(constraint)
     if entry.takes_prompt:
         arguments["prompt"] = prompt
     try:
@@ -225,13 +260,31 @@ def check(constraint: Constraint, response: str, prompt: str = "", *, loose: boo
         return False
 
 
-# Kinds of arguments that families share.
+# The text and the kinds of arguments that families share.
+
+
+def plural(count: int, noun: str) -> str:
+    """ "1 word", "2 words"."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def ordinal(number: int) -> str:
+    """ "1st", "2nd", "11th"."""
+    suffix = "th" if number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    return f"{number}{suffix}"
 
 
 def _count(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value) or value < 0:
         raise ValueError
     return int(value)  # some published files write integers as 5.0
+
+
+def _position(value: Any) -> int:
+    number = _count(value)
+    if number == 0:
+        raise ValueError
+    return number
 
 
 def _text(value: Any) -> str:
@@ -244,6 +297,21 @@ def _texts(value: Any) -> tuple[str, ...]:
     if not isinstance(value, list | tuple) or not value:
         raise ValueError
     return tuple(_text(item) for item in value)
+
+
+def _word(value: Any) -> str:
+    if not re.fullmatch(r"\w+", _text(value)):
+        raise ValueError
+    return value
+
+
+def _letter(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError
+    letter = value.strip().lower()
+    if len(letter) != 1 or not "a" <= letter <= "z":
+        raise DrawnValueError  # two published prompts ask for # and for !
+    return letter
 
 
 @functools.lru_cache(maxsize=4096)
@@ -265,7 +333,10 @@ def require_pattern(pattern: str) -> None:
 
 
 COUNT = Argument("an integer >= 0", _count)
+POSITION = Argument("an integer >= 1", _position)
 TEXT = Argument("a non-blank string", _text)
+WORD = Argument("one word of letters and digits", _word)
+LETTER = Argument("one letter from a to z", _letter)
 
 
 def pattern(used_as: Callable[[str], str] = str) -> Argument:

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from hir_jax.checks import english
-from hir_jax.checks.ifbench.counts import POSITION, bare
-from hir_jax.checks.registry import TEXT, Argument, DrawnValueError, ScorerStopsError, register
+from hir_jax.checks.english import bare
+from hir_jax.checks.registry import POSITION, TEXT, Argument, DrawnValueError, ScorerStopsError, register
 
 
 @register("custom:multiples", lambda: "Count from 10 to 50, but write only the multiples of 7.")

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
 
 from hir_jax.checks import registry, worker
+from hir_jax.checks.judge.wordings import GENERATED
 from hir_jax.checks.worker import Outcome
 from hir_jax.pathflags import expanded
 from hir_jax.types import InputError
@@ -36,7 +37,7 @@ TOO_LONG = "judge_too_long"  # the question does not fit the local model
 KINDS = ("", "endpoint", "local")
 _LOG = logging.getLogger(__name__)
 
-registry.declare(SOFT, lambda: "Meet the requirement as it is stated.", decider=DECIDER)
+registry.declare(SOFT, lambda: "Meet the requirement as it is stated.", decider=DECIDER, generated=GENERATED)
 
 
 class JudgeError(InputError):

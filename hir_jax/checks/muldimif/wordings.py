@@ -1,8 +1,8 @@
-"""Constraints of MulDimIF's 12 families in wordings of our own, each of which the published rules read as meant.
+"""Generated constraints of MulDimIF's families: wordings of our own, each of which the published rules read as meant.
 
-The rules (`checks.muldimif.rules`) look for certain words, so a wording is more than style here: "fewer than" asks for
-nothing, an "or" makes any keyword do, and "all" is also found in "finally". The tests hold each wording against texts
-on both sides of its limit.
+The rules (`muldimif.rules`) look for certain words, so a wording is more than style here: "fewer than" asks for nothing, an
+"or" makes any keyword do, and "all" is also found in "finally". The tests hold each wording against texts on both sides of
+its limit.
 """
 
 from __future__ import annotations
@@ -11,14 +11,13 @@ import random
 import re
 from collections.abc import Callable
 
-from hir_jax.checks.muldimif import rules as muldimif
+from hir_jax.checks.compatibility import NO_DOCUMENT, WHOLE, Demands, between
+from hir_jax.checks.generation import Arguments, Generated, Task
+from hir_jax.checks.ifeval.keywords import demand_absence, demand_frequency, demand_keywords
 from hir_jax.checks.muldimif.text import Limits, limits, quoted
-from hir_jax.data.generate import conflicts as c
-from hir_jax.data.generate.claims import NO_DOCUMENT, WHOLE, Claims, things
-from hir_jax.data.generate.tasks import BaseTask
-from hir_jax.types import Constraint
 
-# Family -> what it asks -> wordings. {n}, {a} and {b}: numbers, a < b; {word} and {other}: keywords.
+# Family -> what it asks -> wordings, in the order in which families are registered. {n}, {a} and {b} are numbers, a < b;
+# {word} and {other} are keywords.
 WORDINGS: dict[str, dict[str, tuple[str, ...]]] = {
     "Length_Words": {
         "at least": (
@@ -178,8 +177,8 @@ WORDINGS: dict[str, dict[str, tuple[str, ...]]] = {
     },
 }
 
-MARKS = {"a period": ".", "a question mark": "?", "an exclamation mark": "!"}
-STARTS = ("Today", "Imagine", "Perhaps", "Once", "Answer:", "Note:", "Here", "First")
+_MARKS = {"a period": ".", "a question mark": "?", "an exclamation mark": "!"}
+_STARTS = ("Today", "Imagine", "Perhaps", "Once", "Answer:", "Note:", "Here", "First")
 _AVOIDED = ("very", "really", "important", "interesting", "amazing", "always", "never")
 # (family, what it asks) -> (first, last, step) of n
 _NUMBERS = {
@@ -196,7 +195,7 @@ _NUMBERS = {
 }
 
 
-def _numbers(family: str, asked: str, rng: random.Random) -> dict[str, int]:
+def _draw_numbers(family: str, asked: str, rng: random.Random) -> dict[str, int]:
     first, last, step = _NUMBERS.get((family, asked), (2, 4, 1))
     n = rng.randrange(first, last + 1, step)
     if family == "Format_Markdown":
@@ -209,162 +208,115 @@ def _numbers(family: str, asked: str, rng: random.Random) -> dict[str, int]:
     return {"n": n, "a": low, "b": low + rng.randint(2, 4)}
 
 
-def _draw(family: str) -> Callable[[BaseTask, random.Random], Constraint]:
-    first, second = family.split("_")
-
-    def draw(base: BaseTask, rng: random.Random) -> Constraint:
-        asked = rng.choice(list(WORDINGS[family]))
-        word, other = rng.sample(base.keywords, 2)
-        if asked == "avoid":
-            word = rng.choice([one for one in _AVOIDED if one not in base.task.lower()])
-        slots = {
-            "word": word,
-            "other": other,
-            "mark": rng.choice(list(MARKS)[:1] if asked == "each end" else list(MARKS)),
-            "start": rng.choice(STARTS),
-            "letter": rng.choice("ABCDEFHILMNOPSTW"),
-        }
-        wording = rng.choice(WORDINGS[family][asked]).format_map(slots | _numbers(family, asked, rng))
-        return muldimif.constraint(first, second, wording)
-
-    return draw
+def _draw(family: str, task: Task, rng: random.Random) -> Arguments:
+    asked = rng.choice(list(WORDINGS[family]))
+    word, other = rng.sample(task.keywords, 2)
+    if asked == "avoid":
+        word = rng.choice([one for one in _AVOIDED if one not in task.task.lower()])
+    slots = {
+        "word": word,
+        "other": other,
+        "mark": rng.choice(list(_MARKS)[:1] if asked == "each end" else list(_MARKS)),
+        "start": rng.choice(_STARTS),
+        "letter": rng.choice("ABCDEFHILMNOPSTW"),
+    }
+    wording = rng.choice(WORDINGS[family][asked])
+    return {"name": family, "wording": wording.format_map(slots | _draw_numbers(family, asked, rng))}
 
 
-# Registry id -> a constraint of it, with its text, that suits the task.
-DRAWS = {f"muldimif:{family.lower()}": _draw(family) for family in WORDINGS}
+# The demands of a drawn wording, by the limits that the published rules read in it.
 
 
-# The claims of a drawn wording, by the limits that the published rules read in it.
-
-
-def _bounds(wording: str, unit: str) -> Limits:
+def _stated(wording: str, unit: str) -> Limits:
     stated = limits(wording, unit)
     if stated is None:
         raise ValueError(f"no limit on {unit!r} is stated in {wording!r}")
     return stated
 
 
-def _same_counts(id: str, argument: str, bounds: Limits) -> tuple[Constraint, ...]:
-    low, high = bounds
-    at_least = () if low is None else (Constraint(id, {argument: low, "relation": "at least"}),)
-    less_than = () if high is None else (Constraint(id, {argument: high + 1, "relation": "less than"}),)
-    return (*at_least, *less_than)
+def _words(wording: str) -> Demands:
+    return Demands(uses="latin", bounds=between("words", *_stated(wording, "words")))
 
 
-def _words(wording: str) -> Claims:
-    return Claims(uses=things("latin"), same=_same_counts(c.WORDS, "num_words", _bounds(wording, "words")))
-
-
-def _sentences(wording: str) -> Claims:
-    bounds = _bounds(wording, "sentences")
-    same = _same_counts(c.SENTENCES, "num_sentences", bounds)
-    if bounds.high is None:
-        return Claims(uses=things("latin"), same=same)
+def _sentences(wording: str) -> Demands:
+    low, high = _stated(wording, "sentences")
+    if high is None:
+        return Demands(uses="latin", bounds=between("sentences", low, None))
     # Marks are what is counted: those that other constraints demand must leave room.
-    return Claims(
-        uses=things("latin", "brief"),
-        bars=things("dots"),
-        same=same,
-        refuses=lambda text: sum(map(text.count, ".!?")) >= bounds.high,
+    return Demands(
+        uses="latin brief",
+        bars="item-dots abbreviation",
+        bounds=between("sentences", low, high),
+        refuses=lambda text: sum(map(text.count, ".!?")) >= high,
     )
 
 
-def _paragraphs(wording: str) -> Claims:
-    bounds = _bounds(wording, "paragraphs")
-    bars = frozenset() if bounds.high is None else things("lines")
-    return Claims(things("layout"), bars=bars, words=6 * (bounds.low or 1), sentences=bounds.low or 1)
+def _paragraphs(wording: str) -> Demands:
+    low, high = _stated(wording, "paragraphs")
+    return Demands("layout", bars="" if high is None else "lines", words=6 * (low or 1), sentences=low or 1)
 
 
-def _keywords(wording: str) -> Claims:
+def _keywords(wording: str) -> Demands:
     words = quoted(wording)
     if "avoid" in wording.lower():
-        return Claims(uses=things("english"), same=(Constraint(c.FORBIDDEN, {"forbidden_words": words}),))
+        return demand_absence(words)
     times = re.search(r"(\d+) times", wording)
-    if times:
-        same = Constraint(c.FREQUENCY, {"keyword": words[0], "frequency": int(times[1]), "relation": "at least"})
-    else:
-        same = Constraint(c.EXISTENCE, {"keywords": words})
-    return Claims(uses=things("english"), same=(same,), shows=" ".join(words))
+    return demand_frequency(words[0], int(times[1]), "at least") if times else demand_keywords(words)
 
 
-def _punctuation(wording: str) -> Claims:
-    if not wording.startswith(("Each", "All")):
-        marks = "" if " not " in wording else next(mark for name, mark in MARKS.items() if name in wording)
-        return Claims(things("end"), shows=marks)
-    return Claims(
-        things("end"),
-        things("sentences"),
-        things("lines"),
-        shows=".",
-        refuses=lambda text: not {"?", "!"}.isdisjoint(text),
-    )
+def _punctuation(wording: str) -> Demands:
+    if wording.startswith(("Each", "All")):
+        return Demands(
+            "end", uses="sentences", bars="lines", text=".", refuses=lambda text: not {"?", "!"}.isdisjoint(text)
+        )
+    return Demands("end", text="" if " not " in wording else next(_MARKS[name] for name in _MARKS if name in wording))
 
 
-def _identifiers(wording: str) -> Claims:
-    return Claims(things("start"), things("english", "verbatim"), shows=quoted(wording)[0])
-
-
-def _json(wording: str) -> Claims:
-    same = (Constraint(c.JSON),)
-    return Claims(things(*WHOLE), bars=things(*NO_DOCUMENT), same=same, shows='{"a": {"b": "c"}}', words=6)
-
-
-def _markdown(wording: str) -> Claims:
-    return Claims(things("headings", "start"), things("lines"), shows="# ", words=12)
-
-
-def _table(wording: str) -> Claims:
+def _table(wording: str) -> Demands:
     names = quoted(wording)
     rows = limits(wording, "rows") or Limits()
-    # The bars of two tables read as one table.
-    return Claims(
-        things("table"),
-        things("lines", "verbatim") if names else things("lines"),
-        things("two"),
-        shows=" ".join(["|---|", *names]),
+    return Demands(
+        "table",
+        uses="lines verbatim" if names else "lines",
+        bars="two",  # the bars of two tables read as one table
+        text=" ".join(["|---|", *names]),
         words=6 * max(rows.low or 0, 3),
     )
 
 
-def _xml(wording: str) -> Claims:
-    return Claims(things(*WHOLE), bars=things(*NO_DOCUMENT), shows='<a b="c" d="e">f</a>', words=12)
+def _chinese(wording: str) -> Demands:
+    bars = "english latin verbatim quoted"
+    return Demands("language case", bars=bars, refuses=lambda text: re.search("[A-Za-z]", text) is not None)
 
 
-def _chinese(wording: str) -> Claims:
-    same = Constraint(c.LANGUAGE, {"language": "zh"})
-    return Claims(
-        things("language", "case"),
-        bars=things("english", "latin", "verbatim"),
-        same=(same,),
-        refuses=lambda text: re.search("[A-Za-z]", text) is not None,
-    )
-
-
-def _english(wording: str) -> Claims:
-    bars = things("verbatim", "whole")
+def _english(wording: str) -> Demands:
     if "capitalized" in wording:
-        return Claims(things("case"), things("english"), bars)
-    return Claims(
-        things("case"), things("english"), bars, (Constraint(c.CAPITAL if "uppercase" in wording else c.LOWER),)
-    )
+        return Demands("case", uses="english", bars="verbatim quoted whole")
+    return Demands("case language", uses="english", bars="verbatim quoted whole capitals")
 
 
-_CLAIMS: dict[str, Callable[[str], Claims]] = {
-    "length_words": _words,
-    "length_sentences": _sentences,
-    "length_paragraphs": _paragraphs,
-    "content_keywords": _keywords,
-    "content_punctuation": _punctuation,
-    "content_identifiers": _identifiers,
-    "format_json": _json,
-    "format_markdown": _markdown,
-    "format_table": _table,
-    "format_xml": _xml,
-    "language_chinese": _chinese,
-    "language_english": _english,
+_DEMANDS: dict[str, Callable[[str], Demands]] = {
+    "Length_Words": _words,
+    "Length_Sentences": _sentences,
+    "Length_Paragraphs": _paragraphs,
+    "Content_Keywords": _keywords,
+    "Content_Punctuation": _punctuation,
+    "Content_Identifiers": lambda wording: Demands("start", uses="english verbatim", text=quoted(wording)[0]),
+    "Format_Json": lambda wording: Demands(
+        WHOLE, bars=f"{NO_DOCUMENT} free-text", marks='{"a": {"b": "c", "d": "e"}}', words=6
+    ),
+    "Format_Markdown": lambda wording: Demands("headings start", uses="lines", text="# ", words=12),
+    "Format_Table": _table,
+    "Format_XML": lambda wording: Demands(WHOLE, bars=NO_DOCUMENT, text='<a b="c" d="e">f</a>', words=12),
+    "Language_Chinese": _chinese,
+    "Language_English": _english,
 }
 
 
-def claims(constraint: Constraint) -> Claims:
-    """The claims of a constraint that `DRAWS` made. ValueError for a length that is stated in another way."""
-    return _CLAIMS[constraint.id.removeprefix("muldimif:")](constraint.arguments["wording"])
+def generated(family: str) -> Generated:
+    """How the constraints of a family are generated; their text is the drawn wording. Other wordings raise ValueError."""
+    return Generated(
+        family="muldimif",
+        demands=lambda name, wording: _DEMANDS[family](wording),
+        draw=lambda task, rng: _draw(family, task, rng),
+    )

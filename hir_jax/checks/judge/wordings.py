@@ -1,7 +1,7 @@
-"""Soft constraints: requirements that only a judge can decide ("soft", see `constraints.judge`), in our own words.
+"""Generated soft constraints: requirements that only a judge can decide, in wordings of our own.
 
 Each wording belongs to an aspect of a text, and an instruction has at most one of each aspect, so that no two of them
-speak of the same thing. None asks for a form, a length or a layout, which is what the hard ones are about.
+concern the same thing. None asks for a form, a length or a layout, which the verifiable constraints are about.
 """
 
 from __future__ import annotations
@@ -9,15 +9,11 @@ from __future__ import annotations
 import itertools
 import random
 import string
-from collections.abc import Callable
-from dataclasses import replace
 
-from hir_jax.checks.judge.soft import SOFT
-from hir_jax.data.generate.claims import Claims, things
-from hir_jax.data.generate.tasks import BaseTask
-from hir_jax.types import Constraint
+from hir_jax.checks.compatibility import Demands
+from hir_jax.checks.generation import Arguments, Generated, Task
 
-# Aspect -> wordings. A slot is filled from `SLOTS`.
+# Aspect -> wordings, whose slots are filled from `SLOTS`.
 WORDINGS: dict[str, tuple[str, ...]] = {
     "tone": (
         "Keep the tone {tone} from beginning to end.",
@@ -141,13 +137,12 @@ _UNFIT = {
     "content": {"dialogue", "poem"},
 }
 
-_ENGLISH = things("english")
-_CLAIMS = {
-    "opening": Claims(things("start"), bars=things("whole", "two"), words=12, sentences=1),
-    "closing": Claims(things("end"), bars=things("whole", "two"), words=12, sentences=1),
-    "order": Claims(bars=things("whole"), words=30),
-    "rhythm": Claims(things("length", "starts"), bars=things("whole", "brief", "lines"), words=30),
-    "wording": Claims(uses=_ENGLISH, bars=things("long"), words=15),
+_DEMANDS = {
+    "opening": Demands("start", bars="whole two", words=12, sentences=1),
+    "closing": Demands("end", bars="whole two", words=12, sentences=1),
+    "order": Demands(bars="whole", words=30),
+    "rhythm": Demands("length starts", bars="whole brief lines", words=30),
+    "wording": Demands(uses="english", bars="long", words=15),
 }
 
 
@@ -158,24 +153,25 @@ def _fillings(wording: str) -> list[str]:
     return [wording.format_map(dict(zip(slots, chosen, strict=True))) for chosen in choices]
 
 
-_ASPECTS = {text: aspect for aspect, wordings in WORDINGS.items() for one in wordings for text in _fillings(one)}
+def _fill(wording: str, arguments: Arguments, rng: random.Random) -> str:
+    return rng.choice(_fillings(wording))
 
 
-def _draw(aspect: str) -> Callable[[BaseTask, random.Random], Constraint | None]:
-    def draw(base: BaseTask, rng: random.Random) -> Constraint | None:
-        if base.genre in _UNFIT.get(aspect, ()):
-            return None
-        return Constraint(SOFT, {}, rng.choice(_fillings(rng.choice(WORDINGS[aspect]))))
+def _generated(aspect: str) -> Generated:
+    def draw(task: Task, rng: random.Random) -> Arguments | None:
+        return None if task.genre in _UNFIT.get(aspect, ()) else {}
 
-    return draw
+    wordings, demands = WORDINGS[aspect], _DEMANDS.get(aspect, Demands(words=10))
+    texts = frozenset(text for wording in wordings for text in _fillings(wording))
+    return Generated(
+        family="soft",
+        name=f"soft:{aspect}",
+        demands=lambda: demands,
+        draw=draw,
+        wordings=wordings,
+        fill=_fill,
+        texts=texts,
+    )
 
 
-# "soft:ASPECT" -> a constraint of that aspect, or None where the task has no room for it.
-DRAWS = {f"soft:{aspect}": _draw(aspect) for aspect in WORDINGS}
-
-
-def claims(constraint: Constraint) -> Claims:
-    """The claims of a constraint that `DRAWS` made. KeyError for the text of another one."""
-    aspect = _ASPECTS[constraint.text]
-    beside = _CLAIMS.get(aspect, Claims(words=10))
-    return replace(beside, owns=beside.owns | {f"soft:{aspect}"})
+GENERATED = tuple(map(_generated, WORDINGS))
