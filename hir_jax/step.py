@@ -19,7 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hir_jax.checks.device import on_device
+from hir_jax.checks.device.conditions import Conditions
+from hir_jax.checks.device.verify import TokenBytes, verify
 from hir_jax.hir import select
 from hir_jax.hir.pairs import choose_pairs, pair_batch
 from hir_jax.hir.relabel import relabel
@@ -46,7 +47,7 @@ class StepSettings:
     mesh: jax.sharding.Mesh
     sampler_mesh: jax.sharding.Mesh
     text_width: int = 0  # bytes of a response that `check` looks at
-    thinking: bool | None = None  # see `on_device.verify`
+    thinking: bool | None = None  # see `device.verify`
 
     @property
     def samples(self) -> int:
@@ -189,11 +190,9 @@ def sample(
     )[0]
 
 
-def check(
-    table: on_device.TokenBytes, conditions: on_device.Conditions, tokens: Array, mask: Array, *, settings: StepSettings
-) -> Verdicts:
+def check(table: TokenBytes, conditions: Conditions, tokens: Array, mask: Array, *, settings: StepSettings) -> Verdicts:
     """Verdicts on responses i32[B, R], of what the device can decide; conditions: of the N prompts."""
-    return on_device.verify(table, conditions, tokens, mask, width=settings.text_width, thinking=settings.thinking)
+    return verify(table, conditions, tokens, mask, width=settings.text_width, thinking=settings.thinking)
 
 
 def learn(
@@ -327,8 +326,8 @@ def whole_step(
     frozen: decoder.Params | None,
     ref_params: decoder.Params | None,
     prompts: PromptBatch,
-    table: on_device.TokenBytes,
-    conditions: on_device.Conditions,
+    table: TokenBytes,
+    conditions: Conditions,
     sample_key: Array,
     select_key: Array,
     *,

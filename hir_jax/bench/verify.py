@@ -15,7 +15,8 @@ import numpy as np
 
 from hir_jax.bench.machine import spread
 from hir_jax.bench.sizes import Sizes
-from hir_jax.checks.device import on_device
+from hir_jax.checks.device.conditions import decides, encode
+from hir_jax.checks.device.verify import verify_bytes
 from hir_jax.checks.verifier import Row, Verifier
 from hir_jax.data.generate import synthesis
 from hir_jax.data.generate.tasks import BaseTask, base_tasks
@@ -83,17 +84,15 @@ def _seconds(verifier: Verifier, rows: list[Row]) -> float:
 
 def _on_device(batches: list[list[Row]]) -> tuple[list[list[Row]], list[float]]:
     """The batches with the checks that the device decides alone, and its seconds for each, text to verdicts."""
-    only = [
-        [row._replace(constraints=[c for c in row.constraints if on_device.decides(c)]) for row in b] for b in batches
-    ]
+    only = [[row._replace(constraints=[c for c in row.constraints if decides(c)]) for row in b] for b in batches]
     rows = [row for batch in only for row in batch]
-    conditions = on_device.conditions([row.constraints for row in rows], CONSTRAINTS)
+    conditions = encode([row.constraints for row in rows], CONSTRAINTS)
     texts = [row.response.encode() for row in rows]
     length = np.array([len(text) for text in texts], np.int32)
     bytes_of = np.zeros((len(rows), -(-length.max() // 256) * 256), np.uint8)
     for place, text in zip(bytes_of, texts, strict=True):
         place[: len(text)] = np.frombuffer(text, np.uint8)
-    verify, seconds, size = jax.jit(on_device.verify_bytes), [], len(batches[0])
+    verify, seconds, size = jax.jit(verify_bytes), [], len(batches[0])
     whole = (conditions, bytes_of, length, length >= 0)
     parts = [jax.tree.map(lambda x, i=i: x[i * size : (i + 1) * size], whole) for i in range(len(batches))]
     for part in (parts[0], *parts):  # the first twice: it compiles

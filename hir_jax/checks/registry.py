@@ -42,7 +42,7 @@ class DrawnValueError(ValueError):
 
 
 class ScorerStopsError(Exception):
-    """Raised by a check for a text on which the published scorer ends with an exception. `check` then returns False."""
+    """Raised by a check for a text on which the published scorer stops with an exception. `check` then returns False."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Entry:
     id: str
     arguments: Mapping[str, Argument]
     text: Callable[..., str]
-    check: Callable[..., bool] | None  # None: `decider` decides
+    check: Callable[..., bool] | None  # None if `decider` decides
     together: Callable[..., str | None] | None = None  # complaint about arguments that do not fit one another
     takes_prompt: bool = False
     as_is: bool = False
@@ -143,13 +143,13 @@ def decider(id: str) -> str:
 
 
 def needs(loader: Callable[[], None]) -> Callable[[], None]:
-    """Decorator of a function that loads what a family's checks need, or raises one clear error; see `load`."""
+    """Decorator of a function that loads the data of a family's checks, or raises one clear error; see `load`."""
     _LOADERS.append(loader)
     return loader
 
 
 def load() -> None:
-    """Load all language data now: a missing file is then an error at start, and no check pays for it."""
+    """Loads all language data, so that a missing file is an error at start and no check has to load it."""
     for loader in _LOADERS:
         loader()
 
@@ -160,7 +160,7 @@ def ids() -> tuple[str, ...]:
 
 
 def modules() -> tuple[str, ...]:
-    """Names of the modules that registered checks: what a worker process has to import."""
+    """Names of the modules that registered checks, which a worker process has to import."""
     return tuple(sorted({entry.check.__module__ for entry in _ENTRIES.values() if entry.check}))
 
 
@@ -203,12 +203,12 @@ def parsed(constraint: Constraint) -> dict[str, Any]:
 
 
 def validate(constraint: Constraint) -> None:
-    """Raise ConstraintError (UnknownConstraintError for the id) unless `check` can decide this constraint."""
+    """Raises ConstraintError (UnknownConstraintError for the id) unless `check` can decide this constraint."""
     parsed(constraint)
 
 
 def validate_published(constraint: Constraint) -> None:
-    """`validate` for published prompts, which have arguments that make a DrawnArgumentError: those are let through.
+    """`validate` for published prompts: a DrawnArgumentError, which some of their arguments cause, is not raised.
 
     A verifier's verdict on such a constraint is unknown.
     """
@@ -222,12 +222,12 @@ def describe(id: str, arguments: Mapping[str, Any]) -> str:
 
 
 def loose_variants(response: str) -> Iterator[str]:
-    """The forms of a response of which one has to pass in loose mode; equal and blank ones are left out.
+    """The forms of a response of which one has to pass in loose mode, without equal and blank ones.
 
-    As it is; without its first line, its last line, both (these three stripped); each of the four also without any
-    asterisk. In the order in which the published code tries them (it matters where a check raises ScorerStopsError): the
-    response with and without asterisks, the three cuts, the cuts without asterisks. Source: the loose accuracy of IFEval
-    (arXiv 2311.07911), as scored by the published code.
+    The response unchanged; without its first line, its last line, both (these three stripped); each of the four also without
+    any asterisk. In the published code's order (which matters where a check raises ScorerStopsError): the response with and
+    without asterisks, the three cuts, the cuts without asterisks. Source: the loose accuracy of IFEval (arXiv 2311.07911), as
+    scored by the published code.
     """
     lines = response.split("\n")
     cuts = ["\n".join(part).strip() for part in (lines[1:], lines[:-1], lines[1:-1])]
@@ -239,10 +239,10 @@ def loose_variants(response: str) -> Iterator[str]:
 def check(constraint: Constraint, response: str, prompt: str = "", *, loose: bool = False) -> bool:
     """Whether `response` meets the constraint. `prompt` is the user's request in full.
 
-    As in IFEval a blank response meets none and loose mode tries `loose_variants`, except for `as_is` entries. Where a
-    check raises ScorerStopsError the verdict is False, and loose mode tries no later form: the published scorer ends there,
-    and recorded verdicts count that as false. Raises ConstraintError for what `validate` refuses, and whatever else the
-    check raises.
+    As in IFEval a blank response meets no constraint and loose mode tries `loose_variants`, except for `as_is` entries. Where
+    a check raises ScorerStopsError the verdict is False, and loose mode tries no later form: the published scorer stops
+    there, and recorded verdicts count that as false. Raises ConstraintError for constraints that `validate` refuses, and
+    whatever else the check raises.
     """
     entry = _entry(constraint.id)
     if entry.check is None:
@@ -260,7 +260,7 @@ def check(constraint: Constraint, response: str, prompt: str = "", *, loose: boo
         return False
 
 
-# The text and the kinds of arguments that families share.
+# Words and kinds of arguments that families share.
 
 
 def plural(count: int, noun: str) -> str:
@@ -326,7 +326,7 @@ def _pattern_error(pattern: str) -> str | None:
 
 
 def require_pattern(pattern: str) -> None:
-    """Raise ValueError with the reason unless `pattern` is a regular expression."""
+    """Raises ValueError with the reason unless `pattern` is a regular expression."""
     error = _pattern_error(pattern)
     if error:
         raise ValueError(error)

@@ -1,4 +1,4 @@
-"""Three constraint types of the tiny environment, for which IFEval has no counterpart.
+"""Three constraint types of the tiny environment that have no counterpart in IFEval.
 
 Each excludes the other values of the same feature of a text (`data.generate.tiny.grammar`), so that no text meets two of them.
 They are decided on the device too. The environment generates them itself, so they are registered without `generated`.

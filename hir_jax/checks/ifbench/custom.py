@@ -1,4 +1,4 @@
-"""IFBench's custom and repeat groups: requests that leave little but their form to the answer. See `ifbench`."""
+"""IFBench's custom and repeat groups: requests that fix most of the answer's content. See `ifbench`."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def mcq_count_length(response: str) -> bool:
 
 
 def _ascii(text: str) -> str:
-    """Without accents, and without what is not ASCII then."""
+    """The text without accents, and then without the characters that are not ASCII."""
     return unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode("ascii")
 
 
@@ -149,7 +149,7 @@ def csv_special_character(response: str) -> bool:
         if len(record) != 5:
             return False
         if any(map(_MARK_IN_QUOTES.match, record)):
-            return True  # quirk: the rows below are not looked at
+            return True  # quirk: the rows below are not checked
     return False
 
 
@@ -217,7 +217,7 @@ def repeat_simple(response: str) -> bool:
 
 def _start(value: Any) -> int:
     if value == 0:
-        raise DrawnValueError  # the published scorer takes 0 for missing and draws a number; one published prompt has it
+        raise DrawnValueError  # the published scorer treats 0 as missing and draws a number; one published prompt has it
     return POSITION.parse(value)
 
 

@@ -1,4 +1,4 @@
-"""IFBench's format group: what the answer looks like. See `ifbench`."""
+"""IFBench's format group: rules for the form of the answer. See `ifbench`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hir_jax.checks.registry import TEXT, ScorerStopsError, register
 
 
 def _is_emoji(character: str) -> bool:
-    import emoji  # on first use, like all that checks need
+    import emoji  # on first use, like all data of checks
 
     return emoji.is_emoji(character)
 

@@ -1,4 +1,4 @@
-"""IFBench's words and sentence groups: what each word, or the words of each sentence, must be like. See `ifbench`."""
+"""IFBench's words and sentence groups: rules for each word, or for the words of each sentence. See `ifbench`."""
 
 from __future__ import annotations
 

@@ -61,13 +61,13 @@ def postscript(response: str, postscript_marker: str) -> bool:
     return re.search(_postscript(postscript_marker), response.lower(), re.MULTILINE) is not None
 
 
-_ANSWERS = ("My answer is yes.", "My answer is no.", "My answer is maybe.")
+ANSWERS = ("My answer is yes.", "My answer is no.", "My answer is maybe.")
 _CHINESE_ANSWERS = tuple("我的答案是" + answer for answer in ("肯定的", "否定的", "可能", "也许", "不确定"))
 
 
 @register(
     "detectable_format:constrained_response",
-    lambda: f"The answer must contain one of these sentences, word for word: {' / '.join(_ANSWERS)}",
+    lambda: f"The answer must contain one of these sentences, word for word: {' / '.join(ANSWERS)}",
     generated=generated(
         lambda: Demands(uses="verbatim english once free-text", **literal("My answer is no.")),
         'Include one of "My answer is yes.", "My answer is no." and "My answer is maybe." in exactly this form.',
@@ -77,7 +77,7 @@ _CHINESE_ANSWERS = tuple("我的答案是" + answer for answer in ("肯定的", 
     ),
 )
 def constrained_response(response: str) -> bool:
-    return any(answer in response for answer in _ANSWERS + _CHINESE_ANSWERS)
+    return any(answer in response for answer in ANSWERS + _CHINESE_ANSWERS)
 
 
 @register(
