@@ -125,7 +125,7 @@ ON_FOUR_DEVICES = """
 import json, sys
 import jax
 from hir_jax import local_judge
-from hir_jax.checks.judge import Case, JudgeSettings
+from hir_jax.checks.judge.soft import Case, JudgeSettings
 assert jax.device_count() == 4
 model = local_judge.LocalModel(JudgeSettings("local", sys.argv[1], max_length=1024, batch_tokens=2048))
 cases, found = [Case(*case) for case in json.loads(sys.argv[2])], {}

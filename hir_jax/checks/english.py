@@ -199,10 +199,7 @@ _PERIOD_RULES = tuple(
     for pattern, replacement in (
         (r"(Mr|St|Mrs|Ms|Dr)\.", rf"\1{_PERIOD}"),
         (r"\.(com|net|org|io|gov|edu|me)", rf"{_PERIOD}\1"),
-        (
-            r"([0-9])\.([0-9])",
-            rf"\1{_PERIOD}\2",
-        ),  # quirk: takes both digits, so the second period of 1.2.3 is missed
+        (r"([0-9])\.([0-9])", rf"\1{_PERIOD}\2"),  # quirk: takes both digits, so the second period of 1.2.3 is missed
         (r"\.{2,}", lambda dots: _PERIOD * len(dots.group()) + _END),
         (r"Ph\.D\.", f"Ph{_PERIOD}D{_PERIOD}"),
         (r"\s([A-Za-z])\. ", rf" \1{_PERIOD} "),

@@ -98,7 +98,7 @@ def test_no_server_at_all():
 
 KILLED = """
 import sys
-from hir_jax.checks.judge import JudgeSettings, SOFT
+from hir_jax.checks.judge.soft import JudgeSettings, SOFT
 from hir_jax.checks.verifier import Question
 from hir_jax.deciders import open_judge
 from hir_jax.types import Constraint

@@ -335,13 +335,7 @@ def verify_bytes(conditions: Conditions, text: Array, length: Array, fits: Array
 
 
 def verify(
-    table: TokenBytes,
-    conditions: Conditions,
-    tokens: Array,
-    mask: Array,
-    *,
-    width: int,
-    thinking: bool | None = None,
+    table: TokenBytes, conditions: Conditions, tokens: Array, mask: Array, *, width: int, thinking: bool | None = None
 ) -> Verdicts:
     """Verdicts on tokens i32[B, R], of which `mask` bool[B, R] are the response, in texts of up to `width` bytes.
 

@@ -129,8 +129,7 @@ _NAMES = (
     "count:person_names",
     lambda N: f"Name at least {N} of these people: {', '.join(_NAMES)}.",
     generated=generated(
-        demands=lambda N: Demands(uses="english verbatim", words=3 * N),
-        draw=lambda task, rng: {"N": rng.randint(2, 4)},
+        demands=lambda N: Demands(uses="english verbatim", words=3 * N), draw=lambda task, rng: {"N": rng.randint(2, 4)}
     ),
     N=COUNT,
 )

@@ -153,10 +153,7 @@ def csv_special_character(response: str) -> bool:
     return False
 
 
-@register(
-    "custom:csv_quotes",
-    lambda: _table(3, _STUDENT, "tab") + ", with every field in double quotes.",
-)
+@register("custom:csv_quotes", lambda: _table(3, _STUDENT, "tab") + ", with every field in double quotes.")
 def csv_quotes(response: str) -> bool:
     if not _has_header(response, _STUDENT, "\t *"):
         return False

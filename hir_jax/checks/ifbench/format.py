@@ -145,9 +145,7 @@ def _options(options: str) -> list[str]:
 
 
 @register(
-    "format:options",
-    lambda options: f"Answer with one of these options and nothing else: {options}.",
-    options=TEXT,
+    "format:options", lambda options: f"Answer with one of these options and nothing else: {options}.", options=TEXT
 )
 def options(response: str, options: str) -> bool:
     if _LETTERED.match(options):

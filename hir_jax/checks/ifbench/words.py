@@ -71,11 +71,7 @@ def start_verb(response: str) -> bool:
     return "VB" in english.first_tag(response)
 
 
-@register(
-    "words:repeats",
-    lambda small_n: f"Use no word more than {plural(small_n, 'time')}.",
-    small_n=COUNT,
-)
+@register("words:repeats", lambda small_n: f"Use no word more than {plural(small_n, 'time')}.", small_n=COUNT)
 def repeats(response: str, small_n: int) -> bool:
     return max(collections.Counter(_words(response)).values(), default=0) <= small_n
 

@@ -73,10 +73,7 @@ WORDINGS: dict[str, dict[str, tuple[str, ...]]] = {
             "The response must include the keywords '{word}' and '{other}'.",
             "Mention both '{word}' and '{other}'.",
         ),
-        "often": (
-            "Use the keyword '{word}' at least {n} times.",
-            "The term '{word}' must occur at least {n} times.",
-        ),
+        "often": ("Use the keyword '{word}' at least {n} times.", "The term '{word}' must occur at least {n} times."),
         "avoid": ("Avoid using the term '{word}'.", "Please avoid using the term '{word}' in the response."),
     },
     "Content_Punctuation": {
