@@ -1,6 +1,6 @@
 """The registry: one entry per constraint id holds its arguments, its text in an instruction, its check, and how it is generated.
 
-A family is a module of check functions, each under `@register(id, text, argument=kind, ...)`; the package's `__init__`
+A family is a module of check functions, each under `@register(id, text, ...)`; the package's `__init__`
 imports it. A check gets the response and the parsed arguments by name, and the user's request if it has a parameter
 `prompt`; it returns a bool or raises. Constraints that no rule here can decide (an LLM judge does, or code that comes with
 the data) are `declare`d: they have arguments, a text and the name of their decider. A type is generated only if it is
@@ -81,6 +81,7 @@ def register(
 ) -> Callable[[Callable[..., bool]], Callable[..., bool]]:
     """Decorator of a check function `(response, [prompt,] *arguments)`.
 
+    An argument that is annotated int is a COUNT and one annotated str a TEXT, unless another kind is given by its name.
     `text` (one sentence that ends in a period) and `together` (a complaint about arguments that do not fit one
     another, or None) are called with the parsed arguments by name. With `as_is` the check gets every response unchanged,
     blank ones too, and there is no loose mode (MulDimIF); without, `check` adds IFEval's rules for both. `generated` says
@@ -93,12 +94,13 @@ def register(
             raise ValueError(
                 f"constraint id {id!r} is already registered by {other.__module__ if other else 'declare'}"
             )
-        parameters = set(inspect.signature(check).parameters)
-        if parameters - {"response", "prompt"} != set(arguments):
-            raise ValueError(f"{id}: the check takes {sorted(parameters)}, but the arguments are {sorted(arguments)}")
-        _ENTRIES[id] = Entry(
-            id, arguments, text, check, together, "prompt" in parameters, as_is, "", _named(id, generated)
-        )
+        takes = {name: p.annotation for name, p in inspect.signature(check).parameters.items()}
+        kinds = {
+            name: arguments.get(name, _KINDS.get(takes[name])) for name in takes if name not in ("response", "prompt")
+        }
+        if None in kinds.values() or not set(arguments) <= set(kinds):
+            raise ValueError(f"{id}: the check takes {sorted(takes)}, but the arguments are {sorted(arguments)}")
+        _ENTRIES[id] = Entry(id, kinds, text, check, together, "prompt" in takes, as_is, "", _named(id, generated))
         return check
 
     return decorate
@@ -337,6 +339,7 @@ POSITION = Argument("an integer >= 1", _position)
 TEXT = Argument("a non-blank string", _text)
 WORD = Argument("one word of letters and digits", _word)
 LETTER = Argument("one letter from a to z", _letter)
+_KINDS = {int: COUNT, "int": COUNT, str: TEXT, "str": TEXT}  # by annotation
 
 
 def pattern(used_as: Callable[[str], str] = str) -> Argument:

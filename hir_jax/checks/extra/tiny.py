@@ -12,7 +12,7 @@ from typing import Any
 
 from hir_jax.checks.extra.training import occurrences
 from hir_jax.checks.ifeval.format import postscript
-from hir_jax.checks.registry import TEXT, WORD, Argument, register
+from hir_jax.checks.registry import WORD, Argument, register
 
 
 def _words(value: Any) -> tuple[str, ...]:
@@ -21,7 +21,7 @@ def _words(value: Any) -> tuple[str, ...]:
     return tuple(WORD.parse(item) for item in value)
 
 
-@register("tiny:begins_with", lambda phrase: f'Begin the answer with "{phrase.strip()}".', phrase=TEXT)
+@register("tiny:begins_with", lambda phrase: f'Begin the answer with "{phrase.strip()}".')
 def begins_with(response: str, phrase: str) -> bool:
     """The counterpart of IFEval's end_checker: in any case, without the white space and quotation marks around the text."""
     text = response.strip().strip('"').lower()

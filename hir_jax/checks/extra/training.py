@@ -19,7 +19,7 @@ from hir_jax.checks import english, registry
 from hir_jax.checks.compatibility import Demands
 from hir_jax.checks.english import bare
 from hir_jax.checks.generation import Arguments, Generated, Task
-from hir_jax.checks.registry import COUNT, POSITION, TEXT, WORD, Argument, one_of, ordinal, plural, register
+from hir_jax.checks.registry import POSITION, WORD, Argument, one_of, ordinal, plural, register
 
 _SPACES = re.compile(r"[ \t]+")
 _BLANK_LINES = re.compile(r"\n[ \t]*\n")
@@ -158,7 +158,6 @@ def sentence_length(response: str, most: int) -> bool:
         "Put exactly {number} question marks into the reply.",
         draw=lambda task, rng: {"number": rng.randint(2, 4)},
     ),
-    number=COUNT,
 )
 def questions(response: str, number: int) -> bool:
     return response.count("?") == number
@@ -179,7 +178,6 @@ def _demand_times(word: str, times: int) -> Demands:
         draw=lambda task, rng: {"word": rng.choice(task.keywords), "times": rng.randint(2, 4)},
     ),
     word=WORD,
-    times=COUNT,
 )
 def word_times(response: str, word: str, times: int) -> bool:
     return occurrences(word, response) == times
@@ -236,7 +234,6 @@ def paragraph_keyword(response: str, number: int, word: str, paragraphs: int) ->
         draw=lambda task, rng: {"paragraphs": rng.randint(2, 4), "ending": rng.choice(("!", "...", "?"))},
     ),
     paragraphs=POSITION,
-    ending=TEXT,
 )
 def paragraph_end(response: str, paragraphs: int, ending: str) -> bool:
     parts = _paragraphs(response)
@@ -364,7 +361,6 @@ def _demand_copies(span: str, times: int) -> Demands:
         'The phrase "{span}" must occur exactly {times} times in the reply, unchanged.',
         draw=_draw_span,
     ),
-    span=TEXT,
     times=POSITION,
 )
 def copy_span(response: str, span: str, times: int) -> bool:

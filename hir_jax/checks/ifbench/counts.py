@@ -13,7 +13,7 @@ from hir_jax.checks import english
 from hir_jax.checks.compatibility import Demands, between
 from hir_jax.checks.english import bare
 from hir_jax.checks.generation import Arguments, Generated, Task
-from hir_jax.checks.registry import COUNT, POSITION, TEXT, Argument, ScorerStopsError, ordinal, plural, register
+from hir_jax.checks.registry import POSITION, Argument, ScorerStopsError, ordinal, plural, register
 
 generated = partial(Generated, family="ifbench")
 
@@ -46,8 +46,6 @@ def _draw_range(task: Task, rng: random.Random) -> Arguments:
         demands=lambda min_words, max_words: Demands(uses="latin", bounds=between("words", min_words, max_words)),
         draw=_draw_range,
     ),
-    min_words=COUNT,
-    max_words=COUNT,
 )
 def word_count_range(response: str, min_words: int, max_words: int) -> bool:
     return min_words <= len(english.word_runs(response)) <= max_words
@@ -60,7 +58,6 @@ def word_count_range(response: str, min_words: int, max_words: int) -> bool:
         demands=lambda N: Demands(uses="english", words=3 * N // 2),
         draw=lambda task, rng: {"N": rng.randrange(20, 70, 10)},
     ),
-    N=COUNT,
 )
 def unique_word_count(response: str, N: int) -> bool:
     return len(set(map(bare, response.lower().split()))) >= N  # quirk: a mark on its own counts once, as the empty word
@@ -76,7 +73,6 @@ _CONJUNCTIONS = frozenset(("and", "but", "for", "nor", "or", "so", "yet"))
         demands=lambda small_n: Demands(uses="english", words=4 * small_n),
         draw=lambda task, rng: {"small_n": rng.randint(2, 4)},
     ),
-    small_n=COUNT,
 )
 def conjunctions(response: str, small_n: int) -> bool:
     # Quirk: each way of writing one is another one, so that "and" and "And," are two.
@@ -90,7 +86,6 @@ def conjunctions(response: str, small_n: int) -> bool:
         demands=lambda N: Demands(uses="latin", text=" 7" * N, refuses=lambda text: _NUMBER.search(text) is not None),
         draw=lambda task, rng: {"N": rng.randint(2, 5)},
     ),
-    N=COUNT,
 )
 def numbers(response: str, N: int) -> bool:
     return len(_NUMBER.findall(english.without_marks(response))) == N  # "2-3" is one, as "1,234" is
@@ -109,7 +104,6 @@ _PRONOUNS = frozenset((
     generated=generated(
         demands=lambda N: Demands(uses="english", words=4 * N), draw=lambda task, rng: {"N": rng.randint(3, 8)}
     ),
-    N=COUNT,
 )
 def pronouns(response: str, N: int) -> bool:
     words = english.without_marks(response.replace("/", " ").lower()).split()
@@ -131,7 +125,6 @@ _NAMES = (
     generated=generated(
         demands=lambda N: Demands(uses="english verbatim", words=3 * N), draw=lambda task, rng: {"N": rng.randint(2, 4)}
     ),
-    N=COUNT,
 )
 def person_names(response: str, N: int) -> bool:
     return sum(name in response for name in _NAMES) >= N  # quirk: inside a word too, so that Miami has Mia
@@ -172,12 +165,7 @@ def _demand_times(**keywords: str) -> Demands:
     return Demands(uses="english", text=text, refuses=lambda text: held.search(text) is not None, words=25)
 
 
-@register(
-    "count:keywords_multiple",
-    _times_text,
-    generated=generated(demands=_demand_times, draw=_draw_times),
-    **dict.fromkeys(_TIMES, TEXT),
-)
+@register("count:keywords_multiple", _times_text, generated=generated(demands=_demand_times, draw=_draw_times))
 def keywords_multiple(response: str, keyword1: str, keyword2: str, keyword3: str, keyword4: str, keyword5: str) -> bool:
     text = response.lower()
     keywords = (keyword1, keyword2, keyword3, keyword4, keyword5)
@@ -220,7 +208,6 @@ def _trigrams(text: str) -> frozenset[tuple[str, ...]]:
         f"Of the runs of three characters in the answer, {percentage:g}% (give or take 2%) must occur in this text too: "
         f'"{reference_text.strip()}".'
     ),
-    reference_text=TEXT,
     percentage=PERCENTAGE,
 )
 def overlap(response: str, reference_text: str, percentage: float) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 
 from hir_jax.checks import english
 from hir_jax.checks.english import bare
-from hir_jax.checks.registry import POSITION, TEXT, Argument, DrawnValueError, ScorerStopsError, register
+from hir_jax.checks.registry import POSITION, Argument, DrawnValueError, ScorerStopsError, register
 
 
 @register("custom:multiples", lambda: "Count from 10 to 50, but write only the multiples of 7.")
@@ -197,7 +197,6 @@ def date_format_list(response: str) -> bool:
         "Repeat this request with another first word, say nothing before it and do not answer it: "
         f'"{prompt_to_repeat.strip()}".'
     ),
-    prompt_to_repeat=TEXT,
 )
 def repeat_change(response: str, prompt_to_repeat: str) -> bool:
     # Quirk: it is the first character that must differ, and nothing after it.
@@ -224,7 +223,6 @@ def _start(value: Any) -> int:
         f"Answer with nothing but the words from number {n_start} up to but not including number {n_end}, counted "
         f'from 0 and separated by white space, of this text: "{prompt_to_repeat.strip()}".'
     ),
-    prompt_to_repeat=TEXT,
     n_start=Argument(POSITION.what, _start),
     n_end=POSITION,
 )

@@ -59,7 +59,6 @@ def title_case(response: str) -> bool:
         demands=lambda sep: Demands("list", uses="lines", text=f"{sep} {sep}", words=8),
         draw=lambda task, rng: {"sep": rng.choice(("~>", "=>", "->", "§"))},
     ),
-    sep=TEXT,
 )
 def list_items(response: str, sep: str) -> bool:
     return response.count(sep) >= 2  # quirk: anywhere in a line

@@ -11,7 +11,7 @@ from hir_jax.checks import english
 from hir_jax.checks.compatibility import Demands
 from hir_jax.checks.english import bare
 from hir_jax.checks.ifbench.counts import generated
-from hir_jax.checks.registry import COUNT, POSITION, TEXT, ScorerStopsError, ordinal, plural, register
+from hir_jax.checks.registry import POSITION, ScorerStopsError, ordinal, plural, register
 
 
 def _words(text: str) -> list[str]:
@@ -71,7 +71,7 @@ def start_verb(response: str) -> bool:
     return "VB" in english.first_tag(response)
 
 
-@register("words:repeats", lambda small_n: f"Use no word more than {plural(small_n, 'time')}.", small_n=COUNT)
+@register("words:repeats", lambda small_n: f"Use no word more than {plural(small_n, 'time')}.")
 def repeats(response: str, small_n: int) -> bool:
     return max(collections.Counter(_words(response)).values(), default=0) <= small_n
 
@@ -121,7 +121,6 @@ def no_consecutive(response: str) -> bool:
         demands=lambda keyword: Demands("start end", uses="english", text=f"{keyword} {keyword}", words=4),
         draw=lambda task, rng: {"keyword": rng.choice(task.keywords)},
     ),
-    keyword=TEXT,
 )
 def words_position(response: str, keyword: str) -> bool:
     tokens = english.word_tokens(response)  # quirk: the final period is one
@@ -135,7 +134,6 @@ def words_position(response: str, keyword: str) -> bool:
         demands=lambda word, N: Demands(uses="english sentences", bars="lines", text=word, sentences=N),
         draw=lambda task, rng: {"word": rng.choice(task.keywords), "N": rng.randint(2, 4)},
     ),
-    word=TEXT,
     N=POSITION,
 )
 def keyword(response: str, word: str, N: int) -> bool:
@@ -152,7 +150,6 @@ def keyword(response: str, word: str, N: int) -> bool:
         ),
         draw=lambda task, rng: {"keyword": rng.choice(task.keywords), "n": rng.randint(1, 3), "m": rng.randint(2, 5)},
     ),
-    keyword=TEXT,
     n=POSITION,
     m=POSITION,
 )
@@ -177,7 +174,6 @@ def alliteration_increment(response: str) -> bool:
 @register(
     "sentence:increment",
     lambda small_n: f"Each sentence must have exactly {plural(small_n, 'word')} more than the one before.",
-    small_n=COUNT,
 )
 def increment(response: str, small_n: int) -> bool:
     sizes = [len(english.without_marks(sentence).split()) for sentence in english.rule_sentences(response)]

@@ -8,7 +8,7 @@ from hir_jax.checks import english
 from hir_jax.checks.compatibility import Demands, literal
 from hir_jax.checks.generation import Arguments, Task
 from hir_jax.checks.ifeval.common import RELATION, amount, bound, divided, draw_relation, generated, holds, is_language
-from hir_jax.checks.registry import COUNT, TEXT, register
+from hir_jax.checks.registry import register
 
 
 def _draw_capital_words(task: Task, rng: random.Random) -> Arguments:
@@ -32,7 +32,6 @@ def _draw_capital_words(task: Task, rng: random.Random) -> Arguments:
         draw=_draw_capital_words,
         repeatable=True,
     ),
-    capital_frequency=COUNT,
     capital_relation=RELATION,
 )
 def capital_word_frequency(response: str, capital_frequency: int, capital_relation: str) -> bool:
@@ -85,7 +84,6 @@ def english_lowercase(response: str) -> bool:
         'The reply must open with the exact text "{prompt_to_repeat}" and go on with the answer to it.',
         draw=lambda task, rng: {"prompt_to_repeat": task.task},
     ),
-    prompt_to_repeat=TEXT,
 )
 def repeat_prompt(response: str, prompt_to_repeat: str) -> bool:
     return response.strip().lower().startswith(prompt_to_repeat.strip().lower())

@@ -8,7 +8,7 @@ import re
 from hir_jax.checks import registry
 from hir_jax.checks.compatibility import NO_DOCUMENT, WHOLE, Demands, between, literal
 from hir_jax.checks.ifeval.common import generated
-from hir_jax.checks.registry import COUNT, pattern, plural, register
+from hir_jax.checks.registry import pattern, plural, register
 
 
 @register(
@@ -23,7 +23,6 @@ from hir_jax.checks.registry import COUNT, pattern, plural, register
         "There should be at least {num_placeholders} square-bracketed placeholders like [name].",
         draw=lambda task, rng: {"num_placeholders": rng.randint(2, 4)},
     ),
-    num_placeholders=COUNT,
 )
 def number_placeholders(response: str, num_placeholders: int) -> bool:
     return sum(map(_bracketed, response.split("\n"))) >= num_placeholders
@@ -149,7 +148,6 @@ def _demand_sections(section_spliter: str, num_sections: int) -> Demands:
         },
     ),
     section_spliter=pattern(_section_head),  # spelt so in the data
-    num_sections=COUNT,
 )
 def multiple_sections(response: str, section_spliter: str, num_sections: int) -> bool:
     return len(re.split(_section_head(section_spliter), response)) - 1 >= num_sections
@@ -167,7 +165,6 @@ def multiple_sections(response: str, section_spliter: str, num_sections: int) ->
         "Include a markdown list with exactly {num_bullets} items that start with * and no other bullet points.",
         draw=lambda task, rng: {"num_bullets": rng.randint(2, 6)},
     ),
-    num_bullets=COUNT,
 )
 def number_bullet_lists(response: str, num_bullets: int) -> bool:
     stars = re.findall(r"^\s*\*[^*].*$", response, re.MULTILINE)
@@ -188,7 +185,6 @@ def number_bullet_lists(response: str, num_bullets: int) -> bool:
         "At least {num_highlights} parts of the text should be highlighted in markdown, such as *an important part*.",
         draw=lambda task, rng: {"num_highlights": rng.randint(2, 4)},
     ),
-    num_highlights=COUNT,
 )
 def number_highlighted_sections(response: str, num_highlights: int) -> bool:
     # Quirk: both patterns run over the whole text, so that ***x*** counts twice.

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from hir_jax.checks.compatibility import Demands, literal
 from hir_jax.checks.generation import Arguments, Task
 from hir_jax.checks.ifeval.common import RELATION, amount, bound, draw_relation, generated, holds, is_language, quoted
-from hir_jax.checks.registry import COUNT, LETTER, one_of, pattern, patterns, register
+from hir_jax.checks.registry import LETTER, one_of, pattern, patterns, register
 
 
 def demand_keywords(keywords: Sequence[str]) -> Demands:
@@ -68,7 +68,6 @@ def _draw_frequency(task: Task, rng: random.Random) -> Arguments:
         repeatable=True,
     ),
     keyword=pattern(str.strip),
-    frequency=COUNT,
     relation=RELATION,
 )
 def frequency(response: str, keyword: str, frequency: int, relation: str) -> bool:
@@ -135,7 +134,6 @@ def _draw_letter(task: Task, rng: random.Random) -> Arguments:
         repeatable=True,
     ),
     letter=LETTER,
-    let_frequency=COUNT,
     let_relation=RELATION,
 )
 def letter_frequency(response: str, letter: str, let_frequency: int, let_relation: str) -> bool:

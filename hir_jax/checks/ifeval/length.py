@@ -9,7 +9,7 @@ from hir_jax.checks import english
 from hir_jax.checks.compatibility import Demands, between, literal
 from hir_jax.checks.generation import Arguments, Task
 from hir_jax.checks.ifeval.common import RELATION, amount, bound, divided, draw_relation, generated, holds
-from hir_jax.checks.registry import COUNT, TEXT, plural, register
+from hir_jax.checks.registry import plural, register
 
 
 def _nth_fits(num_paragraphs: int, nth_paragraph: int, first_word: str) -> str | None:
@@ -48,9 +48,6 @@ def _demand_nth(num_paragraphs: int, nth_paragraph: int, first_word: str) -> Dem
         'Write {num_paragraphs} paragraphs, a blank line apart. Paragraph {nth_paragraph} starts with "{first_word}".',
         draw=_draw_nth,
     ),
-    num_paragraphs=COUNT,
-    nth_paragraph=COUNT,
-    first_word=TEXT,
 )
 def nth_paragraph_first_word(response: str, num_paragraphs: int, nth_paragraph: int, first_word: str) -> bool:
     pieces = response.split("\n\n")
@@ -82,7 +79,6 @@ def _demand_paragraphs(num_paragraphs: int) -> Demands:
         "Use the divider *** to split the reply into exactly {num_paragraphs} paragraphs.",
         draw=lambda task, rng: {"num_paragraphs": rng.randint(2, 5)},
     ),
-    num_paragraphs=COUNT,
 )
 def number_paragraphs(response: str, num_paragraphs: int) -> bool:
     pieces = divided(response, r"\s?\*{3}\s?")
@@ -112,7 +108,6 @@ def _demand_sentences(num_sentences: int, relation: str) -> Demands:
         draw=_draw_sentences,
         repeatable=True,
     ),
-    num_sentences=COUNT,
     relation=RELATION,
 )
 def number_sentences(response: str, num_sentences: int, relation: str) -> bool:
@@ -136,7 +131,6 @@ def _draw_words(task: Task, rng: random.Random) -> Arguments:
         draw=_draw_words,
         repeatable=True,
     ),
-    num_words=COUNT,
     relation=RELATION,
 )
 def number_words(response: str, num_words: int, relation: str) -> bool:
@@ -186,7 +180,6 @@ _END_PHRASES = (
         'End with the exact phrase "{end_phrase}" and add nothing behind it.',
         draw=lambda task, rng: {"end_phrase": rng.choice(_END_PHRASES)},
     ),
-    end_phrase=TEXT,
 )
 def end_checker(response: str, end_phrase: str) -> bool:
     return response.strip().strip('"').lower().endswith(end_phrase.strip().lower())

@@ -94,9 +94,8 @@ def _register(family: str) -> None:
     def check(response: str, name: str, wording: str) -> bool:
         return _rule(family, name, wording)(response)
 
-    arguments = {"name": registry.TEXT, "wording": registry.TEXT}
-    options = {"together": complaint, "as_is": True, "generated": generated(family)}
-    registry.register(f"muldimif:{family.lower()}", _sentence, **options, **arguments)(check)
+    id, how = f"muldimif:{family.lower()}", generated(family)
+    registry.register(id, _sentence, together=complaint, as_is=True, generated=how)(check)
 
 
 for _name in _READERS:
