@@ -17,6 +17,7 @@ from wide_witness import build
 
 from hir_jax.checks import registry
 from hir_jax.checks.compatibility import Bound, Demands, clash, compatible
+from hir_jax.checks.generation import Generated
 from hir_jax.checks.judge import wordings as soft
 from hir_jax.checks.judge.soft import SOFT
 from hir_jax.checks.muldimif import rules as muldimif
@@ -296,6 +297,33 @@ def test_pairs_of_types_that_are_allowed_have_a_witness():
         assert reason or build(pair) is not None, pair
         refused += bool(reason)
     assert refused < len(pairs) // 6  # of a third: less than half of the pairs
+
+
+def test_a_type_of_ones_own_is_generated_from_what_its_registration_says(monkeypatch):
+    monkeypatch.setattr(registry, "_ENTRIES", dict(registry._ENTRIES))
+    how = Generated(
+        family="mine",
+        draw=lambda task, rng: {"count": rng.randint(1, 3)},
+        wordings=("", "Put {count} questions or more to the reader."),
+        demands=lambda count: Demands(uses="english", text="? " * count, sentences=count),
+    )
+
+    @registry.register("mine:questions", lambda count: f"Ask at least {count} questions.", generated=how)
+    def questions(response: str, count: int) -> bool:
+        return response.count("?") >= count
+
+    @registry.register("mine:silent", lambda: "Ask nothing.")
+    def silent(response: str) -> bool:
+        return "?" not in response
+
+    assert registry.families() == (*FAMILIES, "mine")
+    rows = synthesis.generate(0, 60, families=("mine", "ifeval"))
+    asked = [c for row in rows for c in row.constraints if c.id.startswith("mine:")]
+    assert {c.id for c in asked} == {"mine:questions"} and len({c.text for c in asked}) == 6
+    assert synthesis.generate(0, 1, families=("mine",), max_constraints=1, min_constraints=1)[0].constraints[0] in asked
+    assert clash((C("mine:questions", {"count": 2}), french))
+    with pytest.raises(registry.ConstraintError, match="cannot be generated"):
+        clash((C("mine:silent"), french))
 
 
 def test_demands_that_only_together_exceed_a_limit_are_refused():
