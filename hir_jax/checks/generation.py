@@ -42,9 +42,7 @@ class Generated:
     family: str  # the name by which it is asked for, as in --families=ifeval,training
     demands: Callable[..., Demands]  # of the arguments, by name
     draw: Callable[[Task, random.Random], Arguments | None] = no_arguments  # None: the task does not suit it
-    wordings: tuple[
-        str, ...
-    ] = ()  # one is drawn, evenly; "" is the registered text, which is also taken if there are none
+    wordings: tuple[str, ...] = ()  # one is drawn, evenly; "" stands for the registered text, as does an empty tuple
     fill: Callable[[str, Arguments, random.Random], str] = filled  # puts the arguments into a wording
     # Whether the wording is drawn when the set is complete, or with the arguments. Either order would do, but a change
     # would give other rows for the same seed.

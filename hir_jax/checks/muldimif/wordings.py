@@ -1,4 +1,4 @@
-"""Generated constraints of MulDimIF's families: wordings of our own, each of which the published rules read as meant.
+"""Generated constraints of MulDimIF's families: wordings of our own (`wordings.json`), which the published rules read as meant.
 
 The rules (`muldimif.rules`) look for certain words, so a wording is more than style here: "fewer than" asks for nothing, an
 "or" makes any keyword do, and "all" is also found in "finally". The tests hold each wording against texts on both sides of
@@ -7,9 +7,11 @@ its limit.
 
 from __future__ import annotations
 
+import json
 import random
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 from hir_jax.checks.compatibility import NO_DOCUMENT, WHOLE, Demands, between
 from hir_jax.checks.generation import Arguments, Generated, Task
@@ -18,161 +20,7 @@ from hir_jax.checks.muldimif.text import Limits, limits, quoted
 
 # Family -> what it asks -> wordings, in the order in which families are registered. {n}, {a} and {b} are numbers, a < b;
 # {word} and {other} are keywords.
-WORDINGS: dict[str, dict[str, tuple[str, ...]]] = {
-    "Length_Words": {
-        "at least": (
-            "Write at least {n} words.",
-            "The response must have a minimum of {n} words.",
-            "Use no fewer than {n} words.",
-        ),
-        "at most": (
-            "Write at most {n} words.",
-            "The response must not exceed {n} words.",
-            "Keep the length within {n} words.",
-        ),
-        "between": (
-            "Write between {a} and {b} words.",
-            "The length should be {a} to {b} words.",
-            "Aim for {a}-{b} words in total.",
-        ),
-    },
-    "Length_Sentences": {
-        "at least": (
-            "Use at least {n} sentences.",
-            "There must be no fewer than {n} sentences.",
-            "Answer in a minimum of {n} sentences.",
-        ),
-        "at most": (
-            "Use at most {n} sentences.",
-            "The response must be no more than {n} sentences.",
-            "Answer in a maximum of {n} sentences.",
-        ),
-        "between": ("Use between {a} and {b} sentences.", "Answer in {a} to {b} sentences."),
-    },
-    "Length_Paragraphs": {
-        "exactly": (
-            "Write exactly {n} paragraphs with a blank line between them.",
-            "The response must consist of exactly {n} paragraphs, set apart by blank lines.",
-        ),
-        "at least": (
-            "Write at least {n} paragraphs with a blank line between them.",
-            "Divide the response by blank lines into no fewer than {n} paragraphs.",
-        ),
-        "at most": (
-            "Write at most {n} paragraphs with a blank line between them.",
-            "Blank lines may divide the response into no more than {n} paragraphs.",
-        ),
-    },
-    "Content_Keywords": {
-        "one": (
-            "The response must include the keyword '{word}'.",
-            "Mention '{word}' in the response.",
-            "Make use of the term '{word}'.",
-        ),
-        "both": (
-            "The response must include the keywords '{word}' and '{other}'.",
-            "Mention both '{word}' and '{other}'.",
-        ),
-        "often": ("Use the keyword '{word}' at least {n} times.", "The term '{word}' must occur at least {n} times."),
-        "avoid": ("Avoid using the term '{word}'.", "Please avoid using the term '{word}' in the response."),
-    },
-    "Content_Punctuation": {
-        "end": (
-            "The response must end with {mark}.",
-            "Close the response with {mark}.",
-            "Let the last character of the response be {mark}.",
-        ),
-        "no end": (
-            "The response must not end with {mark}.",
-            "Do not use {mark} as the last character of the response.",
-        ),
-        "each end": ("Each sentence must end with {mark}.", "All sentences should end with {mark}."),
-    },
-    "Content_Identifiers": {
-        "word": (
-            "The response must start with the word '{start}'.",
-            "Please start with the identifier '{start}'.",
-            "Your answer should start with the identifier '{start}'.",
-        ),
-        "letter": (
-            "The response must start with the letter '{letter}'.",
-            "Your answer should start with the letter '{letter}'.",
-        ),
-    },
-    "Format_Json": {
-        "at least": (
-            "Give the response as JSON with at least {n} levels of nesting.",
-            "The response must be a JSON object that has at least {n} levels of nesting.",
-        ),
-        "exactly": ("Give the response as JSON with exactly {n} levels of nesting.",),
-        "at most": (
-            "Give the response as JSON whose depth of nesting must not exceed {n}.",
-            "The response must be a JSON object with a nesting not exceeding {n} levels.",
-        ),
-    },
-    "Format_Markdown": {
-        "two levels": (
-            "Use heading levels {a} and {b} to structure the response.",
-            "In Markdown, use heading levels {a} and {b}.",
-        ),
-        "number of levels": (
-            "Structure the response by at least {n} levels of headings in Markdown.",
-            "Format the response in Markdown with at least {n} heading levels.",
-        ),
-        "first": (
-            "The response must begin with a level {a} heading in Markdown.",
-            "As Markdown, the response should begin with a level {a} heading.",
-        ),
-        "highest": (
-            "Use Markdown with headings that must not exceed level {b}.",
-            "Structure the response with headings in Markdown which must not exceed level {b}.",
-        ),
-        "block quotes": (
-            "Use Markdown with headings and with block quotes.",
-            "Structure the response with headings and put important remarks in block quotes.",
-        ),
-    },
-    "Format_Table": {
-        "rows at least": (
-            "Include a table with at least {n} rows.",
-            "Sum up the main points in a Markdown table of at least {n} rows.",
-        ),
-        "rows at most": (
-            "Include a table with at most {n} rows.",
-            "Sum up the main points in a Markdown table of no more than {n} rows.",
-        ),
-        "columns": (
-            "Include a table with exactly {n} columns.",
-            "Sum up the main points in a Markdown table of exactly {n} columns.",
-        ),
-        "named columns": (
-            "Include a table with the columns: 'Topic' and 'Details'.",
-            "Sum up the main points in a Markdown table with these columns: 'Topic' and 'Details'.",
-        ),
-    },
-    "Format_XML": {
-        "at least": (
-            "Give the response as XML in which every tag has at least {n} attributes.",
-            "The response must be XML with at least {n} attributes on every element.",
-        ),
-        "at most": (
-            "Give the response as XML in which every tag has no more than {n} attributes.",
-            "The response must be XML with at most {n} attributes on every element.",
-        ),
-    },
-    "Language_Chinese": {
-        "simplified": ("Answer in Simplified Chinese.", "Write the whole response in Simplified Chinese."),
-        "traditional": ("The response must use Traditional Chinese only.",),
-    },
-    "Language_English": {
-        "upper": ("Answer in English with all uppercase letters.", "Use English in all uppercase letters."),
-        "lower": ("Answer in English and in lowercase letters only.", "Use English in lowercase throughout."),
-        "title": (
-            "Answer in English with the first letter of every word capitalized.",
-            "Use English with all words capitalized.",
-        ),
-    },
-}
+WORDINGS: dict[str, dict[str, list[str]]] = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
 
 _MARKS = {"a period": ".", "a question mark": "?", "an exclamation mark": "!"}
 _STARTS = ("Today", "Imagine", "Perhaps", "Once", "Answer:", "Note:", "Here", "First")
