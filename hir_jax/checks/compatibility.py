@@ -1,9 +1,9 @@
-"""Which constraints may be asked for together in one instruction, decided from what each of them demands of a response.
+"""Decides which constraints may be combined in one instruction, from what each of them demands of a response.
 
-Two constraints clash where no response meets both, where one makes the other empty (met by every response that meets the
-first), or where meeting both needs a reading that a user would not expect (a postscript and an end phrase both want the
-last words). Each type states its `Demands` where it is registered, in the terms of this module; nothing here knows a type.
-Conservative on purpose: `clash` may refuse a pair that some contrived response would meet.
+Two constraints clash if no response meets both, if one makes the other empty (every response that meets the first meets the
+second), or if meeting both needs a reading that a user would not expect (a postscript and an end phrase both claim the last
+words). Each type states its `Demands` where it is registered, in the terms of this module, which knows no type itself. The
+rules are conservative: they may refuse a pair that some contrived response would meet.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from hir_jax.checks import registry
 from hir_jax.types import Constraint
 
-# What a constraint may own, share, use or bar.
+# Things that a constraint may own, share, use or bar.
 THINGS = {
     "start": "the first words or marks of the response",
     "first-word": "the first word of the first paragraph",
@@ -30,12 +30,12 @@ THINGS = {
     "list": "a list",
     "headings": "Markdown headings",
     "table": "a table",
-    "two": "two responses, so that a count may be meant for either",
-    "once": "something that the response holds once",
+    "two": "two responses, so that a count may refer to either",
+    "once": "something that occurs once in the response",
     "free-text": "text outside a document's structure",
     "case": "whether letters are capitals",
     "capitals": "words in capital letters beside others",
-    "verbatim": "text in mixed case that is given back letter by letter",
+    "verbatim": "text in mixed case that is repeated letter by letter",
     "quoted": "a short text that the instruction quotes, in its own case",
     "language": "the language of the response",
     "english": "words or letters of English",
@@ -52,7 +52,7 @@ THINGS = {
     "item-dots": "full stops behind the numbers of a list, which end no sentence",
     "abbreviation": "full stops of an abbreviation, which end no sentence",
 }
-WHOLE = "whole start end layout"  # owned by constraints that make the response one document
+WHOLE = "whole start end layout"  # owned by constraints that turn the response into one document
 NO_DOCUMENT = "lines sentences table headings list markup"  # barred by them
 
 
@@ -62,7 +62,7 @@ def count_words(text: str) -> int:
 
 
 def count_sentences(text: str) -> int:
-    """Words with sentence marks and white space, or nothing, behind them."""
+    """Words that are followed by sentence marks and then by white space or the end of the text."""
     return len(re.findall(r"\w[.?!]+(?=\s|$)", text))
 
 
@@ -71,9 +71,9 @@ def _occurrences(text: str, of: str) -> int:
 
 
 class _Quantity(NamedTuple):
-    count: Callable[[str, str], int]  # (text, the letter or word that is counted) -> how many of it the text holds
+    count: Callable[[str, str], int]  # (text, the letter or word that is counted) -> count in the text
     room: int  # the fewest values that a lower and an upper bound have to leave between them
-    words_each: int = 0  # that one of it takes
+    words_each: int = 0  # words that one of it takes
 
 
 QUANTITIES = {
@@ -88,7 +88,7 @@ QUANTITIES = {
 
 @dataclass(frozen=True)
 class Bound:
-    """A bound on one of `QUANTITIES`: fewer than `number` of it if `upper`, else at least `number`."""
+    """A bound on one of `QUANTITIES`: fewer than `number` if `upper`, else at least `number`."""
 
     quantity: str
     number: int
@@ -108,22 +108,22 @@ def _nothing(text: str) -> bool:
 
 @dataclass(frozen=True)
 class Demands:
-    """What a constraint demands of a response. `owns` to `bars` name some of `THINGS`, separated by spaces.
+    """The demands of a constraint on a response. `owns` to `bars` list some of `THINGS`, separated by spaces.
 
-    What one constraint owns goes with no other that owns or shares it, and what it bars with none that owns, shares or
-    uses it. ValueError for an unknown thing or quantity, which would clash with nothing.
+    Two constraints clash if one owns a thing that the other owns or shares, or bars a thing that the other owns, shares or
+    uses. Raises ValueError for an unknown thing or quantity, which would never clash.
     """
 
     owns: str = ""
     shares: str = ""
     uses: str = ""
     bars: str = ""
-    text: str = ""  # words that every response which meets it holds, as often as it must
-    marks: str = ""  # an example of the signs that such a response holds
-    refuses: Callable[[str], bool] = _nothing  # whether a response that holds this text cannot meet it, or does anyway
-    case: Callable[[str], str] = str  # what it does to letters: the "quoted" text of another one must stay as it is
+    text: str = ""  # words that every response which meets it contains, repeated as often as required
+    marks: str = ""  # an example of the signs that such a response contains
+    refuses: Callable[[str], bool] = _nothing  # a text with which a response cannot meet it, or always does
+    case: Callable[[str], str] = str  # its letter case: must not change the "quoted" text of another constraint
     bounds: tuple[Bound, ...] = ()
-    words: int = 0  # that it takes at the least; the words of all constraints are added up
+    words: int = 0  # the fewest words that it takes; those of all constraints are added
     sentences: int = 0
     frame_words: int = 0  # of paragraphs or list items, which other demands may fill: only the largest frame counts
     frame_sentences: int = 0
@@ -140,12 +140,12 @@ class Demands:
 
 
 def literal(text: str) -> dict[str, Any]:
-    """Fields of `Demands` for a text that a response has to hold and that takes just its own words and sentences."""
+    """Fields of `Demands` for a required text that takes no more than its own words and sentences."""
     return {"text": text, "words": count_words(text), "sentences": count_sentences(text)}
 
 
 def _holds(bound: Bound, text: str) -> str | None:
-    """A complaint if a text holds as many as the bound's number: more than is allowed, or already what is asked for."""
+    """A complaint if the text alone reaches the bound's number: it exceeds an upper bound, or makes a lower one empty."""
     held = QUANTITIES[bound.quantity].count(text, bound.of)
     if not text or held < max(bound.number, 1):
         return None
@@ -154,7 +154,7 @@ def _holds(bound: Bound, text: str) -> str | None:
 
 
 def _same_quantity(a: Bound, b: Bound) -> str | None:
-    """A complaint about two bounds, unless they are a lower and an upper one with room between, or on different things."""
+    """A complaint about two bounds on the same thing, unless they are a lower and an upper one with room between them."""
     if (a.quantity, a.of.lower()) != (b.quantity, b.of.lower()):
         return None
     if a.upper == b.upper:
@@ -198,7 +198,7 @@ def _letters(letter: str, words: float) -> float:
 
 
 def _budget(held: Sequence[Demands]) -> Iterator[str | None]:
-    """Complaints about what the whole set demands, against its bounds."""
+    """Complaints about bounds that the demands of the whole set exceed."""
     lower, upper = ([b for demands in held for b in demands.bounds if b.upper == side] for side in (False, True))
     most_words = min((b.number - 1 for b in upper if b.quantity == "words"), default=None)
     most_sentences = min((b.number - 1 for b in upper if b.quantity == "sentences"), default=None)
@@ -220,6 +220,7 @@ def _budget(held: Sequence[Demands]) -> Iterator[str | None]:
             yield f"fewer than {bound.number} of {bound.of!r} in so long a text"
         if not bound.upper and most_words is not None and bound.number > 1.5 * _letters(bound.of, most_words):
             yield f"{bound.number} of {bound.of!r} in at most {most_words} words"
+    # Lower bounds were compared with each text alone: that several texts together make one empty is accepted.
     text = " ".join(demands.text for demands in held if demands.text)
     yield from (_holds(bound, text) for bound in upper)
 
@@ -227,8 +228,8 @@ def _budget(held: Sequence[Demands]) -> Iterator[str | None]:
 def clash(constraints: Sequence[Constraint]) -> str | None:
     """The reason why these constraints do not go together in one instruction; None if they do.
 
-    Decided by pairs, then by what the whole set demands. Their types have to be registered with `generated`
-    and their arguments have to be usable (ConstraintError otherwise).
+    Pairs are compared first, then the sums of the whole set. Raises ConstraintError for a type that is not registered with
+    `generated` and for unusable arguments.
     """
     generated = [registry.generated_as(constraint) for constraint in constraints]
     held = [one.demands(**registry.parsed(constraint)) for one, constraint in zip(generated, constraints, strict=True)]

@@ -35,7 +35,7 @@ def filled(wording: str, arguments: Arguments, rng: random.Random) -> str:
 class Generated:
     """How constraints of one type (or of one kind of it, see `texts`) are generated.
 
-    No wording begins or ends with white space, holds a newline, or speaks of its place among the others ("also",
+    No wording begins or ends with white space, contains a newline, or refers to its place among the others ("also",
     "finally"): a rewritten instruction may keep any subset of them.
     """
 
@@ -44,11 +44,11 @@ class Generated:
     draw: Callable[[Task, random.Random], Arguments | None] = no_arguments  # None: the task does not suit it
     wordings: tuple[str, ...] = ()  # one is drawn, evenly; "" stands for the registered text, as does an empty tuple
     fill: Callable[[str, Arguments, random.Random], str] = filled  # puts the arguments into a wording
-    # Whether the wording is drawn when the set is complete, or with the arguments. Either order would do, but a change
+    # Whether the wording is drawn after the set is complete, or together with the arguments. Both are fine, but a change
     # would give other rows for the same seed.
     worded_last: bool = False
-    repeatable: bool = False  # an instruction may hold it twice: the bounds say something different each time
-    genre: str = ""  # of the only tasks that it suits
-    name: str = ""  # by which it is drawn; "": its id
+    repeatable: bool = False  # may occur twice in an instruction, with different bounds
+    genre: str = ""  # the only genre of tasks that it suits; "": any
+    name: str = ""  # under which it is drawn; "": its id
     id: str = ""  # set by the registry
     texts: frozenset[str] = frozenset()  # of a type with several kinds: the texts that belong to this one

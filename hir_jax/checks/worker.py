@@ -11,10 +11,13 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hir_jax.checks import registry
 from hir_jax.types import Constraint
+
+if TYPE_CHECKING:
+    from hir_jax.checks.verifier import Question
 
 # Why a verdict is unknown.
 BAD_ARGUMENTS = "bad_arguments"
@@ -50,17 +53,7 @@ class Outcome(NamedTuple):
     detail: str = ""
 
 
-class Placed(Protocol):
-    """A check or question, which knows the place of its verdict."""
-
-    @property
-    def row(self) -> int: ...
-
-    @property
-    def position(self) -> int: ...
-
-
-def unknown(asked: Placed, reason: str, detail: str) -> Outcome:
+def unknown(asked: Check | Question, reason: str, detail: str) -> Outcome:
     """The outcome of a check or question without a verdict."""
     return Outcome(asked.row, asked.position, False, reason, detail)
 

@@ -89,7 +89,7 @@ def token_bytes(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> TokenByt
 def to_bytes(table: TokenBytes, tokens: Array, mask: Array, width: int) -> tuple[Array, Array, Array]:
     """Text of responses: u8[B, width] with zeros behind, its length i32[B], and whether it fits in `width`, bool[B].
 
-    tokens: i32[B, R]; mask: bool[B, R], the tokens of the response. What does not fit is cut off.
+    tokens: i32[B, R]; mask: bool[B, R], the tokens of the response. The rest is cut off.
     """
     begin = table.start[tokens]
     end = jnp.cumsum(

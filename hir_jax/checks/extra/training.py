@@ -306,7 +306,7 @@ def hyphenated(response: str, number: int) -> bool:
     letters=POSITION,
 )
 def long_words(response: str, number: int, letters: int) -> bool:
-    # A run of letters: a link or a row of dashes is no word.
+    # Runs of letters only: a link or a row of dashes is not a word.
     words = {word for word in re.findall(r"[^\W\d_]+", response.lower()) if len(word) >= letters}
     return len(words) >= number
 

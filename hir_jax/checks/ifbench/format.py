@@ -26,8 +26,8 @@ def _is_emoji(character: str) -> bool:
 )
 def emoji(response: str) -> bool:
     sentences = [english.without_marks(sentence).strip() for sentence in english.rule_sentences(response)]
-    # The last character but one, for an emoji with a modifier after it; the next sentence's first, for one that
-    # stands after the period. Quirk: one of several code points, such as a flag, is none by its characters.
+    # The last character but one, for an emoji with a modifier after it; the next sentence's first, for one
+    # after the period. Quirk: an emoji of several code points, such as a flag, is not recognised by its characters.
     for sentence, after in zip(sentences, [*sentences[1:], None]):
         if not sentence:
             raise ScorerStopsError
@@ -186,7 +186,7 @@ def quote_unquote(response: str) -> bool:
 
 
 def _found(text: str, *tags: str) -> int:
-    """Where the first of the tags stands that the text has; -1 if it has none."""
+    """The index of the first of the tags that occurs in the text; -1 if none does."""
     return next((text.find(tag) for tag in tags if tag in text), -1)
 
 

@@ -1,4 +1,4 @@
-"""What IFEval's types share: relations to a number, the language of a response, and how constraints are generated."""
+"""Shared by IFEval's types: relations to a number, the language of a response, and how constraints are generated."""
 
 from __future__ import annotations
 

@@ -154,7 +154,7 @@ LANGUAGES = {
     "zh": "Simplified Chinese", "zh-tw": "Traditional Chinese",
 }  # fmt: skip
 
-# Languages in Latin letters: only there do counts of words, sentences, capitals and ASCII marks mean what they say.
+# Languages in Latin letters: counts of words, sentences, capitals and ASCII marks are meaningful only in these.
 _LATIN = frozenset({
     "af", "ca", "cs", "cy", "da", "de", "en", "es", "et", "fi", "fr", "hr", "hu", "id", "it", "lt",
     "lv", "nl", "no", "pl", "pt", "ro", "sk", "sl", "so", "sq", "sv", "sw", "tl", "tr", "vi",

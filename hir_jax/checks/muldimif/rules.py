@@ -40,7 +40,7 @@ _READERS = {
     "Language_English": english_case,
 }
 
-# A constraint's name is its family, with something behind a colon or without, or one of these.
+# A constraint's name is its family, possibly followed by a colon and a detail, or one of these.
 _OTHER_NAMES = {
     "Format_Blurb": "Length_Words",
     "Format_Text": "Content_Identifiers",
@@ -53,7 +53,7 @@ _OTHER_NAMES = {
     "Table_Table": "Format_Table",
     "XML_Number of attributes": "Format_XML",
 }
-# Names that are counted in another family, but go to the checker of what has none of its own.
+# Names that are counted in another family, but are checked by `others`.
 _OTHERS = {"Format_Blurb", "Format_Text", "Format_Markdown: Block quotes", "Markdown_Block quotes", "Table_Table"}
 
 

@@ -7,8 +7,8 @@ Families of constraints, drawn evenly by type:
 - training: types of our own in the manner of IFBench, none of which is among its 58;
 - soft: requirements that a judge decides, so that a run needs one (rows with them are left out otherwise);
 - ifbench: types of IFBench itself. They are off unless named, because IFBench tests how a model copes with types that it
-  has not been trained on: after training on them its score says nothing about that. The published HIR-16K data hold some
-  of them; who reports IFBench should know.
+  has not been trained on, which its score no longer shows after training on them. The published HIR-16K data hold some
+  of them; mention it when you report IFBench.
 
     python -m hir_jax.data.generate --count=2000 --seed=0 --split=train --output=train.jsonl
     python -m hir_jax.data.generate --families=ifeval,muldimif,training --max_constraints=10 --output=wide.jsonl
