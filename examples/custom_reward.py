@@ -10,11 +10,10 @@ import sys
 from pathlib import Path
 
 from hir_jax import load_config, register
-from hir_jax.checks.registry import COUNT
 from hir_jax.train import train
 
 
-@register("mine:long_words", lambda count: f"Use at least {count} words of seven letters or more.", count=COUNT)
+@register("mine:long_words", lambda count: f"Use at least {count} words of seven letters or more.")
 def long_words(response: str, count: int) -> bool:
     """The reward: 1 where this and every other constraint of the row is met. A row that meets some of them is replayed."""
     return sum(len(word) >= 7 for word in response.split()) >= count

@@ -18,9 +18,9 @@ from absl import flags
 from ml_collections import config_flags
 
 from hir_jax import config_ranges, pathflags
+from hir_jax.checks import registry
 from hir_jax.checks.judge.soft import JudgeSettings
 from hir_jax.data.chat import DATE
-from hir_jax.data.generate.joint import FAMILIES
 from hir_jax.data.templates import REWRITABLE
 from hir_jax.hir.methods import METHODS
 from hir_jax.model.config import MATRICES
@@ -264,8 +264,8 @@ def check(config) -> None:
         f"config.data.templates = {tuple(config.data.templates)}: give one or more of {', '.join(REWRITABLE)}",
     )
     _require(
-        config.data.families and set(config.data.families) <= set(FAMILIES),
-        f"config.data.families = {tuple(config.data.families)}: give one or more of {', '.join(FAMILIES)}",
+        config.data.families and set(config.data.families) <= set(registry.families()),
+        f"config.data.families = {tuple(config.data.families)}: give one or more of {', '.join(registry.families())}",
     )
     targets = tuple(config.lora.targets)
     _require(
@@ -394,13 +394,10 @@ def _parse(argv):
             hint = f"; did you mean --config.{near[0]}?" if near else ""
             sys.exit(f"error: config has no key {key!r}{hint}")
     try:
-        rest = flags.FLAGS(argv)
+        return flags.FLAGS(argv)
     except (flags.Error, AttributeError, KeyError, ValueError, TypeError, FileNotFoundError) as error:
         message = error.args[0] if error.args else error
         sys.exit(f"error: {message}")
-    if rest[1:]:
-        sys.exit(f"error: unexpected argument {rest[1]!r}: flags are given as --name=value")
-    return rest
 
 
 def run_program(main, doc: str) -> None:

@@ -17,7 +17,8 @@ import numpy as np
 
 from hir_jax import step as steps
 from hir_jax.backbone import Backbone, open_backbone
-from hir_jax.checks.device import on_device
+from hir_jax.checks.device.conditions import Conditions
+from hir_jax.checks.device.verify import TokenBytes, token_bytes
 from hir_jax.data.segments import Encoded, PartShapes, prompt_batch
 from hir_jax.learner.update import init_state, response_logprobs, update
 from hir_jax.model import decoder, lora
@@ -232,12 +233,12 @@ class Engine:
         }  # fmt: skip
 
     @cached_property
-    def token_bytes(self) -> on_device.TokenBytes:
+    def token_bytes(self) -> TokenBytes:
         """What each token adds to a text. InputError for a tokenizer of which that cannot be said."""
-        return on_device.token_bytes(self.backbone.tokenizer, self.model.vocab_size)
+        return token_bytes(self.backbone.tokenizer, self.model.vocab_size)
 
     @cached_property
-    def _table(self) -> on_device.TokenBytes:
+    def _table(self) -> TokenBytes:
         """The same on the devices, where every step needs it."""
         return meshes.put(self._whole, self.token_bytes)
 
@@ -316,7 +317,7 @@ class Engine:
         logp = self.logprobs(params, *(np.repeat(x, self.settings.samples, axis=0) for x in given))
         return bool(np.isfinite(logp).all())
 
-    def check(self, conditions: on_device.Conditions, rollout: Rollout) -> Verdicts:
+    def check(self, conditions: Conditions, rollout: Rollout) -> Verdicts:
         """NumPy Verdicts of what can be decided on the device; conditions: of the N prompts."""
         conditions, tokens, mask = self._rows((conditions, rollout.tokens, rollout.mask))
         with jax.set_mesh(self.mesh):
@@ -341,7 +342,7 @@ class Engine:
         return state, {name: float(value) for name, value in metrics.items()}, replays
 
     def whole_step(
-        self, state: TrainState, ref_params, prompts: PromptBatch, conditions: on_device.Conditions, step: int
+        self, state: TrainState, ref_params, prompts: PromptBatch, conditions: Conditions, step: int
     ) -> tuple[TrainState, dict[str, float], Replays, Rollout, Verdicts]:
         """`step.whole_step`; `state` is donated."""
         prompts, conditions = self._rows((prompts, conditions))

@@ -21,7 +21,8 @@ import numpy as np
 from einops import rearrange, repeat
 from jaxtyping import Bool, Int, Key
 
-from hir_jax.checks.device import on_device
+from hir_jax.checks.device.conditions import Conditions
+from hir_jax.checks.device.verify import TokenBytes, verify
 from hir_jax.hir import select
 from hir_jax.hir.methods import METHODS, Method
 from hir_jax.hir.pairs import choose_pairs, pair_batch
@@ -50,7 +51,7 @@ class StepSettings:
     mesh: jax.sharding.Mesh
     sampler_mesh: jax.sharding.Mesh
     text_width: int = 0  # bytes of a response that `check` looks at
-    thinking: bool | None = None  # see `on_device.verify`
+    thinking: bool | None = None  # see `device.verify`
 
     @property
     def samples(self) -> int:
@@ -178,15 +179,15 @@ def sample(
 
 
 def check(
-    table: on_device.TokenBytes,
-    conditions: on_device.Conditions,
+    table: TokenBytes,
+    conditions: Conditions,
     tokens: Int[Array, "B R"],
     mask: Bool[Array, "B R"],
     *,
     settings: StepSettings,
 ) -> Verdicts:
     """Verdicts on responses, on what the device can decide; conditions: of the N prompts."""
-    return on_device.verify(table, conditions, tokens, mask, width=settings.text_width, thinking=settings.thinking)
+    return verify(table, conditions, tokens, mask, width=settings.text_width, thinking=settings.thinking)
 
 
 def learn(
@@ -327,8 +328,8 @@ def whole_step(
     frozen: decoder.Params | None,
     ref_params: decoder.Params | None,
     prompts: PromptBatch,
-    table: on_device.TokenBytes,
-    conditions: on_device.Conditions,
+    table: TokenBytes,
+    conditions: Conditions,
     sample_key: Array,
     select_key: Array,
     *,

@@ -26,7 +26,7 @@ from rich.logging import RichHandler
 
 from hir_jax import config as configs
 from hir_jax import pathflags
-from hir_jax.checks.device import on_device
+from hir_jax.checks.device.conditions import encode
 from hir_jax.data import dataset
 from hir_jax.engine import Engine
 from hir_jax.eval.accuracy import accuracies, control_of_step
@@ -96,7 +96,7 @@ class Run:
         if not config.constraints.on_device or not METHODS[config.method].samples:
             return None, False
         constraints = [row.instruction.constraints for row in self.data.rows]
-        found = on_device.conditions(constraints, self.data.shapes.constraints)
+        found = encode(constraints, self.data.shapes.constraints)
         share = found.decidable.sum() / found.present.sum()
         resamples = self.engine.settings.replays and config.replay.fill == "resample"
         whole = share == 1 and not resamples

@@ -191,7 +191,7 @@ def test_rows_to_verify_are_of_all_types_and_of_the_stated_length():
     rows = verify.batch(0, 200)
     others = {r.response for r in verify.batch(1, 9)}
     assert rows == verify.batch(0, 200) and not {r.response for r in rows} & others
-    assert {c.id for row in rows for c in row.constraints} == set(synthesis.DRAWS)
+    assert {c.id for row in rows for c in row.constraints} == set(synthesis.draws_of(("ifeval",)))
     assert all(len({c.id for c in row.constraints}) == 6 for row in rows)
     words = sum(len(row.response.split()) for row in rows) / len(rows)
     assert 280 < verify.TOKENS_PER_WORD * words < 320

@@ -15,7 +15,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 from transformers.utils import chat_template_utils
 
-from hir_jax.checks.device import on_device
+from hir_jax.checks.device.conditions import encode
 from hir_jax.checks.verifier import Verifier
 from hir_jax.data import dataset, native
 from hir_jax.engine import SELECT, Engine
@@ -204,7 +204,7 @@ def test_verdicts_of_a_step_are_those_of_the_answer(template, tmp_path, compiled
     assert engine.backbone.frame.thinks == begun
     data = dataset.load(engine.config, engine.backbone.frame, engine.backbone.end_id)
     prompts, params = engine.prompts(data.rows, data.shapes), engine.load_params()
-    conditions = on_device.conditions([constraints] * 4, data.shapes.constraints)
+    conditions = encode([constraints] * 4, data.shapes.constraints)
     found = {}
     with Verifier(0, 5.0) as verifier, compilation_cache(compiled):
         for name, given in (("host", None), ("device", conditions)):

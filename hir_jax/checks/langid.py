@@ -1,11 +1,10 @@
-"""The language of a text, as langdetect 1.0.9 (Apache-2.0) with seed 0 names it, some ten times as fast.
+"""The language of a text: the answers of langdetect 1.0.9 (Apache-2.0) with seed 0, about ten times as fast.
 
-Its method is naive Bayes over n-grams of 1 to 3 letters (Shuyo Nakatani's language-detection): seven trials multiply
-the likelihoods of n-grams that are drawn from the text until one language is all but certain, and the mean of the
-trials decides. Answers here are equal, not close: the profiles and letter tables are those of the installed package,
-random numbers are drawn in the same order, and floating point operations are the same ones in the same order. What is
-saved: n-grams are looked up once a word, 55 languages are one array, and trials that cannot change the answer are left
-out.
+The method is naive Bayes over n-grams of 1 to 3 letters (Shuyo Nakatani's language-detection): seven trials multiply the
+likelihoods of n-grams drawn from the text until one language is all but certain, and the mean of the trials decides. The
+answers are equal, not close: profiles and letter tables are those of the installed package, random numbers are drawn in the
+same order, and floating point operations are the same in the same order. It is faster because n-grams are looked up once a
+word, the 55 languages are one array, and trials that cannot change the answer are left out.
 """
 
 from __future__ import annotations
@@ -26,18 +25,18 @@ _TRIALS = 7
 _ALPHA, _ALPHA_WIDTH = 0.5, 0.05  # smoothing, drawn anew for each trial: mean and standard deviation
 _BASE_FREQUENCY = 10000
 _CHECK_EVERY = 5  # draws between normalisations
-_LAST_DRAW = 1000  # index of the draw with which a trial ends at the latest
+_LAST_DRAW = 1000  # index of a trial's last draw
 _CERTAIN = 0.99999  # probability that ends a trial
 _LEAST = 0.1  # a mean probability must be above this to name a language
 _LONGEST_TEXT = 10000  # characters
 
 _CHUNK = 50  # draws made at once
-_KEPT_LENGTH = 30  # letters; longer words come once, and there is no bound to what they would take up
-_WORDS = 16384  # random ones: a text takes 7 * 1,001 draws at most, and of the words at least half serve
+_KEPT_LENGTH = 30  # letters; longer words are rarely repeated and would fill the cache
+_WORDS = 16384  # random 32-bit words: a text takes at most 7 * 1,001 draws, and at least half of the words are usable
 
 _URL = re.compile(r"https?://[-_.?&~;+=/#0-9A-Za-z]{1,2076}")
 _MAIL = re.compile(r"[-_.0-9A-Za-z]{1,64}@[-_0-9A-Za-z]{1,255}[-_.0-9A-Za-z]{1,255}")
-_LATIN = re.compile("[A-z]")  # with the six signs between Z and a, as there
+_LATIN = re.compile("[A-z]")  # including the six signs between Z and a, as in langdetect
 _FOREIGN = re.compile("[\u0300-\U0010ffff]")
 
 UNKNOWN = "unknown"
@@ -50,7 +49,7 @@ class _Profiles(NamedTuple):
 
 
 class _Letters(dict[int, str]):
-    """For str.translate: what langdetect makes of a character, asked once for each."""
+    """For str.translate: langdetect's normalised form of each character, computed once."""
 
     def __missing__(self, code: int) -> str:
         from langdetect.utils.ngram import NGram
@@ -85,7 +84,7 @@ def load() -> None:
 
 
 def _cleaned(text: str) -> str:
-    """Without addresses; of a text that is hardly in Latin letters, without these."""
+    """The text without addresses, and without Latin letters if most of its letters are of other scripts."""
     if "://" in text:
         text = _URL.sub(" ", text)
     if "@" in text:
@@ -101,8 +100,8 @@ def _cleaned(text: str) -> str:
 
 
 def _word_rows(word: str) -> tuple[int, ...]:
-    """Rows of a word's known n-grams, by their last letter, then by length. `word` is closed by a space unless it ends
-    the text. N-grams reach back to the space before the word; none ends in the second of two capitals."""
+    """Rows of a word's known n-grams, by their last letter, then by length. `word` ends in a space unless it ends the text.
+    N-grams reach back to the space before the word; none ends in the second of two capitals."""
     rows = _profiles().rows
     text = " " + word
     found = []
@@ -130,18 +129,18 @@ def _text_rows(text: str) -> list[int]:
     return found + list(_word_rows(last))
 
 
-# The trials. Random numbers come from a table of the generator's words, taken as random.Random takes them.
+# The trials. Random numbers come from a table of the generator's output, used in the same way as random.Random does.
 
 
 @functools.cache
 def _random_words() -> np.ndarray:
-    """u32[_WORDS]: what the generator puts out from the seed on."""
+    """u32[_WORDS]: the generator's output from the seed on."""
     rng = random.Random(_SEED)
     return np.array([rng.getrandbits(32) for _ in range(_WORDS)], np.uint32)
 
 
 def _normals(position: int) -> list[float]:
-    """What two calls of random.gauss(0, 1) make of the four words from `position` on, the second one first."""
+    """The results of two calls of random.gauss(0, 1) with the four words from `position` on, the second one first."""
     pairs = _random_words()[position : position + 4].reshape(2, 2).tolist()
     first, second = (((a >> 5) * 2**26 + (b >> 6)) / 2**53 for a, b in pairs)
     angle, radius = first * (2 * math.pi), math.sqrt(-2.0 * math.log(1.0 - second))
@@ -149,9 +148,9 @@ def _normals(position: int) -> list[float]:
 
 
 def _draws(count: int, size: int, position: int) -> tuple[list[int], np.ndarray]:
-    """`size` draws of random.choice from `count` things by the words from `position` on, and the position after each.
+    """`size` draws of random.choice from `count` items with the words from `position` on, and the position after each.
 
-    A draw is the leading bits of a word, as many as `count` has, of the first word with which this is below `count`.
+    A draw takes as many leading bits of a word as `count` has, and the next word if that is not below `count`.
     """
     numbers = _random_words()[position : position + 5 * size] >> (32 - count.bit_length())
     places = np.flatnonzero(numbers < count)[:size]
@@ -174,7 +173,7 @@ def _trial(rows: Sequence[int], weight: float, position: int) -> tuple[np.ndarra
             factors[begin] *= chance
             np.multiply.reduce(factors[begin:end], 0, out=chance)  # from the first row to the last
             values = chance.tolist()
-            total = sum(values)  # Python's, whose rounding differs between 3.11 and 3.12, and with it langdetect's
+            total = sum(values)  # Python's sum, which rounds differently in 3.11 and 3.12, as langdetect then does too
             chance /= total
             if max(values) / total > _CERTAIN:
                 return chance, int(after[end - 1])
@@ -187,7 +186,7 @@ def _trial(rows: Sequence[int], weight: float, position: int) -> tuple[np.ndarra
 def detect(text: str) -> str | None:
     """langdetect's code of the language ("en", "zh-cn", ..., or "unknown"); None for text without letters it knows.
 
-    The last answers are remembered: several constraints of a row ask about one response.
+    The last answers are cached, because several constraints of a row ask about one response.
     """
     rows = _text_rows(text)
     return _best(rows) if rows else None
@@ -204,7 +203,7 @@ def _best(rows: Sequence[int]) -> str:
         chance, position = _trial(rows, (_ALPHA + normals.pop() * _ALPHA_WIDTH) / _BASE_FREQUENCY, position)
         mean += chance / _TRIALS
         second, first = np.partition(mean, -2)[-2:]
-        if first - second > (_TRIALS - trial) / _TRIALS + 1e-9:  # more than the trials left could make up for
+        if first - second > (_TRIALS - trial) / _TRIALS + 1e-9:  # more than the remaining trials could make up for
             break
     best = int(mean.argmax())
     return languages[best] if mean[best] > _LEAST else UNKNOWN

@@ -1,4 +1,4 @@
-"""Imported by the fork server of the verifier's pool: workers start, and start again, with language data in memory."""
+"""Loads the language data when imported, by the fork server of the verifier's pool: workers then start with them in memory."""
 
 from hir_jax.checks import registry
 

@@ -1,11 +1,11 @@
-"""The registry: one entry per constraint id holds its arguments, its text in an instruction, and its check.
+"""The registry: one entry per constraint id holds its arguments, its text in an instruction, its check, and how it is generated.
 
-A family is a module of check functions, each under `@register(id, text, argument=kind, ...)`; the package's `__init__`
+A family is a module of check functions, each under `@register(id, text, ...)`; the package's `__init__`
 imports it. A check gets the response and the parsed arguments by name, and the user's request if it has a parameter
-`prompt`; it returns a bool or raises. Constraints that no rule of ours decides (an LLM judge does, or code out of the
-data) are `declare`d: they have arguments and a text, and the name of their decider. Nothing here guesses: an unknown id
-or an argument that cannot be used is a `ConstraintError`, never a pass and never a random default (the published
-scorers draw one there).
+`prompt`; it returns a bool or raises. Constraints that no rule here can decide (an LLM judge does, or code that comes with
+the data) are `declare`d: they have arguments, a text and the name of their decider. A type is generated only if it is
+registered with `generated=`. Nothing here guesses: an unknown id or an unusable argument is a `ConstraintError`, never a
+pass and never a random default (the published scorers draw one there).
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ import re
 import reprlib
 import warnings
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from hir_jax.checks.generation import Generated
 from hir_jax.types import Constraint, InputError
 
 
@@ -41,12 +42,12 @@ class DrawnValueError(ValueError):
 
 
 class ScorerStopsError(Exception):
-    """Raised by a check for a text on which the published scorer ends with an exception. `check` then returns False."""
+    """Raised by a check for a text on which the published scorer stops with an exception. `check` then returns False."""
 
 
 @dataclass(frozen=True)
 class Argument:
-    """A kind of argument: `parse` returns the usable value or raises ValueError; `what` says what it wants."""
+    """A kind of argument: `parse` returns the usable value or raises ValueError; `what` describes usable values."""
 
     what: str
     parse: Callable[[Any], Any]
@@ -57,11 +58,12 @@ class Entry:
     id: str
     arguments: Mapping[str, Argument]
     text: Callable[..., str]
-    check: Callable[..., bool] | None  # None: `decider` decides
+    check: Callable[..., bool] | None  # None if `decider` decides
     together: Callable[..., str | None] | None = None  # complaint about arguments that do not fit one another
     takes_prompt: bool = False
     as_is: bool = False
     decider: str = ""
+    generated: tuple[Generated, ...] = ()  # a type with several kinds has several
 
 
 _ENTRIES: dict[str, Entry] = {}
@@ -74,13 +76,16 @@ def register(
     *,
     together: Callable[..., str | None] | None = None,
     as_is: bool = False,
+    generated: Generated | None = None,
     **arguments: Argument,
 ) -> Callable[[Callable[..., bool]], Callable[..., bool]]:
     """Decorator of a check function `(response, [prompt,] *arguments)`.
 
+    An argument that is annotated int is a COUNT and one annotated str a TEXT, unless another kind is given by its name.
     `text` (one sentence that ends in a period) and `together` (a complaint about arguments that do not fit one
-    another, or None) are called with the parsed arguments by name. With `as_is` the check sees every response as it
-    stands, blank ones too, and there is no loose mode (MulDimIF); without, `check` adds IFEval's rules for both.
+    another, or None) are called with the parsed arguments by name. With `as_is` the check gets every response unchanged,
+    blank ones too, and there is no loose mode (MulDimIF); without, `check` adds IFEval's rules for both. `generated` says
+    how constraints of this type are generated; without it they are not.
     """
 
     def decorate(check: Callable[..., bool]) -> Callable[..., bool]:
@@ -89,18 +94,49 @@ def register(
             raise ValueError(
                 f"constraint id {id!r} is already registered by {other.__module__ if other else 'declare'}"
             )
-        parameters = set(inspect.signature(check).parameters)
-        if parameters - {"response", "prompt"} != set(arguments):
-            raise ValueError(f"{id}: the check takes {sorted(parameters)}, but the arguments are {sorted(arguments)}")
-        _ENTRIES[id] = Entry(id, arguments, text, check, together, "prompt" in parameters, as_is)
+        takes = {name: p.annotation for name, p in inspect.signature(check).parameters.items()}
+        kinds = {
+            name: arguments.get(name, _KINDS.get(takes[name])) for name in takes if name not in ("response", "prompt")
+        }
+        if None in kinds.values() or not set(arguments) <= set(kinds):
+            raise ValueError(f"{id}: the check takes {sorted(takes)}, but the arguments are {sorted(arguments)}")
+        _ENTRIES[id] = Entry(id, kinds, text, check, together, "prompt" in takes, as_is, "", _named(id, generated))
         return check
 
     return decorate
 
 
-def declare(id: str, text: Callable[..., str], *, decider: str, **arguments: Argument) -> None:
-    """Register a constraint that the decider of this name decides (see `verifier.Verifier`), not a check in a worker."""
-    _ENTRIES[id] = Entry(id, arguments, text, check=None, decider=decider)
+def declare(
+    id: str, text: Callable[..., str], *, decider: str, generated: Iterable[Generated] = (), **arguments: Argument
+) -> None:
+    """Register a constraint that the decider of this name decides (see `verifier.Verifier`), not a check in a worker.
+
+    `generated` may name several kinds of it, each with the `texts` that belong to it.
+    """
+    _ENTRIES[id] = Entry(id, arguments, text, check=None, decider=decider, generated=_named(id, *generated))
+
+
+def _named(id: str, *generated: Generated | None) -> tuple[Generated, ...]:
+    return tuple(replace(one, id=id, name=one.name or id) for one in generated if one)
+
+
+def generated() -> dict[str, Generated]:
+    """Everything that can be generated, by name, in the order of registration."""
+    return {one.name: one for entry in _ENTRIES.values() for one in entry.generated}
+
+
+def families() -> tuple[str, ...]:
+    """The families that constraints are generated of, in the order of registration."""
+    return tuple(dict.fromkeys(one.family for one in generated().values()))
+
+
+def generated_as(constraint: Constraint) -> Generated:
+    """How this constraint is generated. Raises ConstraintError if its type, or a constraint of its text, is not."""
+    kinds = _entry(constraint.id).generated
+    found = [one for one in kinds if constraint.text in one.texts] if len(kinds) > 1 else kinds
+    if not found:
+        raise ConstraintError(f"{constraint.id}: {constraint.text or 'this type'!r} cannot be generated")
+    return found[0]
 
 
 def decider(id: str) -> str:
@@ -109,13 +145,13 @@ def decider(id: str) -> str:
 
 
 def needs(loader: Callable[[], None]) -> Callable[[], None]:
-    """Decorator of a function that loads what a family's checks need, or raises one clear error; see `load`."""
+    """Decorator of a function that loads the data of a family's checks, or raises one clear error; see `load`."""
     _LOADERS.append(loader)
     return loader
 
 
 def load() -> None:
-    """Load all language data now: a missing file is then an error at start, and no check pays for it."""
+    """Loads all language data, so that a missing file is an error at start and no check has to load it."""
     for loader in _LOADERS:
         loader()
 
@@ -126,7 +162,7 @@ def ids() -> tuple[str, ...]:
 
 
 def modules() -> tuple[str, ...]:
-    """Names of the modules that registered checks: what a worker process has to import."""
+    """Names of the modules that registered checks, which a worker process has to import."""
     return tuple(sorted({entry.check.__module__ for entry in _ENTRIES.values() if entry.check}))
 
 
@@ -144,35 +180,37 @@ def missing_decider(constraints: Iterable[Constraint], deciders: Container[str])
     return next((name for name in needed if name and name not in deciders), "")
 
 
-def _parsed(entry: Entry, arguments: Mapping[str, Any]) -> dict[str, Any]:
+def parsed(constraint: Constraint) -> dict[str, Any]:
+    """The arguments as the check gets them. Raises ConstraintError (UnknownConstraintError for the id) for unusable ones."""
+    entry, arguments = _entry(constraint.id), constraint.arguments
     unknown = sorted(set(arguments) - set(entry.arguments))
     if unknown:
         takes = ", ".join(entry.arguments) or "none"
         raise ConstraintError(f"{entry.id}: unknown argument {unknown[0]!r} (it takes: {takes})")
-    parsed = {}
+    usable = {}
     for name, kind in entry.arguments.items():
         if name not in arguments:
             raise ConstraintError(f"{entry.id}: argument {name!r} is missing; it must be {kind.what}")
         try:
-            parsed[name] = kind.parse(arguments[name])
+            usable[name] = kind.parse(arguments[name])
         except (ValueError, OverflowError) as error:
             why = f" ({error})" if str(error) else ""
             shown = reprlib.repr(arguments[name])
             kind_of_error = DrawnArgumentError if isinstance(error, DrawnValueError) else ConstraintError
             raise kind_of_error(f"{entry.id}: argument {name!r} must be {kind.what}, not {shown}{why}") from error
-    complaint = entry.together(**parsed) if entry.together else None
+    complaint = entry.together(**usable) if entry.together else None
     if complaint:
         raise ConstraintError(f"{entry.id}: {complaint}")
-    return parsed
+    return usable
 
 
 def validate(constraint: Constraint) -> None:
-    """Raise ConstraintError (UnknownConstraintError for the id) unless `check` can decide this constraint."""
-    _parsed(_entry(constraint.id), constraint.arguments)
+    """Raises ConstraintError (UnknownConstraintError for the id) unless `check` can decide this constraint."""
+    parsed(constraint)
 
 
 def validate_published(constraint: Constraint) -> None:
-    """`validate` for published prompts, which have arguments that make a DrawnArgumentError: those are let through.
+    """`validate` for published prompts: a DrawnArgumentError, which some of their arguments cause, is not raised.
 
     A verifier's verdict on such a constraint is unknown.
     """
@@ -182,17 +220,16 @@ def validate_published(constraint: Constraint) -> None:
 
 def describe(id: str, arguments: Mapping[str, Any]) -> str:
     """This project's own wording of a constraint: one sentence, ending in a period. Raises ConstraintError."""
-    entry = _entry(id)
-    return entry.text(**_parsed(entry, arguments))
+    return _entry(id).text(**parsed(Constraint(id, arguments)))
 
 
 def loose_variants(response: str) -> Iterator[str]:
-    """The forms of a response of which one has to pass in loose mode; equal and blank ones are left out.
+    """The forms of a response of which one has to pass in loose mode, without equal and blank ones.
 
-    As it is; without its first line, its last line, both (these three stripped); each of the four also without any
-    asterisk. In the order in which the published code tries them (it matters where a check raises ScorerStopsError): the
-    response with and without asterisks, the three cuts, the cuts without asterisks. Source: the loose accuracy of IFEval
-    (arXiv 2311.07911), as scored by the published code.
+    The response unchanged; without its first line, its last line, both (these three stripped); each of the four also without
+    any asterisk. In the published code's order (which matters where a check raises ScorerStopsError): the response with and
+    without asterisks, the three cuts, the cuts without asterisks. Source: the loose accuracy of IFEval (arXiv 2311.07911), as
+    scored by the published code.
     """
     lines = response.split("\n")
     cuts = ["\n".join(part).strip() for part in (lines[1:], lines[:-1], lines[1:-1])]
@@ -204,15 +241,15 @@ def loose_variants(response: str) -> Iterator[str]:
 def check(constraint: Constraint, response: str, prompt: str = "", *, loose: bool = False) -> bool:
     """Whether `response` meets the constraint. `prompt` is the user's request in full.
 
-    As in IFEval a blank response meets none and loose mode tries `loose_variants`, except for `as_is` entries. Where a
-    check raises ScorerStopsError the verdict is False, and loose mode tries no later form: the published scorer ends there,
-    and recorded verdicts count that as false. Raises ConstraintError for what `validate` refuses, and whatever else the
-    check raises.
+    As in IFEval a blank response meets no constraint and loose mode tries `loose_variants`, except for `as_is` entries. Where
+    a check raises ScorerStopsError the verdict is False, and loose mode tries no later form: the published scorer stops
+    there, and recorded verdicts count that as false. Raises ConstraintError for constraints that `validate` refuses, and
+    whatever else the check raises.
     """
     entry = _entry(constraint.id)
     if entry.check is None:
         raise ConstraintError(f"{entry.id}: decided by the {entry.decider}, not by a check")
-    arguments = _parsed(entry, constraint.arguments)
+    arguments = parsed(constraint)
     if entry.takes_prompt:
         arguments["prompt"] = prompt
     try:
@@ -225,13 +262,31 @@ def check(constraint: Constraint, response: str, prompt: str = "", *, loose: boo
         return False
 
 
-# Kinds of arguments that families share.
+# Words and kinds of arguments that families share.
+
+
+def plural(count: int, noun: str) -> str:
+    """ "1 word", "2 words"."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def ordinal(number: int) -> str:
+    """ "1st", "2nd", "11th"."""
+    suffix = "th" if number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    return f"{number}{suffix}"
 
 
 def _count(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value) or value < 0:
         raise ValueError
     return int(value)  # some published files write integers as 5.0
+
+
+def _position(value: Any) -> int:
+    number = _count(value)
+    if number == 0:
+        raise ValueError
+    return number
 
 
 def _text(value: Any) -> str:
@@ -246,6 +301,21 @@ def _texts(value: Any) -> tuple[str, ...]:
     return tuple(_text(item) for item in value)
 
 
+def _word(value: Any) -> str:
+    if not re.fullmatch(r"\w+", _text(value)):
+        raise ValueError
+    return value
+
+
+def _letter(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError
+    letter = value.strip().lower()
+    if len(letter) != 1 or not "a" <= letter <= "z":
+        raise DrawnValueError  # two published prompts ask for # and for !
+    return letter
+
+
 @functools.lru_cache(maxsize=4096)
 def _pattern_error(pattern: str) -> str | None:
     try:
@@ -258,14 +328,18 @@ def _pattern_error(pattern: str) -> str | None:
 
 
 def require_pattern(pattern: str) -> None:
-    """Raise ValueError with the reason unless `pattern` is a regular expression."""
+    """Raises ValueError with the reason unless `pattern` is a regular expression."""
     error = _pattern_error(pattern)
     if error:
         raise ValueError(error)
 
 
 COUNT = Argument("an integer >= 0", _count)
+POSITION = Argument("an integer >= 1", _position)
 TEXT = Argument("a non-blank string", _text)
+WORD = Argument("one word of letters and digits", _word)
+LETTER = Argument("one letter from a to z", _letter)
+_KINDS = {int: COUNT, "int": COUNT, str: TEXT, "str": TEXT}  # by annotation
 
 
 def pattern(used_as: Callable[[str], str] = str) -> Argument:

@@ -1,4 +1,4 @@
-"""A response as the text that is checked: its tokens decoded, and the reasoning before the answer cut off."""
+"""Turns a response into the text that is checked: decodes its tokens and removes the reasoning before the answer."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ _THINKING = re.compile(rf"{OPENING}.*?(?:{CLOSING}|\Z)\s*", re.DOTALL | re.IGNOR
 
 
 def begins_thinking(prompt: str) -> bool:
-    """Whether a prompt ends in reasoning that it has opened, which the response goes on with."""
+    """Whether a prompt ends inside reasoning, which the response then continues."""
     prompt = prompt.lower()
     return prompt.rfind(OPENING) > prompt.rfind(CLOSING)
 
 
 def without_thinking(response: str, begun: bool = False) -> str:
-    """The response without its reasoning: `<think> ... </think>` and the white space behind it, or all from a tag that is never
-    closed.
+    """The response without its reasoning: without `<think> ... </think>` and the white space after it, or without everything
+    from a tag that is never closed.
 
-    begun: whether the prompt opened it (`begins_thinking`).
+    begun: whether the prompt opened the reasoning (`begins_thinking`).
     """
     return _THINKING.sub("", OPENING + response if begun else response)
 
 
 def decode(tokenizer, sequences: Sequence[Sequence[int]]) -> list[str]:
-    """Texts without special tokens, except for the think tags, which are text to whoever looks for them."""
+    """Decodes without special tokens, except the think tags, which `without_thinking` has to find."""
     special = {i: token.content.lower() for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     shown = {OPENING, CLOSING} & set(special.values())
     if shown:

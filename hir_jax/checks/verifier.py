@@ -1,9 +1,9 @@
-"""The host verifier: a batch's constraints checked by a pool of processes, with a time limit on every check.
+"""The host verifier: checks a batch's constraints in a pool of processes, with a time limit on every check.
 
 Rows go to the workers in chunks. Inside a worker each check runs under an alarm; a check that no signal interrupts is
-stopped from outside by killing its worker, after which the checks of its chunk run one by one, so that only the guilty
-one is unknown. Verdicts do not depend on the number of workers; those of checks that come near the limit depend on the
-machine. Constraints that are declared for a decider (a judge, caged code) go to it meanwhile, all of a batch in one call.
+stopped by killing its worker, after which the checks of its chunk run one by one, so that only the check that hung is
+unknown. Verdicts do not depend on the number of workers; those of checks that come near the limit depend on the machine.
+Constraints that are declared for a decider (a judge, the code sandbox) go to it at the same time, a batch in one call.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from hir_jax.checks import registry, worker
 from hir_jax.checks.worker import Check, Job, Outcome
 from hir_jax.types import Constraint, Verdicts
 
-_CHUNKS_PER_WORKER = 4  # so that workers end together although rows differ
-_GRACE_SECONDS = 1.0  # for a worker to send its answer before it counts as hung
+_CHUNKS_PER_WORKER = 4  # so that workers finish together although rows differ
+_GRACE_SECONDS = 1.0  # allowed for sending the answer before a worker counts as hung
 _LOG = logging.getLogger(__name__)
 
 
 class Row(NamedTuple):
-    """A response and the constraints it is to meet. `prompt`: the user's request; `label` names the row in the log."""
+    """A response and its constraints. `prompt`: the user's request; `label` names the row in the log."""
 
     constraints: Sequence[Constraint]
     response: str
@@ -42,7 +42,7 @@ class Row(NamedTuple):
 
 
 class Question(NamedTuple):
-    """One declared constraint of a row, for its decider; `row` and `position` say where the verdict belongs."""
+    """One declared constraint of a row, for its decider; `row` and `position` are the place of the verdict."""
 
     row: int
     position: int
@@ -52,7 +52,7 @@ class Question(NamedTuple):
     label: str
 
 
-# Called from a thread, with the questions of one batch; an outcome for each, whatever happens, in any order.
+# Called from a thread with the questions of one batch; returns an outcome for each, whatever happens, in any order.
 Decider = Callable[[Sequence[Question]], Sequence[Outcome]]
 
 
@@ -61,9 +61,9 @@ _MAIN_LOCK = threading.Lock()
 
 @contextlib.contextmanager
 def _main_module_hidden() -> Iterator[None]:
-    """While a process starts, keep multiprocessing from telling it to import this program's main module.
+    """Keeps multiprocessing from telling a process that starts to import this program's main module.
 
-    It would do so under `python -m hir_jax.train`, whose imports bring jax into every worker.
+    Under `python -m hir_jax.train` that would import jax into every worker.
     """
     with _MAIN_LOCK:
         main = sys.modules["__main__"]
@@ -101,19 +101,19 @@ def _singles(jobs: Sequence[Job]) -> list[Job]:
 class Verifier:
     """Checks rows of constraints. A context manager; `close` ends the workers.
 
-    workers: processes, started and warm when the constructor returns; 0 checks in this process (main thread only, and
-      then a check that ends its process, or that no signal interrupts, is not guarded against).
+    workers: processes, started and warm when the constructor returns; 0 checks in this process (main thread only, and without
+      protection against a check that ends its process or that no signal interrupts).
     timeout_seconds: wall-clock limit of each check.
-    deciders: by name, who decides the constraints that are declared for it. Also an attribute.
-    unknown_counts: how many verdicts were unknown so far, by reason (bad_arguments, raised, timed_out, died, and those
-      of the deciders).
+    deciders: by name, for the constraints that are declared for them. Also an attribute.
+    unknown_counts: the number of unknown verdicts so far, by reason (bad_arguments, raised, timed_out, died, and the
+      deciders' own).
     Raises `english.MissingDataError` if language data are missing.
     """
 
     def __init__(self, workers: int, timeout_seconds: float, deciders: Mapping[str, Decider] | None = None):
         if workers < 0 or not timeout_seconds > 0:
             raise ValueError(f"workers must be >= 0 and timeout_seconds > 0, not {workers} and {timeout_seconds}")
-        registry.load()  # also with workers: missing data should be this process's one clear error, not theirs
+        registry.load()  # also with workers, so that missing data are one clear error of this process
         self.unknown_counts: collections.Counter[str] = collections.Counter()
         self._workers = workers
         self._seconds = timeout_seconds
@@ -127,7 +127,7 @@ class Verifier:
         self.close()
 
     def close(self) -> None:
-        """End the workers. A second call does nothing."""
+        """Ends the workers. A second call does nothing."""
         if self._pool is not None:
             self._pool.stop()
             self._pool.join()
@@ -137,9 +137,9 @@ class Verifier:
     def verify(self, rows: Sequence[Row], width: int, *, loose: bool = False) -> Verdicts:
         """Verdicts bool[B, width] (NumPy) of B rows by position of the constraint.
 
-        A check that raises, times out, kills its worker, or whose arguments are unusable is not `known`, not
-        `satisfied`, counted and logged. Raises ValueError for a row with more than `width` constraints and
-        UnknownConstraintError for an id that is not registered: both are faults of loading, not of a response.
+        A check that raises, times out, kills its worker or has unusable arguments is neither `known` nor `satisfied`, and
+        is counted and logged. Raises ValueError for a row with more than `width` constraints and UnknownConstraintError for
+        an id that is not registered: both are mistakes in loading, not of a response.
         """
         if self._workers < 0:
             raise RuntimeError("this Verifier was closed")
@@ -191,7 +191,7 @@ class Verifier:
 
     @contextlib.contextmanager
     def _asked(self, questions: dict[str, list[Question]]) -> Iterator[list[Future[Sequence[Outcome]]]]:
-        """The deciders at work, each in a thread."""
+        """Runs the deciders, each in a thread."""
         if not questions:
             yield []
             return
@@ -219,7 +219,7 @@ class Verifier:
         return pool
 
     def _scheduled(self, jobs: Sequence[Job], loose: bool):
-        if not self._pool.active:  # broken: a worker died while none was at work
+        if not self._pool.active:  # broken: a worker died while idle
             self._pool.stop()
             self._pool.join()
             self._pool = self._started_pool()
@@ -227,7 +227,7 @@ class Verifier:
         return self._pool.schedule(worker.run, args=(list(jobs), loose, self._seconds), timeout=limit)
 
     def _round(self, jobs: list[Job], loose: bool) -> list[Outcome]:
-        """One pass over `jobs` in chunks: outcomes of at least one check of every chunk."""
+        """One pass over `jobs` in chunks. Returns outcomes of at least one check of every chunk."""
         size = -(-len(jobs) // (self._workers * _CHUNKS_PER_WORKER))
         chunks = [jobs[start : start + size] for start in range(0, len(jobs), size)]
         futures = [self._scheduled(chunk, loose) for chunk in chunks]
@@ -238,7 +238,7 @@ class Verifier:
                 outcomes += future.result()
             except (TimeoutError, ProcessExpired, BrokenProcessPool):
                 lost += chunk
-        # Only now, with nothing else under way, so that a death can be laid to one check.
+        # Only now, with nothing else running, so that a death can be attributed to one check.
         return outcomes + [self._alone(job, loose) for job in _singles(lost)]
 
     def _alone(self, job: Job, loose: bool) -> Outcome:
@@ -248,6 +248,6 @@ class Verifier:
             return outcome
         except TimeoutError:
             detail = f"still running after {2 * self._seconds + _GRACE_SECONDS:g} s, its worker was killed"
-            return Outcome(check.row, check.position, False, worker.TIMED_OUT, detail)
+            return worker.unknown(check, worker.TIMED_OUT, detail)
         except (ProcessExpired, BrokenProcessPool) as error:
-            return Outcome(check.row, check.position, False, worker.DIED, f"its worker ended: {error}")
+            return worker.unknown(check, worker.DIED, f"its worker ended: {error}")

@@ -1,7 +1,7 @@
-"""What a verifier's worker does: checks under a time limit, each with an outcome whatever happens to it.
+"""Runs checks in a verifier's worker, each under a time limit and with an outcome whatever happens to it.
 
-Workers import this module, the registry and the families, and none of these imports jax (JAX's threads do not survive
-a fork, and a worker needs none of its memory).
+Workers import this module, the registry and the families. None of these imports jax, whose threads do not survive a fork and
+whose memory a worker does not need.
 """
 
 from __future__ import annotations
@@ -11,10 +11,13 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hir_jax.checks import registry
 from hir_jax.types import Constraint
+
+if TYPE_CHECKING:
+    from hir_jax.checks.verifier import Question
 
 # Why a verdict is unknown.
 BAD_ARGUMENTS = "bad_arguments"
@@ -24,7 +27,7 @@ DIED = "died"
 
 
 class Check(NamedTuple):
-    """One constraint of a row; `row` and `position` say where its verdict belongs."""
+    """One constraint of a row; `row` and `position` are the place of its verdict."""
 
     row: int
     position: int
@@ -41,6 +44,8 @@ class Job(NamedTuple):
 
 
 class Outcome(NamedTuple):
+    """The verdict on one constraint of a row."""
+
     row: int
     position: int
     satisfied: bool
@@ -48,13 +53,18 @@ class Outcome(NamedTuple):
     detail: str = ""
 
 
+def unknown(asked: Check | Question, reason: str, detail: str) -> Outcome:
+    """The outcome of a check or question without a verdict."""
+    return Outcome(asked.row, asked.position, False, reason, detail)
+
+
 class _OutOfTime(BaseException):
-    """Not an Exception: no check that guards itself with `except Exception` can keep it from leaving."""
+    """Not an Exception, so that a check with `except Exception` does not catch it."""
 
 
 def initialise(modules: Sequence[str]) -> None:
-    """Import the families and load their language data, so that no check pays for it."""
-    # pebble's handler runs in Python, which a check that hangs in C never comes back to; the default one kills.
+    """Imports the families and loads their language data, so that no check has to."""
+    # pebble's handler runs in Python, so a check that hangs in C would never get to it; the default one kills the process.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     for module in modules:
         importlib.import_module(module)
@@ -62,7 +72,7 @@ def initialise(modules: Sequence[str]) -> None:
 
 
 def ready() -> None:
-    """A task that does nothing: its result says that a worker is up."""
+    """Does nothing: its result shows that a worker is up."""
 
 
 def _ring(signum: int, frame: Any) -> None:
@@ -81,27 +91,29 @@ def _alarm_handler() -> Iterator[None]:
 def _outcome(check: Check, job: Job, loose: bool, seconds: float) -> Outcome:
     try:
         try:
-            signal.setitimer(signal.ITIMER_REAL, seconds, seconds)  # again, should the first ring be swallowed
+            signal.setitimer(
+                signal.ITIMER_REAL, seconds, seconds
+            )  # repeatedly, in case the check catches the first one
             constraint = Constraint(check.id, check.arguments)
             satisfied = registry.check(constraint, job.response, job.prompt, loose=loose)
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
     except _OutOfTime:
-        signal.setitimer(signal.ITIMER_REAL, 0)  # it may have rung just before the line above
-        return Outcome(check.row, check.position, False, TIMED_OUT, f"no verdict within {seconds:g} s")
+        signal.setitimer(signal.ITIMER_REAL, 0)  # it may have rung just before the timer was stopped
+        return unknown(check, TIMED_OUT, f"no verdict within {seconds:g} s")
     except registry.ConstraintError as error:
-        return Outcome(check.row, check.position, False, BAD_ARGUMENTS, str(error))
+        return unknown(check, BAD_ARGUMENTS, str(error))
     except (Exception, SystemExit) as error:
-        return Outcome(check.row, check.position, False, RAISED, f"{type(error).__name__}: {error}"[:500])
+        return unknown(check, RAISED, f"{type(error).__name__}: {error}"[:500])
     return Outcome(check.row, check.position, satisfied)
 
 
 def run(jobs: Sequence[Job], loose: bool, seconds: float) -> list[Outcome]:
-    """Outcomes of the checks in order, each within `seconds`; of as many as are begun within `seconds`, at least one.
+    """Outcomes of the checks in order, each within `seconds`. No check is begun after `seconds`, except the first.
 
-    Stopping there bounds the time of a call by twice `seconds`, so that a caller can tell a hung worker from a slow
-    one; it hands in the rest again. Needs the main thread (ValueError otherwise): the limit is an alarm signal, which
-    interrupts Python code and regular expressions.
+    So a call takes at most twice `seconds`, and the caller can tell a hung worker from a slow one; it submits the remaining
+    checks again. Needs the main thread (ValueError otherwise): the limit is an alarm signal, which interrupts Python code
+    and regular expressions.
     """
     outcomes: list[Outcome] = []
     start = time.monotonic()

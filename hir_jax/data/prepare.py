@@ -26,6 +26,7 @@ from typing import NamedTuple
 from absl import flags, logging
 
 from hir_jax import config, pathflags
+from hir_jax.checks import registry
 from hir_jax.data import hir16k, native, readers
 from hir_jax.data.generate import synthesis
 from hir_jax.data.native import Pair, unanswered
@@ -123,7 +124,7 @@ def _define_flags() -> None:
     flags.DEFINE_integer("seed", 0, "Seed of all draws.")
     flags.DEFINE_integer("min_constraints", 3, "Fewest constraints of a generated row.", lower_bound=1)
     flags.DEFINE_integer("max_constraints", 8, "Most constraints of a generated row.", lower_bound=1)
-    flags.DEFINE_list("families", ["ifeval"], f"Families of generated constraints: {', '.join(synthesis.FAMILIES)}.")
+    flags.DEFINE_list("families", ["ifeval"], f"Families of generated constraints: {', '.join(registry.families())}.")
 
 
 if __name__ == "__main__":

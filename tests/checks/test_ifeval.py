@@ -113,7 +113,7 @@ def test_published_prompts_with_random_defaults_are_refused_and_no_others():
 def test_language_names_cover_what_langdetect_knows():
     from langdetect.detector_factory import PROFILES_DIRECTORY
 
-    from hir_jax.checks.ifeval import LANGUAGES
+    from hir_jax.checks.ifeval.keywords import LANGUAGES
 
     known = {path.name for path in Path(PROFILES_DIRECTORY).iterdir() if not path.name.startswith(("_", "."))}
     assert set(LANGUAGES) == known - {"zh-cn"} | {"zh"}

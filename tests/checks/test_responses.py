@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hir_jax.checks import responses
-from hir_jax.checks.device import on_device
+from hir_jax.checks.device import verify as device
+from hir_jax.checks.device.conditions import encode
 from hir_jax.checks.responses import begins_thinking, without_thinking
 from hir_jax.types import Constraint
 
@@ -52,7 +53,7 @@ def arrays(texts, width):
     return data, np.array([len(text) for text in encoded], np.int32)
 
 
-on_the_device = jax.jit(on_device.without_thinking, static_argnames="begun")
+on_the_device = jax.jit(device.without_thinking, static_argnames="begun")
 PARTS = [
     "<think>",
     "</think>",
@@ -88,7 +89,7 @@ def test_tokens_are_decided_as_their_text_is(special):
     words = (", \u00e9", "\u00e9</thi", "nk>", "so", "<th") + (() if special else tags)
     tokenizer = chat_cases.tokenizer("qwen3", words=words, special=tags if special else ())
     ids = {word: tokenizer.convert_tokens_to_ids(word) for word in (*words, *tags, "<|im_end|>", "a", ",")}
-    table = on_device.token_bytes(tokenizer, len(tokenizer))
+    table = device.token_bytes(tokenizer, len(tokenizer))
     rng = np.random.default_rng(0)
     tokens = rng.choice(list(ids.values()), (300, 9)).astype(np.int32)
     tokens[:3, :6] = [ids[w] for w in ("<think>", ", \u00e9", ",", "</think>", "so", "<|im_end|>")]
@@ -96,8 +97,8 @@ def test_tokens_are_decided_as_their_text_is(special):
     mask[:3] = np.arange(9) < 6
     texts = responses.decode(tokenizer, [row[m] for row, m in zip(tokens, mask, strict=True)])
     assert texts[0] == "<think>, \u00e9,</think>so"
-    verify = jax.jit(on_device.verify, static_argnames=("width", "thinking"))
-    conditions = on_device.conditions([[NO_COMMA]], 1)
+    verify = jax.jit(device.verify, static_argnames=("width", "thinking"))
+    conditions = encode([[NO_COMMA]], 1)
     known = 0
     for thinking in (False, True):
         found = jax.device_get(verify(table, conditions, tokens, mask, width=90, thinking=thinking))

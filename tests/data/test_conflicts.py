@@ -1,4 +1,4 @@
-"""The table of conflicts: what it allows has a witness that the real checks accept, contradictions are refused."""
+"""Which constraints go together: what is allowed has a witness that the real checks accept, contradictions are refused."""
 
 import itertools
 import random
@@ -7,10 +7,13 @@ import pytest
 from witness import build
 
 from hir_jax.checks import registry
-from hir_jax.data.generate import conflicts, synthesis
+from hir_jax.checks.compatibility import clash, compatible
+from hir_jax.data.generate import synthesis
+from hir_jax.data.generate.tasks import base_tasks
 from hir_jax.types import Constraint
 
 C = Constraint
+IFEVAL = synthesis.draws_of(("ifeval",))
 WORDS, SENTENCES = ("length_constraints:number_words", "length_constraints:number_sentences")
 LETTER, FREQUENCY, EXISTENCE = ("keywords:letter_frequency", "keywords:frequency", "keywords:existence")
 FORBIDDEN, CAPITAL_WORDS = ("keywords:forbidden_words", "change_case:capital_word_frequency")
@@ -187,48 +190,45 @@ def name(pair):
 def test_known_contradictions_are_refused_in_both_orders(pair):
     for constraint in pair:
         registry.validate(constraint)
-    assert conflicts.conflict(*pair)
-    assert conflicts.conflict(*reversed(pair))
-    assert not conflicts.compatible(pair)
-    assert not conflicts.compatible((no_comma, *pair)) and not conflicts.compatible((*pair, title))
+    assert clash(pair)
+    assert clash(pair[::-1])
+    assert not compatible(pair)
+    assert not compatible((no_comma, *pair)) and not compatible((*pair, title))
 
 
 @pytest.mark.parametrize("pair", ALLOWED, ids=name)
 def test_pairs_that_go_together_are_allowed_and_have_a_witness(pair):
-    assert conflicts.conflict(*pair) is None
-    assert conflicts.conflict(*reversed(pair)) is None
+    assert clash(pair) is None
+    assert clash(pair[::-1]) is None
     assert build(pair) is not None
 
 
-def test_the_table_speaks_of_all_ids_and_of_nothing_else():
-    ifeval = {id for id in registry.ids() if id in synthesis.DRAWS}
-    assert len(ifeval) == 25 and ifeval == set(synthesis.DRAWS)
-    assert set().union(*conflicts.EXCLUSIVE) <= ifeval
-    assert all(len(pair) == 2 for pair in conflicts.EXCLUSIVE)
+def test_all_types_of_ifeval_can_be_drawn():
+    assert len(IFEVAL) == 25 and set(IFEVAL) <= set(registry.ids())
 
 
 def test_every_pair_of_ids_that_is_allowed_has_a_witness():
     """Over all 325 pairs of ids, with drawn arguments: allowed means that a text passing both checks is known."""
     rng = random.Random(7)
-    tasks = synthesis.base_tasks("train")
-    for ids in itertools.combinations_with_replacement(sorted(synthesis.DRAWS), 2):
+    tasks = base_tasks("train")
+    for ids in itertools.combinations_with_replacement(sorted(IFEVAL), 2):
         for _ in range(3):
             base = rng.choice(tasks)
-            pair = tuple(Constraint(id, synthesis.DRAWS[id](base, rng)) for id in ids)
-            reason = conflicts.conflict(*pair)
-            assert bool(reason) == bool(conflicts.conflict(*reversed(pair)))
+            pair = tuple(Constraint(id, IFEVAL[id].draw(base, rng)) for id in ids)
+            reason = clash(pair)
+            assert bool(reason) == bool(clash(pair[::-1]))
             assert reason or build(pair) is not None, pair
 
 
 def test_an_id_stands_twice_only_where_its_arguments_differ_in_kind():
-    for id in synthesis.DRAWS:
-        arguments = synthesis.DRAWS[id](synthesis.base_tasks("train")[0], random.Random(0))
-        assert conflicts.conflict(Constraint(id, arguments), Constraint(id, arguments)), id
+    for id in IFEVAL:
+        arguments = IFEVAL[id].draw(base_tasks("train")[0], random.Random(0))
+        assert clash((Constraint(id, arguments), Constraint(id, arguments))), id
 
 
 def test_demands_that_only_together_exceed_a_limit_are_refused():
     parts = (existence("river", "stone", "bridge"), frequency("water", "at least", 4), bullets(5))
     limit = words("less than", 20)
-    assert all(conflicts.compatible((part, limit)) for part in parts)
-    assert not conflicts.compatible((*parts, limit))
-    assert "words" in conflicts.clash((*parts, limit))
+    assert all(compatible((part, limit)) for part in parts)
+    assert not compatible((*parts, limit))
+    assert "words" in clash((*parts, limit))

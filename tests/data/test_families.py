@@ -16,17 +16,24 @@ from hypothesis import strategies as st
 from wide_witness import build
 
 from hir_jax.checks import registry
+from hir_jax.checks.compatibility import Bound, Demands, clash, compatible
+from hir_jax.checks.generation import Generated
+from hir_jax.checks.judge import wordings as soft
 from hir_jax.checks.judge.soft import SOFT
 from hir_jax.checks.muldimif import rules as muldimif
+from hir_jax.checks.muldimif import wordings as widened
 from hir_jax.data import native
-from hir_jax.data.generate import claims, joint, synthesis
-from hir_jax.data.generate.families import ifbench, soft, training
-from hir_jax.data.generate.families import muldimif as widened
+from hir_jax.data.generate import synthesis
+from hir_jax.data.generate.tasks import SPLITS, base_tasks
 from hir_jax.types import Constraint
 
 ROOT = Path(__file__).parents[2]
 WIDE = ("ifeval", "muldimif", "training")
 IFBENCH_GROUPS = ("count", "ratio", "words", "sentence", "format", "custom", "repeat")
+FAMILIES = registry.families()
+IFEVAL, MULDIMIF_DRAWS, TRAINING, SOFT_DRAWS, IFBENCH_DRAWS = (
+    synthesis.draws_of((family,)) for family in ("ifeval", "muldimif", "training", "soft", "ifbench")
+)
 IFBENCH = {id for id in registry.ids() if id.split(":")[0] in IFBENCH_GROUPS}
 
 
@@ -88,7 +95,7 @@ def test_muldimif_wordings_are_read_as_meant(family, asked):
     for wording in widened.WORDINGS[family][asked]:
         assert {name for _, name, _, _ in string.Formatter().parse(wording) if name} == set(slots)
         constraint = muldimif.constraint(*family.split("_"), wording.format_map(slots))
-        assert constraint.id in widened.DRAWS and constraint.text.endswith(".")
+        assert constraint.id in MULDIMIF_DRAWS and constraint.text.endswith(".")
         for text in good:
             assert registry.check(constraint, text), (wording, text)
         for text in bad:
@@ -105,11 +112,11 @@ def test_every_muldimif_wording_is_tested_and_there_are_several_for_each_family(
 
 def test_training_types_have_wordings_that_name_every_argument():
     ids = {id for id in registry.ids() if id.startswith("training:")}
-    assert set(training.DRAWS) == ids and {f"training:{name}" for name in training.WORDINGS} == ids
+    assert set(TRAINING) == ids and all(len(one.wordings) > 1 for one in TRAINING.values())
     rng = random.Random(0)
-    for id, draw in training.DRAWS.items():
-        for base in synthesis.base_tasks("train")[:60]:
-            constraint = draw(base, rng)
+    for id, one in TRAINING.items():
+        for base in base_tasks("train")[:60]:
+            constraint = synthesis.draw(one, base, rng)
             registry.validate(constraint)
             assert constraint.id == id and constraint.text.endswith(".")
             values = [str(value) for name, value in constraint.arguments.items()]
@@ -119,8 +126,8 @@ def test_training_types_have_wordings_that_name_every_argument():
 
 
 def test_no_training_type_is_one_of_ifbench():
-    assert len(IFBENCH) == 58 and set(ifbench.DRAWS) < IFBENCH
-    assert not IFBENCH & (set(training.DRAWS) | set(widened.DRAWS) | set(synthesis.DRAWS))
+    assert len(IFBENCH) == 58 and set(IFBENCH_DRAWS) < IFBENCH
+    assert not IFBENCH & (set(TRAINING) | set(MULDIMIF_DRAWS) | set(IFEVAL))
 
 
 def test_soft_wordings():
@@ -131,9 +138,9 @@ def test_soft_wordings():
     # What a check could count, or what takes a form for granted, is for the hard ones.
     hard = r"\b(words? or|paragraphs?|bullets?|lists?|tables?|json|markdown|headings?|poem|rhymes?|commas?|capital|title)\b"
     rng, texts = random.Random(0), set()
-    for base in synthesis.base_tasks("train"):
-        for draw in soft.DRAWS.values():
-            constraint = draw(base, rng)
+    for base in base_tasks("train"):
+        for one in SOFT_DRAWS.values():
+            constraint = synthesis.draw(one, base, rng)
             if constraint is not None:
                 registry.validate(constraint)
                 assert constraint.id == SOFT and registry.decider(constraint.id) == "judge"
@@ -259,45 +266,74 @@ ALLOWED = [
 def test_known_contradictions_are_refused_in_both_orders(pair):
     for constraint in pair:
         registry.validate(constraint)
-    assert joint.clash(pair) and joint.clash(pair[::-1])
-    assert not joint.compatible((C("detectable_content:number_placeholders", {"num_placeholders": 2}), *pair))
+    assert clash(pair) and clash(pair[::-1])
+    assert not compatible((C("detectable_content:number_placeholders", {"num_placeholders": 2}), *pair))
 
 
 @pytest.mark.parametrize("pair", ALLOWED, ids=lambda pair: " + ".join(c.id for c in pair))
 def test_pairs_that_go_together_are_allowed_and_have_a_witness(pair):
-    assert joint.clash(pair) is None and joint.clash(pair[::-1]) is None
+    assert clash(pair) is None and clash(pair[::-1]) is None
     assert build(pair) is not None
 
 
-def test_a_thing_that_nobody_knows_cannot_be_claimed():
+def test_a_thing_that_nobody_knows_cannot_be_demanded():
     with pytest.raises(ValueError, match="layuot"):
-        claims.things("start", "layuot")
+        Demands("start layuot")
+    with pytest.raises(ValueError, match="wrods"):
+        Demands(bounds=(Bound("wrods", 3, upper=False),))
 
 
 def test_pairs_of_types_that_are_allowed_have_a_witness():
     """A third of the 1,078 pairs that are not of IFEval alone, with drawn arguments."""
     rng, draws = random.Random(3), synthesis.draws_of(WIDE)
-    pairs = [ids for ids in itertools.combinations(sorted(draws), 2) if not set(ids) <= set(synthesis.DRAWS)]
-    tasks = synthesis.base_tasks("train")
+    pairs = [ids for ids in itertools.combinations(sorted(draws), 2) if not set(ids) <= set(IFEVAL)]
+    tasks = base_tasks("train")
     refused = 0
     for ids in rng.sample(pairs, len(pairs) // 3):
         base = rng.choice(tasks)
-        pair = tuple(draws[id](base, rng) for id in ids)
-        reason = joint.clash(pair)
-        assert bool(reason) == bool(joint.clash(pair[::-1]))
+        pair = tuple(synthesis.draw(draws[id], base, rng) for id in ids)
+        reason = clash(pair)
+        assert bool(reason) == bool(clash(pair[::-1]))
         assert reason or build(pair) is not None, pair
         refused += bool(reason)
     assert refused < len(pairs) // 6  # of a third: less than half of the pairs
 
 
+def test_a_type_of_ones_own_is_generated_from_what_its_registration_says(monkeypatch):
+    monkeypatch.setattr(registry, "_ENTRIES", dict(registry._ENTRIES))
+    how = Generated(
+        family="mine",
+        draw=lambda task, rng: {"count": rng.randint(1, 3)},
+        wordings=("", "Put {count} questions or more to the reader."),
+        demands=lambda count: Demands(uses="english", text="? " * count, sentences=count),
+    )
+
+    @registry.register("mine:questions", lambda count: f"Ask at least {count} questions.", generated=how)
+    def questions(response: str, count: int) -> bool:
+        return response.count("?") >= count
+
+    @registry.register("mine:silent", lambda: "Ask nothing.")
+    def silent(response: str) -> bool:
+        return "?" not in response
+
+    assert registry.families() == (*FAMILIES, "mine")
+    rows = synthesis.generate(0, 60, families=("mine", "ifeval"))
+    asked = [c for row in rows for c in row.constraints if c.id.startswith("mine:")]
+    assert {c.id for c in asked} == {"mine:questions"} and len({c.text for c in asked}) == 6
+    assert synthesis.generate(0, 1, families=("mine",), max_constraints=1, min_constraints=1)[0].constraints[0] in asked
+    assert clash((C("mine:questions", {"count": 2}), french))
+    with pytest.raises(registry.ConstraintError, match="cannot be generated"):
+        clash((C("mine:silent"), french))
+
+
 def test_demands_that_only_together_exceed_a_limit_are_refused():
     parts = (training_one("numbered_list", items=6), training_one("copy_span", span="the old sea", times=4))
-    assert all(joint.compatible((part, few_words)) for part in parts)
-    assert "words" in joint.clash((*parts, few_words))
+    assert all(compatible((part, few_words)) for part in parts)
+    assert "words" in clash((*parts, few_words))
 
 
 def test_sampled_sets_can_be_met():
-    """A text that is built without looking at claims passes all checks of nearly each row.
+    """A text that is built without looking at demands passes all checks of nearly each row.
 
     The builder knows a few dozen shapes, so some sets are beyond it: at most one row in fifty.
     """
@@ -310,9 +346,9 @@ def test_sampled_sets_can_be_met():
 @settings(max_examples=60)
 @given(
     seed=st.integers(0, 10**9),
-    families=st.sets(st.sampled_from(joint.FAMILIES[1:])),
+    families=st.sets(st.sampled_from(FAMILIES[1:])),
     bounds=st.tuples(st.integers(3, 10), st.integers(3, 10)).map(sorted),
-    split=st.sampled_from(synthesis.SPLITS),
+    split=st.sampled_from(SPLITS),
 )
 def test_any_seed_gives_sets_of_three_to_ten_that_pass_the_rules(seed, families, bounds, split):
     families = {"ifeval", *families}
@@ -323,31 +359,31 @@ def test_any_seed_gives_sets_of_three_to_ten_that_pass_the_rules(seed, families,
     assert rows == synthesis.generate(
         seed, 3, families=sorted(families, reverse=True), min_constraints=low, max_constraints=high, split=split
     )
-    tasks = {base.task for base in synthesis.base_tasks(split)}
+    tasks = {base.task for base in base_tasks(split)}
     for row in rows:
         assert row.task in tasks and low <= len(row.constraints) <= high
-        assert joint.compatible(row.constraints)
+        assert compatible(row.constraints)
         assert len({c.text for c in row.constraints}) == len(row.constraints)
         for constraint in row.constraints:
             registry.validate(constraint)
             text = constraint.text
             assert text == text.strip() and text.endswith((".", "?", "!")) and "\n" not in text and "{" not in text
             family = constraint.id.split(":")[0]
-            family = family if family in joint.FAMILIES else "ifbench" if constraint.id in IFBENCH else "ifeval"
+            family = family if family in FAMILIES else "ifbench" if constraint.id in IFBENCH else "ifeval"
             assert family in families
 
 
 def test_every_type_of_a_family_is_drawn():
-    rows = synthesis.generate(0, 600, families=joint.FAMILIES, max_constraints=10)
+    rows = synthesis.generate(0, 600, families=FAMILIES, max_constraints=10)
     drawn = {c.id for row in rows for c in row.constraints}
-    named = {id for draws in joint.DRAWS.values() for id in draws if not id.startswith("soft:")}
-    assert drawn == named | set(synthesis.DRAWS) | {SOFT}
+    named = {one.id for one in registry.generated().values()}
+    assert drawn == named and SOFT in named
     assert {len(row.constraints) for row in rows} == set(range(3, 11))
 
 
 def test_ten_constraints_without_ifeval():
     for row in synthesis.generate(0, 30, families=("muldimif", "training"), min_constraints=10, max_constraints=10):
-        assert len(row.constraints) == 10 and not {c.id for c in row.constraints} & set(synthesis.DRAWS)
+        assert len(row.constraints) == 10 and not {c.id for c in row.constraints} & set(IFEVAL)
 
 
 @pytest.mark.parametrize(
@@ -377,7 +413,7 @@ def test_the_program_takes_families_and_its_file_is_read_back(tmp_path):
     path = tmp_path / "wide.jsonl"
     done = subprocess.run(
         [
-            sys.executable, "-m", "hir_jax.data.generate.synthesis", "--count=20", "--seed=5",
+            sys.executable, "-m", "hir_jax.data.generate", "--count=20", "--seed=5",
             "--families=soft,training", f"--output={path}",
         ],
         cwd=ROOT, capture_output=True, text=True, check=False,

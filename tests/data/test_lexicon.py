@@ -102,7 +102,7 @@ def test_saved_tokenizer_is_an_ordinary_one(tokenizer, texts, tmp_path):
 
 
 def test_generating_texts_needs_no_transformers():
-    code = "import sys, json; from hir_jax.instructions import witness; print(json.dumps(sorted(sys.modules)))"
+    code = "import sys, json; from hir_jax.data.generate.tiny import witness; print(json.dumps(sorted(sys.modules)))"
     run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert not {"transformers", "jax", "torch"} & set(json.loads(run.stdout))
 

@@ -1,6 +1,6 @@
 """A response that meets constraints of IFEval's, MulDimIF's and our training types, put together from them alone.
 
-Independent of `joint`: it looks at ids, arguments and wordings only, and the real checks say whether the text holds.
+Independent of `compatibility`: it looks at ids, arguments and wordings only, and the real checks say whether the text holds.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A response that meets a set of constraints, put together from the constraints alone.
 
-Independent of `conflicts`: it looks at ids and arguments only, and the real checks say whether the text holds. Two
+Independent of `checks.compatibility`: it looks at ids and arguments only, and the real checks say whether the text holds. Two
 sizes are left free, the number of filler sentences and of filler words; the smallest that pass are taken.
 """
 

@@ -7,7 +7,7 @@ import pytest
 from small_runs import rows, small_config
 
 from hir_jax.checks import registry
-from hir_jax.checks.device import on_device
+from hir_jax.checks.device.conditions import encode
 from hir_jax.checks.judge.soft import SOFT
 from hir_jax.checks.verifier import Row, Verifier
 from hir_jax.data import dataset
@@ -123,7 +123,7 @@ def test_the_control_of_a_step_equals_a_loop_over_texts_and_checks(device, monke
     asked = data.rows[:8]
     prompts, conditions = engine.prompts(asked, data.shapes), None
     if device:
-        conditions = on_device.conditions([row.instruction.constraints for row in asked], data.shapes.constraints)
+        conditions = encode([row.instruction.constraints for row in asked], data.shapes.constraints)
     with Verifier(0, 5.0) as verifier:
         given = engine.load_params(), asked, prompts, 3, Clock(), conditions
         rollout, verdicts, _ = roll_out(engine, verifier, *given)

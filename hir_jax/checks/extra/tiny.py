@@ -1,7 +1,7 @@
-"""Three constraint types of the tiny environment, for which IFEval has no counterpart.
+"""Three constraint types of the tiny environment that have no counterpart in IFEval.
 
 Each excludes the other values of the same feature of a text (`data.generate.tiny.grammar`), so that no text meets two of them.
-They are decided on the device too (`plans`).
+They are decided on the device too. The environment generates them itself, so they are registered without `generated`.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from hir_jax.checks import ifeval
-from hir_jax.checks.extra.training import WORD, occurrences
-from hir_jax.checks.registry import TEXT, Argument, register
+from hir_jax.checks.extra.training import occurrences
+from hir_jax.checks.ifeval.format import postscript
+from hir_jax.checks.registry import WORD, Argument, register
 
 
 def _words(value: Any) -> tuple[str, ...]:
@@ -21,9 +21,9 @@ def _words(value: Any) -> tuple[str, ...]:
     return tuple(WORD.parse(item) for item in value)
 
 
-@register("tiny:begins_with", lambda phrase: f'Begin the answer with "{phrase.strip()}".', phrase=TEXT)
+@register("tiny:begins_with", lambda phrase: f'Begin the answer with "{phrase.strip()}".')
 def begins_with(response: str, phrase: str) -> bool:
-    """The counterpart of IFEval's end_checker: in any case, white space and quotation marks around the text left aside."""
+    """The counterpart of IFEval's end_checker: in any case, without the white space and quotation marks around the text."""
     text = response.strip().strip('"').lower()
     return re.match(re.escape(phrase.strip().lower()) + r"\b", text) is not None
 
@@ -47,4 +47,4 @@ def one_of(response: str, word: str, others: Sequence[str]) -> bool:
 @register("tiny:no_postscript", lambda: 'Add no postscript that begins with "P.S.".')
 def no_postscript(response: str) -> bool:
     """Whatever does not meet IFEval's detectable_content:postscript with the marker "P.S."."""
-    return not ifeval.postscript(response, "P.S.")
+    return not postscript(response, "P.S.")

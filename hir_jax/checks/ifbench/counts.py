@@ -1,36 +1,23 @@
-"""The 58 instruction types of IFBench (arXiv 2507.02833), with the verdicts of the published scorer, quirks included.
-
-Behaviour: allenai/IFBench as evaluated with HiR (arXiv 2512.23457), whose sentences are `english.rule_sentences`. This
-module holds count and ratio; words and sentence are in `ifbench_words`, format in `ifbench_format`, custom and repeat
-in `ifbench_custom`. A quirk is named where a reader would stumble on it. Where the published code draws a random
-argument, here it is an error (see `registry`); where it stops with an exception on a response, the verdict is False, and
-in loose mode that of all forms (`registry.ScorerStopsError`).
-
-Engines: the patterns written out in the four modules are the scorer's own, for Python's `re`, and those of
-`english.rule_sentences` too. Runs of letters, which count:word_count_range and ratio:stop_words count, and the tokens and
-tags of `english.word_tokens` are NLTK's, with the `regex` package (see `english`). Words between white space are those of
-`str.split`.
-"""
+"""IFBench's count and ratio groups. See `ifbench`."""
 
 from __future__ import annotations
 
 import functools
 import math
+import random
 import re
+from functools import partial
 from typing import Any
 
 from hir_jax.checks import english
-from hir_jax.checks.registry import COUNT, TEXT, Argument, ScorerStopsError, register
+from hir_jax.checks.compatibility import Demands, between
+from hir_jax.checks.english import bare
+from hir_jax.checks.generation import Arguments, Generated, Task
+from hir_jax.checks.registry import POSITION, Argument, ScorerStopsError, ordinal, plural, register
 
-_OUTER = english.MARKS + " "
+generated = partial(Generated, family="ifbench")
+
 _NUMBER = re.compile(r"\d+")
-
-
-def _position(value: Any) -> int:
-    number = COUNT.parse(value)
-    if number == 0:
-        raise ValueError
-    return number
 
 
 def _percentage(value: Any) -> float:
@@ -39,42 +26,39 @@ def _percentage(value: Any) -> float:
     return value
 
 
-POSITION = Argument("an integer >= 1", _position)
 PERCENTAGE = Argument("a number >= 0", _percentage)
-
-
-def bare(word: str) -> str:
-    """A word without the marks and spaces at either end of it."""
-    return word.strip(_OUTER)
-
-
-def plural(count: int, noun: str) -> str:
-    """ "1 word", "2 words"."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
-def ordinal(number: int) -> str:
-    """ "1st", "2nd", "11th"."""
-    suffix = "th" if number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
-    return f"{number}{suffix}"
 
 
 def _in_order(min_words: int, max_words: int) -> str | None:
     return f"min_words = {min_words} is more than max_words = {max_words}" if min_words > max_words else None
 
 
+def _draw_range(task: Task, rng: random.Random) -> Arguments:
+    low = rng.randrange(40, 130, 10)
+    return {"min_words": low, "max_words": low + rng.randrange(20, 80, 10)}
+
+
 @register(
     "count:word_count_range",
     lambda min_words, max_words: f"Write at least {min_words} and at most {plural(max_words, 'word')}.",
     together=_in_order,
-    min_words=COUNT,
-    max_words=COUNT,
+    generated=generated(
+        demands=lambda min_words, max_words: Demands(uses="latin", bounds=between("words", min_words, max_words)),
+        draw=_draw_range,
+    ),
 )
 def word_count_range(response: str, min_words: int, max_words: int) -> bool:
     return min_words <= len(english.word_runs(response)) <= max_words
 
 
-@register("count:unique_word_count", lambda N: f"Use at least {plural(N, 'different word')}.", N=COUNT)
+@register(
+    "count:unique_word_count",
+    lambda N: f"Use at least {plural(N, 'different word')}.",
+    generated=generated(
+        demands=lambda N: Demands(uses="english", words=3 * N // 2),
+        draw=lambda task, rng: {"N": rng.randrange(20, 70, 10)},
+    ),
+)
 def unique_word_count(response: str, N: int) -> bool:
     return len(set(map(bare, response.lower().split()))) >= N  # quirk: a mark on its own counts once, as the empty word
 
@@ -85,11 +69,45 @@ _CONJUNCTIONS = frozenset(("and", "but", "for", "nor", "or", "so", "yet"))
 @register(
     "count:conjunctions",
     lambda small_n: f"Use at least {plural(small_n, 'different coordinating conjunction')}, such as and, but or yet.",
-    small_n=COUNT,
+    generated=generated(
+        demands=lambda small_n: Demands(uses="english", words=4 * small_n),
+        draw=lambda task, rng: {"small_n": rng.randint(2, 4)},
+    ),
 )
 def conjunctions(response: str, small_n: int) -> bool:
     # Quirk: each way of writing one is another one, so that "and" and "And," are two.
     return len({word for word in response.split() if bare(word).lower() in _CONJUNCTIONS}) >= small_n
+
+
+@register(
+    "count:numbers",
+    lambda N: f"Write exactly {plural(N, 'number')} in digits.",
+    generated=generated(
+        demands=lambda N: Demands(uses="latin", text=" 7" * N, refuses=lambda text: _NUMBER.search(text) is not None),
+        draw=lambda task, rng: {"N": rng.randint(2, 5)},
+    ),
+)
+def numbers(response: str, N: int) -> bool:
+    return len(_NUMBER.findall(english.without_marks(response))) == N  # "2-3" is one, as "1,234" is
+
+
+_PRONOUNS = frozenset((
+    "i", "me", "my", "mine", "myself", "we", "us", "our", "ours", "ourselves", "you", "your", "yours", "yourself",
+    "yourselves", "he", "him", "his", "himself", "she", "her", "hers", "herself", "it", "its", "itself", "they", "them",
+    "their", "theirs", "themselves",
+))  # fmt: skip
+
+
+@register(
+    "count:pronouns",
+    lambda N: f"Use at least {plural(N, 'personal pronoun')}, such as I, her or theirs.",
+    generated=generated(
+        demands=lambda N: Demands(uses="english", words=4 * N), draw=lambda task, rng: {"N": rng.randint(3, 8)}
+    ),
+)
+def pronouns(response: str, N: int) -> bool:
+    words = english.without_marks(response.replace("/", " ").lower()).split()
+    return sum(word in _PRONOUNS for word in words) >= N
 
 
 _NAMES = (
@@ -101,14 +119,15 @@ _NAMES = (
 )  # fmt: skip
 
 
-@register("count:person_names", lambda N: f"Name at least {N} of these people: {', '.join(_NAMES)}.", N=COUNT)
+@register(
+    "count:person_names",
+    lambda N: f"Name at least {N} of these people: {', '.join(_NAMES)}.",
+    generated=generated(
+        demands=lambda N: Demands(uses="english verbatim", words=3 * N), draw=lambda task, rng: {"N": rng.randint(2, 4)}
+    ),
+)
 def person_names(response: str, N: int) -> bool:
     return sum(name in response for name in _NAMES) >= N  # quirk: inside a word too, so that Miami has Mia
-
-
-@register("count:numbers", lambda N: f"Write exactly {plural(N, 'number')} in digits.", N=COUNT)
-def numbers(response: str, N: int) -> bool:
-    return len(_NUMBER.findall(english.without_marks(response))) == N  # "2-3" is one, as "1,234" is
 
 
 @register(
@@ -117,27 +136,13 @@ def numbers(response: str, N: int) -> bool:
         "Use each of these punctuation marks at least once: period, comma, exclamation mark, question mark, "
         "semicolon, colon, and the interrobang (?!)."
     ),
+    generated=generated(demands=lambda: Demands(uses="english", text=". , ! ? ; : ?!", words=20, sentences=3)),
 )
 def punctuation(response: str) -> bool:
     if not any(interrobang in response for interrobang in ("?!", "!?", "‽")):
         return False
     written = next((two for two in ("?!", "!?") if two in response), "")
     return set(".,!?;:") <= set(response.replace(written, "", 1) if written else response)
-
-
-_PRONOUNS = frozenset((
-    "i", "me", "my", "mine", "myself", "we", "us", "our", "ours", "ourselves", "you", "your", "yours", "yourself",
-    "yourselves", "he", "him", "his", "himself", "she", "her", "hers", "herself", "it", "its", "itself", "they", "them",
-    "their", "theirs", "themselves",
-))  # fmt: skip
-
-
-@register(
-    "count:pronouns", lambda N: f"Use at least {plural(N, 'personal pronoun')}, such as I, her or theirs.", N=COUNT
-)
-def pronouns(response: str, N: int) -> bool:
-    words = english.without_marks(response.replace("/", " ").lower()).split()
-    return sum(word in _PRONOUNS for word in words) >= N
 
 
 _TIMES = {"keyword1": 1, "keyword2": 2, "keyword3": 3, "keyword4": 5, "keyword5": 7}
@@ -148,7 +153,19 @@ def _times_text(**keywords: str) -> str:
     return f"Use these words exactly so often: {', '.join(parts)}."
 
 
-@register("count:keywords_multiple", _times_text, **dict.fromkeys(_TIMES, TEXT))
+def _draw_times(task: Task, rng: random.Random) -> Arguments | None:
+    # Counted anywhere in a text, so no keyword may be part of another one.
+    apart = [word for word in task.keywords if not any(word in other for other in task.keywords if other != word)]
+    return dict(zip(_TIMES, rng.sample(apart, len(_TIMES)), strict=True)) if len(apart) >= len(_TIMES) else None
+
+
+def _demand_times(**keywords: str) -> Demands:
+    text = " ".join(keywords[name] for name, times in _TIMES.items() for _ in range(times))
+    held = re.compile("|".join(map(re.escape, keywords.values())), re.IGNORECASE)
+    return Demands(uses="english", text=text, refuses=lambda text: held.search(text) is not None, words=25)
+
+
+@register("count:keywords_multiple", _times_text, generated=generated(demands=_demand_times, draw=_draw_times))
 def keywords_multiple(response: str, keyword1: str, keyword2: str, keyword3: str, keyword4: str, keyword5: str) -> bool:
     text = response.lower()
     keywords = (keyword1, keyword2, keyword3, keyword4, keyword5)
@@ -191,7 +208,6 @@ def _trigrams(text: str) -> frozenset[tuple[str, ...]]:
         f"Of the runs of three characters in the answer, {percentage:g}% (give or take 2%) must occur in this text too: "
         f'"{reference_text.strip()}".'
     ),
-    reference_text=TEXT,
     percentage=PERCENTAGE,
 )
 def overlap(response: str, reference_text: str, percentage: float) -> bool:

@@ -1,4 +1,4 @@
-"""IFBench's custom and repeat groups: requests that leave little but their form to the answer. See `ifbench`."""
+"""IFBench's custom and repeat groups: requests that fix most of the answer's content. See `ifbench`."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from hir_jax.checks import english
-from hir_jax.checks.ifbench.counts import POSITION, bare
-from hir_jax.checks.registry import TEXT, Argument, DrawnValueError, ScorerStopsError, register
+from hir_jax.checks.english import bare
+from hir_jax.checks.registry import POSITION, Argument, DrawnValueError, ScorerStopsError, register
 
 
 @register("custom:multiples", lambda: "Count from 10 to 50, but write only the multiples of 7.")
@@ -46,7 +46,7 @@ def mcq_count_length(response: str) -> bool:
 
 
 def _ascii(text: str) -> str:
-    """Without accents, and without what is not ASCII then."""
+    """The text without accents, and then without the characters that are not ASCII."""
     return unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode("ascii")
 
 
@@ -149,14 +149,11 @@ def csv_special_character(response: str) -> bool:
         if len(record) != 5:
             return False
         if any(map(_MARK_IN_QUOTES.match, record)):
-            return True  # quirk: the rows below are not looked at
+            return True  # quirk: the rows below are not checked
     return False
 
 
-@register(
-    "custom:csv_quotes",
-    lambda: _table(3, _STUDENT, "tab") + ", with every field in double quotes.",
-)
+@register("custom:csv_quotes", lambda: _table(3, _STUDENT, "tab") + ", with every field in double quotes.")
 def csv_quotes(response: str) -> bool:
     if not _has_header(response, _STUDENT, "\t *"):
         return False
@@ -200,7 +197,6 @@ def date_format_list(response: str) -> bool:
         "Repeat this request with another first word, say nothing before it and do not answer it: "
         f'"{prompt_to_repeat.strip()}".'
     ),
-    prompt_to_repeat=TEXT,
 )
 def repeat_change(response: str, prompt_to_repeat: str) -> bool:
     # Quirk: it is the first character that must differ, and nothing after it.
@@ -217,7 +213,7 @@ def repeat_simple(response: str) -> bool:
 
 def _start(value: Any) -> int:
     if value == 0:
-        raise DrawnValueError  # the published scorer takes 0 for missing and draws a number; one published prompt has it
+        raise DrawnValueError  # the published scorer treats 0 as missing and draws a number; one published prompt has it
     return POSITION.parse(value)
 
 
@@ -227,7 +223,6 @@ def _start(value: Any) -> int:
         f"Answer with nothing but the words from number {n_start} up to but not including number {n_end}, counted "
         f'from 0 and separated by white space, of this text: "{prompt_to_repeat.strip()}".'
     ),
-    prompt_to_repeat=TEXT,
     n_start=Argument(POSITION.what, _start),
     n_end=POSITION,
 )

@@ -1,4 +1,4 @@
-"""IFBench's format group: what the answer looks like. See `ifbench`."""
+"""IFBench's format group: rules for the form of the answer. See `ifbench`."""
 
 from __future__ import annotations
 
@@ -7,15 +7,98 @@ import re
 import string
 
 from hir_jax.checks import english
-from hir_jax.checks.ifbench.counts import bare
+from hir_jax.checks.compatibility import Demands
+from hir_jax.checks.english import bare
+from hir_jax.checks.ifbench.counts import generated
 from hir_jax.checks.registry import TEXT, ScorerStopsError, register
+
+
+def _is_emoji(character: str) -> bool:
+    import emoji  # on first use, like all data of checks
+
+    return emoji.is_emoji(character)
+
+
+@register(
+    "format:emoji",
+    lambda: "End every sentence with an emoji.",
+    generated=generated(demands=lambda: Demands("end", uses="english sentences", bars="lines")),
+)
+def emoji(response: str) -> bool:
+    sentences = [english.without_marks(sentence).strip() for sentence in english.rule_sentences(response)]
+    # The last character but one, for an emoji with a modifier after it; the next sentence's first, for one
+    # after the period. Quirk: an emoji of several code points, such as a flag, is not recognised by its characters.
+    for sentence, after in zip(sentences, [*sentences[1:], None]):
+        if not sentence:
+            raise ScorerStopsError
+        if not any(map(_is_emoji, sentence[-2:])):
+            if after == "":
+                raise ScorerStopsError
+            if after is None or not _is_emoji(after[0]):
+                return False
+    return True
+
+
+@register(
+    "format:title_case",
+    lambda: "Write the whole answer in title case: every major word begins with a capital.",
+    generated=generated(demands=lambda: Demands("case", uses="english", bars="verbatim quoted whole")),
+)
+def title_case(response: str) -> bool:
+    # Quirk: a single letter passes ("a"), and so does one with capitals further on ("iPhone").
+    return not any(
+        token[0].islower() and (token[1:].islower() or token[1:].isupper())
+        for token in english.first_word_tokens(response)
+    )
+
+
+@register(
+    "format:list",
+    lambda sep: f'Answer with a list and put "{sep}" in place of bullets.',
+    generated=generated(
+        demands=lambda sep: Demands("list", uses="lines", text=f"{sep} {sep}", words=8),
+        draw=lambda task, rng: {"sep": rng.choice(("~>", "=>", "->", "§"))},
+    ),
+)
+def list_items(response: str, sep: str) -> bool:
+    return response.count(sep) >= 2  # quirk: anywhere in a line
+
+
+_TEMPLATE = ("My Answer:", "My Conclusion:", "Future Outlook:")
+
+
+@register(
+    "format:output_template",
+    lambda: "Follow this template: My Answer: [answer] My Conclusion: [conclusion] Future Outlook: [outlook].",
+    generated=generated(
+        demands=lambda: Demands(
+            "start end layout", uses="lines verbatim english", bars="whole", text=" ".join(_TEMPLATE), words=15
+        )
+    ),
+)
+def output_template(response: str) -> bool:
+    return all(part in response for part in _TEMPLATE)
+
+
+@register(
+    "format:sub-bullets",
+    lambda: "Write bullet points with * and, under each, at least one sub-point with -.",
+    generated=generated(demands=lambda: Demands("list", uses="lines", bars="stars", text="* -", words=10)),
+)
+def sub_bullets(response: str) -> bool:
+    return all("-" in piece for piece in response.split("*")[1:])
+
 
 _BRACKET = re.compile(r"[()\[\]{}]")
 _QUOTE = re.compile("[\"']")
 _CLOSED_BY = {"(": ")", "[": "]", "{": "}"}
 
 
-@register("format:parentheses", lambda: "Nest parentheses, brackets or braces at least five levels deep.")
+@register(
+    "format:parentheses",
+    lambda: "Nest parentheses, brackets or braces at least five levels deep.",
+    generated=generated(demands=lambda: Demands(uses="latin", text="([{([", words=3)),
+)
 def parentheses(response: str) -> bool:
     open_ones: list[str] = []
     deepest = 0
@@ -36,6 +119,7 @@ def parentheses(response: str) -> bool:
 @register(
     "format:quotes",
     lambda: "Put a quotation inside a quotation inside a quotation, with double and single quotation marks in turn.",
+    generated=generated(demands=lambda: Demands("start end", uses="english", text="\"'", words=6)),
 )
 def quotes(response: str) -> bool:
     open_ones: list[str] = []
@@ -60,9 +144,7 @@ def _options(options: str) -> list[str]:
 
 
 @register(
-    "format:options",
-    lambda options: f"Answer with one of these options and nothing else: {options}.",
-    options=TEXT,
+    "format:options", lambda options: f"Answer with one of these options and nothing else: {options}.", options=TEXT
 )
 def options(response: str, options: str) -> bool:
     if _LETTERED.match(options):
@@ -74,28 +156,6 @@ def options(response: str, options: str) -> bool:
 def newline(response: str) -> bool:
     text = english.without_marks(response).strip()
     return sum(line != "" for line in text.split("\n")) == len(text.split())
-
-
-def _is_emoji(character: str) -> bool:
-    import emoji  # on first use, like all that checks need
-
-    return emoji.is_emoji(character)
-
-
-@register("format:emoji", lambda: "End every sentence with an emoji.")
-def emoji(response: str) -> bool:
-    sentences = [english.without_marks(sentence).strip() for sentence in english.rule_sentences(response)]
-    # The last character but one, for an emoji with a modifier after it; the next sentence's first, for one that
-    # stands after the period. Quirk: one of several code points, such as a flag, is none by its characters.
-    for sentence, after in zip(sentences, [*sentences[1:], None]):
-        if not sentence:
-            raise ScorerStopsError
-        if not any(map(_is_emoji, sentence[-2:])):
-            if after == "":
-                raise ScorerStopsError
-            if after is None or not _is_emoji(after[0]):
-                return False
-    return True
 
 
 @register("format:line_indent", lambda: "Indent each line by more spaces than the line before.")
@@ -125,13 +185,8 @@ def quote_unquote(response: str) -> bool:
     return text[-1] != '"'
 
 
-@register("format:list", lambda sep: f'Answer with a list and put "{sep}" in place of bullets.', sep=TEXT)
-def list_items(response: str, sep: str) -> bool:
-    return response.count(sep) >= 2  # quirk: anywhere in a line
-
-
 def _found(text: str, *tags: str) -> int:
-    """Where the first of the tags stands that the text has; -1 if it has none."""
+    """The index of the first of the tags that occurs in the text; -1 if none does."""
     return next((text.find(tag) for tag in tags if tag in text), -1)
 
 
@@ -146,11 +201,6 @@ def thesis(response: str) -> bool:
         return False
     # Quirk: tags are cut off as if all were as short as <i>, so that the rest of an <em> counts as text.
     return bool(text[3:end].strip()) and bool(text[end + 4 :].strip())
-
-
-@register("format:sub-bullets", lambda: "Write bullet points with * and, under each, at least one sub-point with -.")
-def sub_bullets(response: str) -> bool:
-    return all("-" in piece for piece in response.split("*")[1:])
 
 
 @register(
@@ -173,26 +223,6 @@ def no_bullets_bullets(response: str) -> bool:
         else:
             return False
     return bullets >= 2
-
-
-@register("format:title_case", lambda: "Write the whole answer in title case: every major word begins with a capital.")
-def title_case(response: str) -> bool:
-    # Quirk: a single letter passes ("a"), and so does one with capitals further on ("iPhone").
-    return not any(
-        token[0].islower() and (token[1:].islower() or token[1:].isupper())
-        for token in english.first_word_tokens(response)
-    )
-
-
-_TEMPLATE = ("My Answer:", "My Conclusion:", "Future Outlook:")
-
-
-@register(
-    "format:output_template",
-    lambda: "Follow this template: My Answer: [answer] My Conclusion: [conclusion] Future Outlook: [outlook].",
-)
-def output_template(response: str) -> bool:
-    return all(part in response for part in _TEMPLATE)
 
 
 @register("format:no_whitespace", lambda: "Do not use any white space.")

@@ -1,4 +1,4 @@
-"""IFBench's words and sentence groups: what each word, or the words of each sentence, must be like. See `ifbench`."""
+"""IFBench's words and sentence groups: rules for each word, or for the words of each sentence. See `ifbench`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import re
 import string
 
 from hir_jax.checks import english
-from hir_jax.checks.ifbench.counts import POSITION, bare, ordinal, plural
-from hir_jax.checks.registry import COUNT, TEXT, ScorerStopsError, register
+from hir_jax.checks.compatibility import Demands
+from hir_jax.checks.english import bare
+from hir_jax.checks.ifbench.counts import generated
+from hir_jax.checks.registry import POSITION, ScorerStopsError, ordinal, plural, register
 
 
 def _words(text: str) -> list[str]:
@@ -60,16 +62,16 @@ def prime_lengths(response: str) -> bool:
     return all(len(word) in _PRIMES for word in english.without_marks(response).split())
 
 
-@register("words:start_verb", lambda: "Begin the answer with a verb.")
+@register(
+    "words:start_verb",
+    lambda: "Begin the answer with a verb.",
+    generated=generated(demands=lambda: Demands("start", uses="english")),
+)
 def start_verb(response: str) -> bool:
     return "VB" in english.first_tag(response)
 
 
-@register(
-    "words:repeats",
-    lambda small_n: f"Use no word more than {plural(small_n, 'time')}.",
-    small_n=COUNT,
-)
+@register("words:repeats", lambda small_n: f"Use no word more than {plural(small_n, 'time')}.")
 def repeats(response: str, small_n: int) -> bool:
     return max(collections.Counter(_words(response)).values(), default=0) <= small_n
 
@@ -113,25 +115,47 @@ def no_consecutive(response: str) -> bool:
 
 
 @register(
+    "words:words_position",
+    lambda keyword: f'The second word and the last word but one must both be "{keyword.strip()}".',
+    generated=generated(
+        demands=lambda keyword: Demands("start end", uses="english", text=f"{keyword} {keyword}", words=4),
+        draw=lambda task, rng: {"keyword": rng.choice(task.keywords)},
+    ),
+)
+def words_position(response: str, keyword: str) -> bool:
+    tokens = english.word_tokens(response)  # quirk: the final period is one
+    return len(tokens) > 1 and tokens[1] == tokens[-2] == keyword.strip()
+
+
+@register(
+    "sentence:keyword",
+    lambda word, N: f'Use the word "{word}" in the {ordinal(N)} sentence.',
+    generated=generated(
+        demands=lambda word, N: Demands(uses="english sentences", bars="lines", text=word, sentences=N),
+        draw=lambda task, rng: {"word": rng.choice(task.keywords), "N": rng.randint(2, 4)},
+    ),
+    N=POSITION,
+)
+def keyword(response: str, word: str, N: int) -> bool:
+    sentence = english.rule_sentences(response)[N - 1 : N]
+    return bool(sentence) and word.lower() in sentence[0].lower()
+
+
+@register(
     "words:keywords_specific_position",
     lambda keyword, n, m: f'Word {m} of sentence {n} must be "{keyword.strip()}".',
-    keyword=TEXT,
+    generated=generated(
+        demands=lambda keyword, n, m: Demands(
+            "start", uses="english sentences", bars="lines", text=keyword, sentences=n
+        ),
+        draw=lambda task, rng: {"keyword": rng.choice(task.keywords), "n": rng.randint(1, 3), "m": rng.randint(2, 5)},
+    ),
     n=POSITION,
     m=POSITION,
 )
 def keywords_specific_position(response: str, keyword: str, n: int, m: int) -> bool:
     sentence = english.rule_sentences(response)[n - 1 : n]
     return bool(sentence) and list(english.word_tokens(sentence[0])[m - 1 : m]) == [keyword.strip()]
-
-
-@register(
-    "words:words_position",
-    lambda keyword: f'The second word and the last word but one must both be "{keyword.strip()}".',
-    keyword=TEXT,
-)
-def words_position(response: str, keyword: str) -> bool:
-    tokens = english.word_tokens(response)  # quirk: the final period is one
-    return len(tokens) > 1 and tokens[1] == tokens[-2] == keyword.strip()
 
 
 @register(
@@ -150,19 +174,7 @@ def alliteration_increment(response: str) -> bool:
 @register(
     "sentence:increment",
     lambda small_n: f"Each sentence must have exactly {plural(small_n, 'word')} more than the one before.",
-    small_n=COUNT,
 )
 def increment(response: str, small_n: int) -> bool:
     sizes = [len(english.without_marks(sentence).split()) for sentence in english.rule_sentences(response)]
     return all(after == before + small_n for before, after in itertools.pairwise(sizes))
-
-
-@register(
-    "sentence:keyword",
-    lambda word, N: f'Use the word "{word}" in the {ordinal(N)} sentence.',
-    word=TEXT,
-    N=POSITION,
-)
-def keyword(response: str, word: str, N: int) -> bool:
-    sentence = english.rule_sentences(response)[N - 1 : N]
-    return bool(sentence) and word.lower() in sentence[0].lower()

@@ -1,3 +1,3 @@
-"""Soft constraints, declared by `soft`, and the judges that decide them."""
+"""Soft constraints (`soft`), and the judges that decide them."""
 
 from hir_jax.checks.judge import soft as soft

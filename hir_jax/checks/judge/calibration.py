@@ -1,4 +1,4 @@
-"""How far a judge can be trusted: its verdicts against labels of people, on pairs that were written for this.
+"""Measures how reliable a judge is: its verdicts against people's labels, on pairs that were written for this.
 
 `calibration.jsonl`, beside this module, holds 128 labelled pairs of this project: 32 requests with two soft constraints
 and two responses each. A row is `{"kind", "prompt", "constraint", "response", "met"}`; any file of such rows will do.
@@ -24,7 +24,7 @@ class Pair(NamedTuple):
 
 
 def read_pairs(path: str | Path = PAIRS) -> list[Pair]:
-    """The labelled pairs of a file. JudgeError with the line for a row that is not one, and for a file without rows."""
+    """The labelled pairs of a file. Raises JudgeError with the line for a malformed row, and for a file without rows."""
     pairs = []
     try:
         for number, line in read_lines(path):
@@ -46,8 +46,8 @@ def _pair(row: Any, place: str) -> Pair:
 def calibration(judge: Decider, pairs: Sequence[Pair] | None = None) -> Mapping[str, float | int | None]:
     """Precision, recall and accuracy of a judge's "met", over the pairs that it gave a verdict on.
 
-    Also `pairs`, the number of all, and `unknown`, of those without a verdict. A fraction of nothing (precision where it
-    never said met, say) is None. pairs: `read_pairs()` if not given.
+    Also `pairs`, the number of all, and `unknown`, the number without a verdict. A fraction of no pairs (precision where it
+    never said met, for example) is None. pairs: `read_pairs()` if not given.
     """
     pairs = read_pairs() if pairs is None else pairs
     questions = [

@@ -1,12 +1,13 @@
 """A judge behind HTTP: any server of OpenAI's chat completions, through the `openai` client.
 
-One policy for failures, here and not in the client: what may pass (429, 5xx, time-outs, broken connections) is tried
-again after a growing, jittered wait, Retry-After honoured; what says that no request will ever succeed (401, 402, 404)
-ends the batch; whatever has no verdict in the end is unknown.
+Failures are handled here and not by the client's own retries, because requests of a batch share them: a Retry-After holds
+back all of them, even if it is longer than the minute up to which the client honours it, and one past the deadline ends the
+batch. Failures that may pass (429, 5xx, time-outs, broken connections) are retried after a growing, jittered wait; answers
+after which no request can succeed (401, 402, 404) end the batch. A case without a verdict in the end is unknown.
 
-The key is read from the environment once and leaves this process in the Authorization header alone: redirects are not
-followed, and what a server says about a failure is never repeated, since a server can say the key. One answer is logged,
-with the key blotted out, where none of a batch could be read.
+The key is read from the environment once and leaves this process in the Authorization header only: redirects are not
+followed, and a server's error message is never repeated, since it may contain the key. If no answer of a batch could be
+read, one is logged, with the key removed.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ USER = """\
 
 Does the response meet the requirement?"""
 REMINDER = "Your last line was neither YES nor NO. Write one line that is exactly YES or exactly NO."
-SECOND_ASKS = 1  # of a question whose answer could not be read
+SECOND_ASKS = 1  # of a question with an unreadable answer
 
 _LOG = logging.getLogger(__name__)
 _PASSING = (408, 409, 425, 429)  # and all from 500 on: the same request may succeed later
@@ -75,14 +76,14 @@ _HOPELESS = {
 
 
 class _Reply(NamedTuple):
-    """An answer's text; "" where there was none, or where it was cut. seen: what a message shows of it."""
+    """An answer's text; "" if there was none, or if it was cut. seen: the part that a message shows."""
 
     text: str
     seen: str
 
 
 class _Failed(NamedTuple):
-    """A request that brought no answer. wait: seconds the server asks for; None: no wish."""
+    """A request without an answer. wait: seconds that the server asks for, or None."""
 
     detail: str
     passing: bool = False  # the same request may succeed later
@@ -92,26 +93,26 @@ class _Failed(NamedTuple):
 
 @dataclass
 class _Batch:
-    """What the workers of one call share; times are those of the event loop's clock, seconds."""
+    """The state that the workers of one call share; times are seconds of the event loop's clock."""
 
     client: openai.AsyncOpenAI
     end: float
-    resume: float = 0.0  # nobody sends before: the server asked for it
+    resume: float = 0.0  # no request before this time: the server asked for it
     hopeless: str = ""
     failures: dict[Case, Unanswered] = field(default_factory=dict)
     unread: str = ""  # an answer that could not be read
 
 
 def verdict(text: str) -> float | None:
-    """1.0 or 0.0 of an answer that ends in YES or NO (`replies.yes_or_no`); else None."""
+    """1.0 or 0.0 for an answer that ends in YES or NO (`replies.yes_or_no`); else None."""
     found = yes_or_no(text)
     return None if found is None else float(found)
 
 
 def read_key(settings: JudgeSettings) -> str:
-    """The key out of the environment; raises JudgeError, which never holds it."""
+    """The key from the environment; raises JudgeError, whose message never contains it."""
     if not settings.api_key_env:
-        return "none"  # the client wants one
+        return "none"  # the client needs one
     key = os.environ.get(settings.api_key_env, "").strip()
     if not key:
         raise JudgeError(
@@ -130,7 +131,7 @@ def _check_url(url: str) -> None:
     except ValueError:
         usable = False
     if not usable or "@" in parts.netloc or parts.query or parts.fragment:
-        # not repeated: what is wrong may be a password in it
+        # not repeated: it may contain a password
         raise JudgeError(
             "judge.base_url must be http(s)://HOST[:PORT][/PATH], without user, password or query "
             "(a key goes into the environment variable that judge.api_key_env names)"
@@ -138,12 +139,12 @@ def _check_url(url: str) -> None:
 
 
 def _sendable(text: str) -> str:
-    """Lone surrogates, which UTF-8 has no bytes for, as question marks."""
+    """The text with question marks for lone surrogates, which UTF-8 cannot encode."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _count(usage: Usage, settings: JudgeSettings, reported: object) -> None:
-    """Adds an answer's token counts; a server that reports none, or nonsense, is counted as 0."""
+    """Adds an answer's token counts; missing or nonsensical ones count as 0."""
 
     def tokens(name: str) -> int:
         value = reported.get(name) if isinstance(reported, dict) else None
@@ -156,7 +157,7 @@ def _count(usage: Usage, settings: JudgeSettings, reported: object) -> None:
 
 
 def _first_choice(body: object) -> tuple[str, object]:
-    """(content, finish reason) of a chat completion; ("", None) of anything else. The content may end within a character."""
+    """(content, finish reason) of a chat completion; ("", None) for anything else. The content may end within a character."""
     choices = body.get("choices") if isinstance(body, dict) else None
     choice = choices[0] if isinstance(choices, list) and choices else None
     message = choice.get("message") if isinstance(choice, dict) else None
@@ -165,7 +166,7 @@ def _first_choice(body: object) -> tuple[str, object]:
 
 
 def retry_after(value: str | None, now: float) -> float | None:
-    """Seconds to wait of a Retry-After header (RFC 9110: seconds or a date; now: Unix time); None if it has no sense."""
+    """Seconds to wait from a Retry-After header (RFC 9110: seconds or a date; now: Unix time); None if it is nonsense."""
     if value is None:
         return None
     try:
@@ -179,7 +180,7 @@ def retry_after(value: str | None, now: float) -> float | None:
 
 
 class Endpoint:
-    """A `judge.Backend`. Raises JudgeError for a base URL or key that cannot be used; nothing is sent before `ask`."""
+    """A `soft.Backend`. Raises JudgeError for a base URL or key that cannot be used; sends nothing before `ask`."""
 
     def __init__(self, settings: JudgeSettings):
         _check_url(settings.base_url)
@@ -195,7 +196,7 @@ class Endpoint:
         }
 
     def close(self) -> None:
-        """Nothing is open between calls: a client's connections belong to the event loop of one call."""
+        """Does nothing: a client's connections belong to the event loop of one call."""
 
     def ask(self, cases: Sequence[Case], keep: Keep) -> dict[Case, Unanswered]:
         """All cases, `concurrency` at a time, until the deadline. Runs an event loop of its own in this thread."""
@@ -203,11 +204,11 @@ class Endpoint:
 
     @contextlib.contextmanager
     def conversations(self) -> Iterator[Callable[[list[dict[str, str]]], str | Unanswered]]:
-        """For questions of other forms: a function of a conversation's messages that waits for the answer's text ("" where
-        it was cut or is none). Several threads may call it at a time.
+        """A function from a conversation's messages to the answer's text ("" if it was cut or there is none), for questions of
+        other forms. Several threads may call it at a time.
 
-        Failures are treated as in `ask`; what is hopeless ends all later calls. A wait may end `deadline_seconds` after the
-        latest call at most.
+        Failures are treated as in `ask`; a hopeless one ends all later calls. Retries end `deadline_seconds` after the latest
+        call at the latest.
         """
         batch = _Batch(self._client(), end=0.0)
         loop = asyncio.new_event_loop()
@@ -270,9 +271,9 @@ class Endpoint:
                 keep(case, found)
 
     async def _judge(self, batch: _Batch, case: Case) -> float | Unanswered:
-        """The verdict on one case, asked again if its answer has not the form."""
+        """The verdict on one case, asked again if the answer does not have the form."""
         shown = {name: _sendable(text) for name, text in case._asdict().items()}
-        # a mark that the response cannot know, so that it cannot end its own block
+        # a mark that the response cannot contain, so that it cannot end its own block
         question = USER.format(mark=digest(*case)[:8], **shown)
         messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": question}]
         for _ in range(1 + SECOND_ASKS):
@@ -290,7 +291,7 @@ class Endpoint:
         return Unanswered(UNREADABLE, f"asked {1 + SECOND_ASKS} times, no answer ended in a line of YES or NO")
 
     async def _answer(self, batch: _Batch, messages: list[dict[str, str]]) -> _Reply | Unanswered:
-        """One answer, through failures that pass."""
+        """One answer, with retries after failures that may pass."""
         s, clock = self._settings, asyncio.get_running_loop().time
         for attempt in range(1 + s.retries):
             while clock() < batch.resume and not batch.hopeless:
@@ -309,7 +310,9 @@ class Endpoint:
             wait = min(s.backoff_max_seconds, s.backoff_seconds * 2**attempt) * random.uniform(0.5, 1.0)
             wait += got.wait or 0.0
             late = Unanswered(UNANSWERED, f"{got.detail}; the next try would be after the batch's deadline")
-            if got.wait is not None and clock() + got.wait > batch.end:  # nor will it take the rest of the batch
+            if (
+                got.wait is not None and clock() + got.wait > batch.end
+            ):  # it will not answer the rest of the batch either
                 batch.hopeless = late.detail
             elif got.wait is not None:
                 batch.resume = max(batch.resume, clock() + got.wait)
@@ -325,7 +328,7 @@ class Endpoint:
             options["max_tokens"] = s.max_tokens
         self.usage.requests += 1
         try:
-            async with asyncio.timeout(s.timeout_seconds):  # the client's limits only each wait for more bytes
+            async with asyncio.timeout(s.timeout_seconds):  # the client's timeout only limits each wait for more bytes
                 raw = await client.chat.completions.with_raw_response.create(
                     model=s.model, messages=messages, **options
                 )
@@ -348,6 +351,6 @@ class Endpoint:
             return _Reply("", "")
         _count(self.usage, s, body.get("usage") if isinstance(body, dict) else None)
         text, finish = _first_choice(body)
-        if finish == "length":  # cut: its last line need not be the verdict
+        if finish == "length":  # cut: its last line may not be the verdict
             return _Reply("", f"{text} [cut at the limit of tokens]")
         return _Reply(text, text)

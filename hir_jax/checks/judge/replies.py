@@ -1,6 +1,6 @@
-"""What a judge's reply says: the text without its reasoning, and the yes or no that it ends with.
+"""Reads a judge's reply: the text without its reasoning, and the yes or no that it ends with.
 
-Every reader of judges' replies goes through `without_reasoning` first: `judge_endpoint` and the benchmarks of `judged`.
+Everything that reads judges' replies calls `without_reasoning` first: `judge.endpoint` and the benchmarks of `judged`.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ _THINK_TAG = re.compile(r"<(/?)think(?:ing)?>", re.IGNORECASE)
 _VERDICTS = {"yes": True, "no": False}
 _DECORATION = " \t*_~`\"'“”‘’.!()[]<>#-"
 _LABEL = re.compile(r"(?:final\s+)?(?:answer|verdict)[*_\s]*[:：][*_\s]*", re.IGNORECASE)
-_SHOWN = 200  # characters of either end of a reply that a message shows
+_SHOWN = 200  # characters that a message shows of either end of a reply
 
 
 def without_reasoning(reply: str) -> str:
-    """The reply without what is between think tags (<think> or <thinking>, in any case), and stripped if it has such tags.
+    """The reply without the text between think tags (<think> or <thinking>, in any case), and stripped if it has such tags.
 
-    A tag that is not closed hides all that follows it. A closing tag without an opening one, which the chat template may
-    have written into the prompt, hides all before it.
+    A tag that is not closed hides all text after it. A closing tag without an opening one, which the chat template may have
+    written into the prompt, hides all text before it.
     """
     if not _THINK_TAG.search(reply):
         return reply
@@ -42,7 +42,7 @@ def leaves_reasoning_open(text: str) -> bool:
 
 
 def unfenced(text: str) -> str:
-    """What is in the code fence that ends the text, without the fence's language; the stripped text without one."""
+    """The content of the code fence that ends the text, without the fence's language; the stripped text if there is none."""
     text = text.strip()
     if not text.endswith("```"):
         return text
@@ -53,8 +53,8 @@ def unfenced(text: str) -> str:
 def yes_or_no(reply: str) -> bool | None:
     """The verdict of a reply whose last line is the word yes or no, in any case; None of any other.
 
-    Reasoning does not count, nor do Markdown's marks, quotes, brackets, a final period or a label ("Answer:") around the
-    word. The line may be in a code fence, or the reply end in a JSON object that gives the word, or true or false, as its
+    Reasoning is ignored, and so are Markdown's marks, quotes, brackets, a final period or a label ("Answer:") around the word.
+    The line may be in a code fence. The reply may also end in a JSON object that gives the word, or true or false, as its
     "answer" or "verdict" or as its only entry.
     """
     text = unfenced(without_reasoning(reply))

@@ -1,8 +1,8 @@
-"""Soft constraints: what no rule decides is asked of a judge, and every verdict that was obtained is kept on disk.
+"""Soft constraints: requirements that no rule can decide are put to a judge, and every verdict is kept on disk.
 
-`Judge` is the decider of constraints declared here ("soft": the requirement is `Constraint.text`). It asks each different
-(request, constraint, response) once, out of the cache where that holds it, and hands the rest to its backend:
-`judge_endpoint.Endpoint`, a model behind HTTP, or `hir_jax.eval.local_judge.LocalModel`, one of our own on this machine.
+`Judge` decides the constraints that are declared here ("soft": the requirement is `Constraint.text`). It looks each different
+(request, constraint, response) up in its cache and asks its backend for the rest, once each: `endpoint.Endpoint`, a model
+behind HTTP, or `hir_jax.eval.local_judge.LocalModel`, a model on this machine.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
 
 from hir_jax.checks import registry, worker
+from hir_jax.checks.judge.wordings import GENERATED
 from hir_jax.checks.worker import Outcome
 from hir_jax.pathflags import expanded
 from hir_jax.types import InputError
@@ -30,22 +31,22 @@ SOFT = "soft"
 DECIDER = "judge"
 # Why a verdict is unknown.
 UNANSWERED = "judge_unanswered"  # the endpoint failed, refused or was too slow; or the batch's deadline passed
-UNREADABLE = "judge_unreadable"  # it answered, and not in the form that was asked for
+UNREADABLE = "judge_unreadable"  # it answered, but not in the form that was asked for
 TOO_LONG = "judge_too_long"  # the question does not fit the local model
 
 KINDS = ("", "endpoint", "local")
 _LOG = logging.getLogger(__name__)
 
-registry.declare(SOFT, lambda: "Meet the requirement as it is stated.", decider=DECIDER)
+registry.declare(SOFT, lambda: "Meet the requirement as it is stated.", decider=DECIDER, generated=GENERATED)
 
 
 class JudgeError(InputError):
-    """A judge that cannot be set up: its settings, key, cache file or model. The message says what to change."""
+    """The judge cannot be set up: its settings, key, cache file or model. The message says what to change."""
 
 
 @dataclass(frozen=True)
 class JudgeSettings:
-    """Who judges, and how. JudgeError for values that cannot work.
+    """Settings of the judge. Raises JudgeError for values that cannot work.
 
     kind "endpoint": any server of OpenAI's chat completions; "local": a checkpoint of `hir_jax.model`; "": no judge.
     """
@@ -54,13 +55,13 @@ class JudgeSettings:
     model: str = ""  # the endpoint's name of the model; or a directory, .gguf file, hub id or alias
     cache: str = ""  # SQLite file of verdicts, on a local disk, shared by processes of one machine; "": in memory
     threshold: float = 0.5  # met if P(yes) / (P(yes) + P(no)) is above it; an endpoint's answers are 0 and 1
-    deadline_seconds: float = 600.0  # for the questions of one batch; those left then are unknown
+    deadline_seconds: float = 600.0  # for the questions of one batch; the rest are then unknown
     # endpoint
     base_url: str = "https://api.openai.com/v1"  # of the endpoint, up to /chat/completions
-    api_key_env: str = "OPENAI_API_KEY"  # environment variable that holds the key; "": the endpoint wants none
-    concurrency: int = 16  # requests under way at a time
+    api_key_env: str = "OPENAI_API_KEY"  # environment variable that holds the key; "": the endpoint needs none
+    concurrency: int = 16  # requests at a time
     timeout_seconds: float = 60.0  # of one request
-    retries: int = 4  # of a request that failed and may succeed later
+    retries: int = 4  # of a request that failed but may succeed later
     backoff_seconds: float = 1.0  # wait before the first retry; doubles each time, with jitter
     backoff_max_seconds: float = 60.0  # a longer Retry-After of the server is honoured all the same
     temperature: float = 0.0  # below 0: not sent, for models that refuse it
@@ -88,7 +89,7 @@ class JudgeSettings:
 
 
 class Case(NamedTuple):
-    """What is judged, and all that is shown to a judge."""
+    """One question: everything that a judge is shown."""
 
     prompt: str  # the user's request, as rendered
     constraint: str
@@ -104,38 +105,38 @@ class Unanswered(NamedTuple):
 
 @dataclass
 class Usage:
-    """Counts since the judge was opened; tokens as the endpoint reports them (a local model's are counted here)."""
+    """Counts since the judge was opened; tokens as the endpoint reports them, or as counted for a local model."""
 
     cached: int = 0  # different questions answered by the cache
-    requests: int = 0  # sent, retries among them
+    requests: int = 0  # sent, including retries
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cost: float = 0.0  # in the currency of the prices
 
 
-Keep = Callable[[Case, float], None]  # called with each score, 0 (no) to 1 (yes), as soon as it is there
+Keep = Callable[[Case, float], None]  # called with each score, 0 (no) to 1 (yes), as soon as it is known
 
 
 class Backend(Protocol):
-    """Who answers. `identity` holds all that a verdict depends on besides the case, and no secret."""
+    """Answers cases. `identity` holds everything that a verdict depends on besides the case, and no secret."""
 
     identity: Mapping[str, object]
     usage: Usage
 
     def ask(self, cases: Sequence[Case], keep: Keep) -> dict[Case, Unanswered]:
-        """Gives each score to `keep`; returns the cases without one. Called by one thread at a time."""
+        """Passes each score to `keep`; returns the cases without one. Called by one thread at a time."""
         ...
 
     def close(self) -> None: ...
 
 
 def digest(*parts: object) -> str:
-    """SHA-256, in hex, of values that JSON can hold; lone surrogates in strings are fine."""
+    """SHA-256, in hex, of values that JSON can hold; strings may have lone surrogates."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode("ascii")).hexdigest()
 
 
 class VerdictCache:
-    """Scores by key in one SQLite file, each committed when it is put: what was obtained survives a kill.
+    """Scores by key in one SQLite file, each committed when it is put, so that they survive a kill.
 
     path "" keeps them in memory. Raises JudgeError for a file that is not such a cache or cannot be written.
     """
@@ -161,7 +162,7 @@ class VerdictCache:
             ) from None
 
     def get(self, keys: Iterable[str]) -> dict[str, float]:
-        """The scores that are there."""
+        """The scores that are cached, by key."""
         found = {}
         with self._lock:
             for key in keys:
@@ -171,7 +172,7 @@ class VerdictCache:
         return found
 
     def put(self, key: str, judge: str, score: float) -> None:
-        """Keeps a score on disk before it returns. `judge` is for people who look into the file."""
+        """Writes a score to disk before it returns. `judge` is for people who read the file."""
         with self._lock:
             self._connection.execute("INSERT OR REPLACE INTO verdicts VALUES (?, ?, ?)", (key, judge, score))
 
@@ -181,10 +182,10 @@ class VerdictCache:
 
 
 class Judge:
-    """The decider of soft constraints (see `verifier.Verifier`): an outcome for every question.
+    """Decides soft constraints for `verifier.Verifier`: returns an outcome for every question.
 
-    A blank response meets nothing and is not asked about. Calls from several threads wait for one another. `close` ends
-    the backend and closes the cache.
+    A blank response meets no requirement, without a question. Calls from several threads wait for one another. `close` closes
+    the backend and the cache.
     """
 
     def __init__(self, backend: Backend, cache: VerdictCache, threshold: float = 0.5):
@@ -213,7 +214,7 @@ class Judge:
         for question in questions:
             text = question.constraint.text
             if not text.strip():
-                outcomes.append(_unknown(question, Unanswered(worker.BAD_ARGUMENTS, "the constraint has no text")))
+                outcomes.append(worker.unknown(question, worker.BAD_ARGUMENTS, "the constraint has no text"))
             elif not question.response.strip():
                 outcomes.append(Outcome(question.row, question.position, False))
             else:
@@ -224,7 +225,7 @@ class Judge:
                 satisfied = scores[case] > self._threshold
                 outcomes += [Outcome(question.row, question.position, satisfied) for question in same]
             else:
-                outcomes += [_unknown(question, failures[case]) for question in same]
+                outcomes += [worker.unknown(question, *failures[case]) for question in same]
         return outcomes
 
     def _scores(self, cases: Sequence[Case]) -> tuple[dict[Case, float], dict[Case, Unanswered]]:
@@ -238,12 +239,8 @@ class Judge:
                 scores[case] = score
                 try:
                     self._cache.put(keys[case], str(self._backend.identity["model"]), score)
-                except sqlite3.Error as error:  # a full disk, say: the verdict still counts in this run
+                except sqlite3.Error as error:  # a full disk, for example: the verdict still counts in this run
                     _LOG.warning("a verdict of the judge could not be kept on disk: %s", error)
 
             missing = [case for case in cases if case not in scores]
             return scores, (self._backend.ask(missing, keep) if missing else {})
-
-
-def _unknown(question: Question, why: Unanswered) -> Outcome:
-    return Outcome(question.row, question.position, False, why.reason, why.detail)

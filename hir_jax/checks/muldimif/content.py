@@ -1,7 +1,4 @@
-"""MulDimIF's content and language constraints: keywords, punctuation, identifiers, English, Chinese.
-
-Each function turns a wording into a rule.
-"""
+"""Reads MulDimIF's wordings on content and language as rules: keywords, punctuation, identifiers, English, Chinese."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ from hir_jax.checks.muldimif.text import CJK, NUMBER, Rule, elements, json_docum
 
 
 def _counter(keyword: str) -> Callable[[str], int]:
-    """How often a keyword occurs: as a whole word and in any case, a Chinese one anywhere."""
+    """Counts a keyword: as a whole word and in any case, a Chinese one anywhere."""
     if CJK.search(keyword):
         return lambda text: text.count(keyword)
     pattern = re.compile(rf"(?<!\w){re.escape(keyword)}(?!\w)", re.IGNORECASE)
@@ -36,7 +33,7 @@ _IF_DISCUSSING = re.compile(r"[Ii]f discussing (.+?), the summary must include t
 
 
 def _special_keywords(wording: str) -> Rule | None:
-    """Two wordings with rules of their own, about strings anywhere and in their own case."""
+    """Two wordings with rules of their own, which compare strings anywhere and in their own case."""
     if found := _INCLUDE_AND_AVOID.search(wording):
         include, avoid = found.groups()
         return lambda response: include in response and avoid not in response
@@ -47,7 +44,7 @@ def _special_keywords(wording: str) -> Rule | None:
 
 
 def _side_conditions(wording: str) -> list[Rule]:
-    """What a keyword constraint may ask besides: a number of words, a final period, capital letters."""
+    """Further demands of a keyword constraint: a number of words, a final period, capital letters."""
     conditions: list[Rule] = []
     bounds = word_limits(wording) if re.search(r"\bwords?\b", wording, re.IGNORECASE) else None
     if bounds:
@@ -62,7 +59,7 @@ def _side_conditions(wording: str) -> list[Rule]:
 def keywords(wording: str) -> Rule:
     """All quoted strings occur often enough; any of them, where the wording has an "or"; none, where it avoids a term.
 
-    "each" or "every" makes it a rule for every element, but only with a "must" or the like behind it; else it fails.
+    "each" or "every" makes it a rule for every element if a "must" or similar verb follows; without one it fails.
     """
     special = _special_keywords(wording)
     if special:
@@ -108,8 +105,8 @@ def punctuation(wording: str) -> Rule:
     """The last character of each unit is (or, negated, is not) one of the named marks.
 
     Units: lines for "paragraph" or "section"; Punkt sentences for "each", "any", "all" (also inside words); cells
-    behind the second line for "table" or "cell", if there are any; sentences of bullets for "bullet point"; else the
-    response. Blank units are left out; a blank response meets only a negated constraint and one about sentences.
+    after the second line for "table" or "cell", if there are any; sentences of bullets for "bullet point"; else the
+    response. Blank units are ignored; a blank response meets only negated constraints and those about sentences.
     """
     low = wording.lower()
     marks = {mark for name, marks in _MARKS.items() if re.search(rf"\b{name}", low) for mark in marks}
@@ -189,10 +186,10 @@ def _letter_case(low: str) -> Rule | None:
 
 
 def english(wording: str) -> Rule:
-    """Upper, title or lower case, of the part the wording names if the response has such a part, else of all of it.
+    """Upper, title or lower case of the part that the wording names, or of the whole response if it has no such part.
 
-    A blank response fails, and so does everything where the wording names no case that the scorer knows ("entirely in
-    uppercase" is one that it does not).
+    A blank response fails. So does every response if the scorer knows no case in the wording ("entirely in uppercase", for
+    example).
     """
     low = wording.lower()
     fits = _letter_case(low)
@@ -243,6 +240,6 @@ def _in_script(text: str, script: str) -> str:
 
 
 def load() -> None:
-    """Have zhconv read its tables."""
+    """Makes zhconv read its tables."""
     _in_script("汉", "zh-tw")
     _in_script("漢", "zh-cn")

@@ -1,4 +1,4 @@
-"""MulDimIF's length constraints: words, sentences, paragraphs. Each function turns a wording into a rule."""
+"""Reads MulDimIF's wordings on length as rules: words, sentences, paragraphs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _QUOTED = re.compile(r"[\"'‘’“”]([^\"'‘’“”]+)[\"'‘’“”]")
 
 
 def count_words(text: str) -> int:
-    """Words between white space; if there is any Chinese character or full-width mark, the number of those instead."""
+    """Words between white space; if there are Chinese characters or full-width marks, the number of those instead."""
     return len(CJK.findall(text)) or len(text.split())
 
 
@@ -32,7 +32,7 @@ def word_limits(wording: str) -> Limits | None:
 
 
 def _element_limits(wording: str) -> Limits | None:
-    """The same where each element is counted: there a range is "between a and b" only, and "less than" is at most."""
+    """`word_limits` for each element: here a range is "between a and b" only, and "less than" means at most."""
     if found := re.search(rf"\bless than {NUMBER} words?", wording, re.IGNORECASE):
         return Limits(None, number(found[1]))
     stated = word_limits(wording)
@@ -80,7 +80,7 @@ def sentences(wording: str) -> Rule:
 
 
 def paragraphs(wording: str) -> Rule:
-    """Paragraphs are what stands between two newlines, blank ones left out; a limit not understood is not met."""
+    """Paragraphs are the non-blank parts between double newlines; a limit that is not understood is not met."""
     bounds = _unit_limits(wording, "(?:distinct )?paragraphs?")
     if bounds is None:
         return lambda response: False

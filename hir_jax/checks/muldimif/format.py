@@ -1,4 +1,4 @@
-"""MulDimIF's constraints on JSON, tables and what has no checker of its own. Each function turns a wording into a rule."""
+"""Reads MulDimIF's wordings on JSON, tables and formats without a checker of their own as rules."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def others(wording: str) -> Rule:
     if "no bullet points" in low:
         return lambda response: not re.search(r"^[ \t]*[-*•]", response, re.MULTILINE)
     if "blurb" in low:
-        return lambda response: len(response.split()) <= 30  # recorded verdicts: 29 words are one, 39 are not
+        return lambda response: len(response.split()) <= 30  # recorded verdicts: 29 words are a blurb, 39 are not
     if rows := limits(wording, "rows?"):
         # Here the header counts as a row.
         return lambda response: "|" in response and rows.hold(sum("---" not in line for line in _table(response)))
@@ -78,7 +78,7 @@ _LISTED = re.compile(r"\bmust include the (?:words? )?([^.;:]+)")
 
 
 def _table(response: str) -> list[str]:
-    """Lines from the first bar to the last, whatever stands between two tables included, without blank ones."""
+    """The non-blank lines from the first bar to the last, including any text between two tables."""
     text = response[response.find("|") : response.rfind("|") + 1]
     return [line.strip() for line in text.split("\n") if line.strip()]
 

@@ -1,4 +1,4 @@
-"""MulDimIF's constraints on Markdown: heading levels, titles, block quotes. `markdown` turns a wording into a rule."""
+"""Reads MulDimIF's wordings on Markdown as rules: heading levels, titles, block quotes."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _asked_levels(part: str) -> set[int]:
 
 
 def _level_tests(part: str) -> list[LevelTest]:
-    """What one part of a wording, in lower case, asks of the levels."""
+    """The tests of the levels that one part of a wording, in lower case, asks for."""
     tests: list[LevelTest] = []
     asked = _asked_levels(part)
     if asked:
@@ -71,10 +71,10 @@ def _level_tests(part: str) -> list[LevelTest]:
 
 
 def markdown(wording: str) -> Rule:
-    """All that the parts of the wording ask: levels that are present, how many different ones, the highest, a title.
+    """All tests that the parts of the wording ask for: levels that are present, their number, the highest, a title.
 
-    "each" or "any" (also inside words: "company") tests every heading alone, and then there has to be one. Bold text,
-    bullet points and block quotes add tests of their own. A wording that asks for nothing the scorer knows is met.
+    "each" or "any" (also inside words: "company") tests every heading by itself, and there has to be one. Bold text, bullet
+    points and block quotes add tests of their own. A wording in which the scorer recognises nothing is met.
     """
     low = wording.lower()
     alone = "each" in low or "any" in low

@@ -3,7 +3,7 @@ r"""MulDimIF (arXiv 2505.07591): 12 families of constraints that are given as te
 The published scorer (github.com/Junjie-Ye/MulDimIF, Apache-2.0) looks for certain wordings, mostly English, and has its
 own idea of each unit. The rules here follow its verdicts, the odd ones included, so that accuracies can be compared.
 A constraint there is [first level, second level, text]; here `name` is "First_Second" and `wording` the text, which
-also is what stands in an instruction. The response is checked as it stands, a blank one too; there is no loose mode.
+is also the constraint's text in an instruction. Every response is checked unchanged, a blank one too; there is no loose mode.
 
 Engines: the patterns of these modules, for wordings and responses alike, are for Python's `re`, as the scorer's own are:
 \w is a letter, a digit or the underscore and no combining mark. Only its sentences (Content_Punctuation) are Punkt's, cut
@@ -22,24 +22,25 @@ from hir_jax.checks.muldimif.counts import paragraphs, sentences, words
 from hir_jax.checks.muldimif.format import json_format, others, table
 from hir_jax.checks.muldimif.markdown import markdown
 from hir_jax.checks.muldimif.text import Rule
+from hir_jax.checks.muldimif.wordings import generated
 from hir_jax.types import Constraint
 
 _READERS = {
-    "Content_Identifiers": identifiers,
+    "Length_Words": words,
+    "Length_Sentences": sentences,
+    "Length_Paragraphs": paragraphs,
     "Content_Keywords": keywords,
     "Content_Punctuation": punctuation,
+    "Content_Identifiers": identifiers,
     "Format_Json": json_format,
     "Format_Markdown": markdown,
     "Format_Table": table,
     "Format_XML": others,
     "Language_Chinese": chinese,
     "Language_English": english_case,
-    "Length_Paragraphs": paragraphs,
-    "Length_Sentences": sentences,
-    "Length_Words": words,
 }
 
-# A constraint's name is its family, with something behind a colon or without, or one of these.
+# A constraint's name is its family, possibly followed by a colon and a detail, or one of these.
 _OTHER_NAMES = {
     "Format_Blurb": "Length_Words",
     "Format_Text": "Content_Identifiers",
@@ -52,7 +53,7 @@ _OTHER_NAMES = {
     "Table_Table": "Format_Table",
     "XML_Number of attributes": "Format_XML",
 }
-# Names that are counted in another family, but go to the checker of what has none of its own.
+# Names that are counted in another family, but are checked by `others`.
 _OTHERS = {"Format_Blurb", "Format_Text", "Format_Markdown: Block quotes", "Markdown_Block quotes", "Table_Table"}
 
 
@@ -93,8 +94,8 @@ def _register(family: str) -> None:
     def check(response: str, name: str, wording: str) -> bool:
         return _rule(family, name, wording)(response)
 
-    arguments = {"name": registry.TEXT, "wording": registry.TEXT}
-    registry.register(f"muldimif:{family.lower()}", _sentence, together=complaint, as_is=True, **arguments)(check)
+    id, how = f"muldimif:{family.lower()}", generated(family)
+    registry.register(id, _sentence, together=complaint, as_is=True, generated=how)(check)
 
 
 for _name in _READERS:

@@ -1,6 +1,6 @@
-"""What MulDimIF's checkers read off the wording of a constraint and out of a response: numbers, quotes, elements.
+"""Finds numbers, quotes and elements in the wordings of MulDimIF's constraints and in responses.
 
-See `muldimif` for the source. Patterns that meet a response take time linear in its length.
+See `muldimif.rules` for the source. Patterns that are matched with a response take time linear in its length.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-Rule = Callable[[str], bool]  # of a response, as it stands
+Rule = Callable[[str], bool]  # of an unchanged response
 
 _ONE_TO_TWELVE = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 _NUMBERS = {word: value for value, word in enumerate(_ONE_TO_TWELVE, start=1)}
@@ -41,9 +41,9 @@ _HIGH = r"(?:at most|no more than|no longer than|not exceed(?:ing)?|maximum (?:l
 
 
 def limits(wording: str, unit: str, total: str = "") -> Limits | None:
-    """The bounds on `unit` (a pattern) that are stated; of several the first in the order below counts.
+    """The stated bounds on `unit` (a pattern); of several the first in the order below counts.
 
-    `total` is a pattern of what may stand between an upper bound and its number ("a total of").
+    `total` is a pattern of the words allowed between an upper bound and its number ("a total of").
     """
     of = rf"{NUMBER}\s+{unit}"
     kinds: dict[str, Callable[..., Limits]] = {
@@ -67,7 +67,7 @@ def quoted(wording: str) -> list[str]:
 
 
 def fenced(response: str, language: str) -> str:
-    """What is in the first block of this language; the whole response without one."""
+    """The content of the first code block of this language; the whole response if there is none."""
     start = response.find(f"```{language}")
     end = response.find("```", start + 3)
     return response[start + 3 + len(language) : end] if 0 <= start < end else response
@@ -82,7 +82,7 @@ def json_document(response: str) -> Any:
 
 
 def table_cells(response: str) -> list[list[str]]:
-    """The cells of each line that begins with a bar, rulers (|---|) left out."""
+    """The cells of each line that begins with a bar, except rulers (|---|)."""
     lines = (line.strip() for line in response.split("\n"))
     return [
         [cell.strip() for cell in line.strip("|").split("|")]
@@ -92,7 +92,7 @@ def table_cells(response: str) -> list[list[str]]:
 
 
 def _named_values(document: Any, name: str = "") -> Iterator[tuple[str, str]]:
-    """(key it stands under, text) of each scalar of a JSON document."""
+    """(key, text) of each scalar of a JSON document."""
     if isinstance(document, dict):
         for key, value in document.items():
             yield from _named_values(value, key)
@@ -128,11 +128,11 @@ _HEADING_MARKS = re.compile(r"^[ \t]*#+[ \t]+")
 
 
 def elements(response: str, wording: str, *, between_rulers: bool) -> list[str]:
-    """What "each" in `wording` is about.
+    """The elements of the response that "each" in `wording` refers to.
 
-    JSON values (those under a key that has a word of what follows "each", or is an entry, if there are any); the column
-    whose header has most words of that, else all cells of the table; numbered items; bullets; else what stands
-    `between_rulers` (lines of --- *** ===) or on a line.
+    JSON values (those under a key that shares a word with the noun after "each", or is an entry, if there are any); the table
+    column whose header shares most words with it, else all cells; numbered items; bullets; else the parts `between_rulers`
+    (lines of --- *** ===) or the lines.
     """
     subject = _EACH.search(wording)
     wanted = _words(subject[1]) if subject else set()

@@ -1,3 +1,3 @@
-"""Constraints that carry their checker as Python source, declared by `code` and run in a cage."""
+"""Constraints that come with their checker as Python source (`code`), which runs in a sandbox."""
 
 from hir_jax.checks.sandbox import code as code

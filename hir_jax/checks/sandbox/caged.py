@@ -1,9 +1,9 @@
-"""What runs inside the cage: one check of one response, then the end of the process. Not part of the package.
+"""The script inside the sandbox: checks one response and ends. It is not imported by the package.
 
-`code.Cage` starts it as a script under bubblewrap, by path, with the standard library and nothing else in reach. The
-request comes as JSON on standard input: limits, source, function, instruction, response. The answer goes out on a copy
-of standard output that the checked code is not told of: "true", "false", or a reason and a detail. Whatever the code
-prints goes to /dev/null. It shares this interpreter, so it can forge its own verdict, but only its own.
+`code.Cage` starts it under bubblewrap, by path, with access to the standard library only. The request is JSON on standard
+input: limits, source, function, instruction, response. The answer is written to a copy of standard output that the checked
+code is not told of: "true", "false", or a reason and a detail. Whatever the code prints goes to /dev/null. The code shares
+this interpreter, so it can forge its own verdict, but no other.
 """
 
 import json
@@ -19,7 +19,7 @@ def _limit(seconds: int, memory_bytes: int) -> None:
     for limit, amount in (
         (resource.RLIMIT_CPU, seconds),
         (resource.RLIMIT_AS, memory_bytes),
-        (resource.RLIMIT_FSIZE, 0),  # files in memory (memfd) too
+        (resource.RLIMIT_FSIZE, 0),  # also for files in memory (memfd)
         (resource.RLIMIT_NOFILE, 16),
         (resource.RLIMIT_CORE, 0),
     ):
@@ -27,7 +27,7 @@ def _limit(seconds: int, memory_bytes: int) -> None:
 
 
 def _verdict(source: str, function: str, instruction: str, response: str) -> str:
-    # `re` is there already because published checkers count on it.
+    # Published checkers expect `re` to be imported.
     namespace = {"__name__": "checker", "re": re}
     try:
         program = compile(source, "<checker>", "exec", dont_inherit=True)
@@ -40,7 +40,7 @@ def _verdict(source: str, function: str, instruction: str, response: str) -> str
             return f"refused the source defines no function {function!r}"
         takes_one = getattr(getattr(check, "__code__", None), "co_argcount", 2) == 1
         result = check(response) if takes_one else check(instruction, response)
-    except BaseException as error:  # SystemExit and KeyboardInterrupt are ways out of a function like any other
+    except BaseException as error:  # including SystemExit and KeyboardInterrupt
         return f"raised {type(error).__name__}: {error}"
     if type(result) is not bool:
         return f"nonsense a bool is wanted, but {function} returned {type(result).__name__}"
@@ -55,7 +55,7 @@ def main() -> None:
     _limit(request.pop("seconds"), request.pop("memory_bytes"))
     reply = _verdict(**request)[:_LONGEST_DETAIL]
     os.write(answer, reply.encode(errors="replace"))
-    os._exit(0)  # past whatever the code has registered for the end
+    os._exit(0)  # skips exit handlers that the code may have registered
 
 
 if __name__ == "__main__":

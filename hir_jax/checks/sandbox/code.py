@@ -1,13 +1,13 @@
-"""Constraints that carry their checker as Python source (type4 rows of HIR-16K), run in a cage.
+"""Constraints that come with their checker as Python source (type4 rows of HIR-16K), run in a sandbox.
 
-The source comes with the data, so it is taken for hostile. Each check has a process of its own under bubblewrap: no
-network, no file system but the interpreter and the system's libraries (read-only), an empty environment, no second
-process or thread, limits on CPU time, memory, files and wall-clock time, and a bounded answer. What comes back is a
-verdict or the reason why there is none. Off unless a `Cage` is handed to the verifier as its decider "code".
+The source is part of the data, so it is treated as hostile. Each check has a process of its own under bubblewrap: no network,
+no file system except the interpreter and the system's libraries (read-only), an empty environment, no second process or
+thread, limits on CPU time, memory, files and wall-clock time, and a bounded answer. The result is a verdict or the reason why
+there is none. Off unless the verifier is given a `Cage` as its decider "code".
 
-What is asked of a checker: the source defines `function`, which takes the instruction and the response (in this order)
-or, with one parameter, the response alone, and returns a bool; anything else is an unknown verdict. The published rows
-name the function `check_following` (as VerIF, arXiv 2506.09942, does). They may import the standard library only.
+The source has to define `function`, which takes the instruction and the response (in this order) or, with one parameter, the
+response alone, and returns a bool; anything else is an unknown verdict. The published rows name the function
+`check_following` (as VerIF, arXiv 2506.09942, does). Checkers may import the standard library only.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from hir_jax.checks import registry
-from hir_jax.checks.worker import DIED, RAISED, TIMED_OUT, Outcome
+from hir_jax.checks.worker import DIED, RAISED, TIMED_OUT, Outcome, unknown
 from hir_jax.types import InputError
 
 if TYPE_CHECKING:
     from hir_jax.checks.verifier import Question
 
 ID = "code:python"
-REFUSED = "refused"  # no check was made: the source does not define the function, or the cage did not open
-NONSENSE = "nonsense"  # the function returned no bool, or something else was written in the place of the answer
+REFUSED = "refused"  # no check was made: the source does not define the function, or the sandbox did not start
+NONSENSE = "nonsense"  # the function returned no bool, or something else was written in place of the answer
 
 registry.declare(
     ID,
@@ -79,7 +79,7 @@ def _seccomp_program(machine: str) -> bytes:
     denied = [numbers[column] for numbers in _CALLS.values() if numbers[column] is not None]
     load, equal, at_least, back = 0x20, 0x15, 0x35, 0x06
     kill, refuse, allow = 0x80000000, 0x00050000 | errno.EPERM, 0x7FFF0000
-    tests = [(at_least, 0x40000000), *((equal, number) for number in denied)]  # from there on: x86's x32 calls
+    tests = [(at_least, 0x40000000), *((equal, number) for number in denied)]  # from this number on: x86's x32 calls
     program = [(load, 0, 0, 4), (equal, 1, 0, architecture), (back, 0, 0, kill), (load, 0, 0, 0)]
     program += [(code, len(tests) - i, 0, k) for i, (code, k) in enumerate(tests)]
     program += [(back, 0, 0, allow), (back, 0, 0, refuse)]
@@ -88,7 +88,7 @@ def _seccomp_program(machine: str) -> bytes:
 
 @contextlib.contextmanager
 def _file_in_memory(content: bytes) -> Iterator[int]:
-    """A descriptor from which a child reads `content`: nothing to write while it runs, nothing left on a disk."""
+    """A descriptor from which a child process reads `content`, without a file on disk."""
     descriptor = os.memfd_create("cage")
     try:
         os.write(descriptor, content)
@@ -99,7 +99,7 @@ def _file_in_memory(content: bytes) -> Iterator[int]:
 
 
 def _interpreter() -> tuple[str, list[str]]:
-    """The bare interpreter under this one (a venv's is a link to it), and the bubblewrap options that show it."""
+    """The real interpreter (a venv's is a link to it), and the bubblewrap options that make it visible."""
     executable = os.path.realpath(sys.executable)
     standard = sysconfig.get_path("stdlib")
     shared = Path(sysconfig.get_config_var("LIBDIR") or "/", sysconfig.get_config_var("INSTSONAME") or "absent")
@@ -118,18 +118,18 @@ def _interpreter() -> tuple[str, list[str]]:
 
 
 def _command(bwrap: str) -> list[str]:
-    """The command of a check, but for the descriptor of the seccomp program."""
+    """The command of a check, without the descriptor of the seccomp program."""
     executable, options = _interpreter()
     namespaces = ["user", "ipc", "pid", "net", "uts", "cgroup-try"]
     return [
         bwrap,
         *(f"--unshare-{name}" for name in namespaces),
         *("--uid", "65534", "--gid", "65534", "--cap-drop", "ALL", "--hostname", "cage"),
-        *("--die-with-parent", "--new-session", "--setenv", "PYTHONHASHSEED", "0"),  # a checker may walk through a set
+        *("--die-with-parent", "--new-session", "--setenv", "PYTHONHASHSEED", "0"),  # a checker may iterate over a set
         *options,
         *("--ro-bind", str(_RUNNER), "/caged.py", "--dev-bind", "/dev/null", "/dev/null"),
         *("--remount-ro", "/", "--chdir", "/"),
-        # -E, the rest of -I, would drop the seed of the hashes; nothing else is in the environment.
+        # Not -I: its -E would ignore the hash seed, and nothing else is in the environment.
         *("--", executable, "-P", "-s", "-S", "-B", "-X", "utf8", "/caged.py"),
     ]  # fmt: skip
 
@@ -140,7 +140,7 @@ class _Answer(NamedTuple):
 
 
 def _read(pipe: int, deadline: float) -> bytes:
-    """What comes through the pipe up to its end, the deadline or one byte more than an answer may have."""
+    """Reads from the pipe up to its end, the deadline or one byte more than an answer may have."""
     poll = select.poll()
     poll.register(pipe, select.POLLIN)
     content = b""
@@ -153,13 +153,13 @@ def _read(pipe: int, deadline: float) -> bytes:
 
 
 class Cage:
-    """Decides code:python constraints; the verifier's decider "code", callable from any thread.
+    """The sandbox: decides code:python constraints as the verifier's decider "code"; callable from any thread.
 
-    workers: checks that run at the same time, each a process.
-    timeout_seconds: wall-clock limit of a check, its start included (about 50 ms). CPU time is limited too, just above.
+    workers: number of checks that run at the same time, each in a process.
+    timeout_seconds: wall-clock limit of a check, including its start (about 50 ms). CPU time is limited too, slightly higher.
     memory_bytes: limit of a check's address space.
-    Raises InputError where no cage can be built: no bubblewrap, another machine than x86_64 or aarch64, or a system
-    that forbids user namespaces. It never runs code without one.
+    Raises InputError where no sandbox can be built: no bubblewrap, another machine than x86_64 or aarch64, or a system that
+    forbids user namespaces. It never runs code outside a sandbox.
     """
 
     def __init__(self, workers: int, timeout_seconds: float, memory_bytes: int = 512 * _MEGABYTE):
@@ -184,8 +184,7 @@ class Cage:
         self._try_out()
 
     def __call__(self, questions: Sequence[Question]) -> list[Outcome]:
-        """An outcome for each question. One without a verdict has the reason refused, raised, timed_out, died or
-        nonsense."""
+        """An outcome for each question. The reasons for no verdict are refused, raised, timed_out, died and nonsense."""
         with ThreadPoolExecutor(self._workers) as threads:
             return list(threads.map(self._outcome, questions))
 
@@ -210,7 +209,7 @@ class Cage:
             if answer in (_Answer(b"true", 0), _Answer(b"false", 0)):
                 return Outcome(question.row, question.position, answer.content == b"true")
             reason, detail = self._complaint(answer)
-        return Outcome(question.row, question.position, False, reason, detail)
+        return unknown(question, reason, detail)
 
     def _complaint(self, answer: _Answer) -> tuple[str, str]:
         if answer.status is None:
@@ -228,7 +227,7 @@ class Cage:
     def _run(self, source: str, function: str, instruction: str, response: str, seconds: float) -> _Answer:
         request = json.dumps(
             {
-                "seconds": math.ceil(seconds) + 1,  # so that it is the clock on the wall that decides
+                "seconds": math.ceil(seconds) + 1,  # so that the wall-clock limit comes first
                 "memory_bytes": self._memory_bytes,
                 "source": source,
                 "function": function,
@@ -249,5 +248,5 @@ class Cage:
             except subprocess.TimeoutExpired:
                 status = None
             finally:
-                process.kill()  # what is inside dies with it; no effect on one that has ended
+                process.kill()  # the processes inside die with it; no effect if it has ended
         return _Answer(content, status)

@@ -1,6 +1,6 @@
-"""Base tasks of generated instructions (`tasks.jsonl`): task, genre, keywords that fit. None is from a benchmark.
+"""Base tasks of generated instructions (`tasks.jsonl`): task, genre, suitable keywords. None is from a benchmark.
 
-They are divided by the hash of their text: a fifth is held out for evaluation, and no task is in both splits.
+The hash of its text decides a task's split: a fifth is held out for evaluation, and no task is in both splits.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from importlib import resources
 
 SPLITS = ("train", "heldout")
 VERDICT = "verdict"  # the genre of questions that yes, no or maybe can answer
-_HELDOUT_SHARE = 5  # one task in so many
+_HELDOUT_SHARE = 5  # one task in this many
 
 
 @dataclass(frozen=True)

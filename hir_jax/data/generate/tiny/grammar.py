@@ -1,8 +1,8 @@
-"""The texts of the tiny environment: a specification is drawn first, and a text is composed from it.
+"""Texts of the tiny environment: a specification is drawn first, and a text is composed from it.
 
 A specification gives each of nine features one of two to four values that exclude one another, drawn uniformly and
 independently. So a text that ignores its instruction meets a constraint on a feature of n values with probability 1/n,
-whatever it looks like: only reading the instruction pays.
+whatever the text: only a policy that reads the instruction does better.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from typing import Any
 
 from hir_jax.data.generate.tiny import lexicon
 
-MAX_TOKENS = 48  # of a text, the end token included
-ENOUGH_WORDS = 24  # the feature "length": at least so many words, or fewer
+MAX_TOKENS = 48  # of a text, including the end token
+ENOUGH_WORDS = 24  # the feature "long": at least this many words, or fewer
 _MOST_WORDS = 29
 _MOST_SENTENCES = 6
 
-# Feature -> its values. "presence" says of each of two words whether it occurs; every constraint is about one of them.
+# Feature -> its values. "presence": whether each of two words occurs; a constraint on it is about one of them.
 FEATURES: dict[str, tuple[Any, ...]] = {
     "paragraphs": (1, 2, 3, 4),
     "bullets": (0, 1, 2, 3),
-    "repeated": (0, 1, 2, 3),  # how often lexicon.REPEATED occurs
+    "repeated": (0, 1, 2, 3),  # number of times that lexicon.REPEATED occurs
     "opening": lexicon.OPENINGS,
     "closing": lexicon.CLOSINGS,
     "subject": lexicon.SUBJECTS,
@@ -41,7 +41,7 @@ def draw_specification(rng: random.Random) -> dict[str, Any]:
 
 @dataclass
 class _Sentence:
-    """Determiner, adjective, noun, verb, adverbs, place; what is empty is left out."""
+    """Determiner, adjective, noun, verb, adverbs, place; empty parts are left out."""
 
     determiner: str
     noun: str
@@ -56,7 +56,7 @@ class _Sentence:
 
 
 def _count(text: str) -> int:
-    """Words as IFEval counts them: "P.S." is two."""
+    """The number of words as IFEval counts them: "P.S." is two."""
     return len(text.replace(".", " ").replace("-", " ").replace("*", " ").split())
 
 

@@ -1,9 +1,9 @@
 """The lexicon of the tiny environment: its words, and a word-level tokenizer over them as an ordinary Hugging Face one.
 
 A token is a word, a number or a mark together with the space before it, if there is one (" river", "The", "."), so that
-joining the tokens gives the text back to the letter. Content words have one form only, lower-case behind a space: what a
-prompt names and what a response holds is then the same token, which a very small model can copy. No content word occurs
-inside another entry, since IFEval's keyword checks search inside words too.
+joining the tokens gives exactly the text. Content words have one form only, lower-case after a space: a word is then the same
+token in a prompt and in a response, which a very small model can copy. No content word occurs inside another entry, since
+IFEval's keyword checks search inside words too.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ NOUNS = _words(
     garden window forest candle mirror harbor market island engine ladder rocket doctor sailor tiger rabbit falcon
     """
 )
-SUBJECTS = _words("river lamp bridge castle")  # a text holds exactly one of them
+SUBJECTS = _words("river lamp bridge castle")  # a text has exactly one of them
 ADJECTIVES = _words("ancient quiet golden tiny brave gentle")
 VERBS = _words("sings waits sleeps dances grows shines falls drifts")
 ADVERBS = _words("slowly today forever tonight")
-PRESENT_OR_ABSENT = _words("softly again")  # adverbs that a text holds or does not
+PRESENT_OR_ABSENT = _words("softly again")  # adverbs that a text has or not
 DETERMINERS = _words("the my our this that")
 OPENINGS = _words("The My Our This")
-REPEATED = "every"  # a determiner that a text holds a given number of times
+REPEATED = "every"  # a determiner that a text has a given number of times
 PREPOSITIONS = _words("near under with beside")
 GENRES = _words("note poem story letter tale report diary speech")
 POSTSCRIPT = "P.S."
@@ -60,18 +60,18 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 
-# One token of text. Longer marks stand before their parts; the last choice makes any other character a token (<unk>).
+# One token of text. Longer marks come before their parts; the last choice makes any other character a token (<unk>).
 PATTERN = r"\n\*\*\*\n|\n\n|\n| ?(?:P\.S\.|[A-Za-z]+|[0-9]+|\*\*\*|[.,!?:;\-*])| |[^\n]"
 _TOKEN = re.compile(PATTERN)
 
 
 def pieces(text: str) -> list[str]:
-    """The tokens of `text` (their concatenation is `text`), in pure Python: what the tokenizer's splitting does."""
+    """Splits `text` into tokens (their concatenation is `text`), in pure Python, as the tokenizer does."""
     return _TOKEN.findall(text)
 
 
 def vocabulary() -> list[str]:
-    """All entries, special tokens first; the place in the list is the token id."""
+    """All entries, special tokens first; the index in the list is the token id."""
     spaced = (*NOUNS, *SUBJECTS, *ADJECTIVES, *VERBS, *ADVERBS, *PRESENT_OR_ABSENT, *PREPOSITIONS, *GENRES)
     spaced += (*_CONSTRAINT_WORDS, *_TEMPLATE_WORDS, POSTSCRIPT, *_SPACED_MARKS)
     spaced += tuple(word for closing in CLOSINGS for word in closing.removesuffix(".").split())
@@ -90,7 +90,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     `<|end|>` ends a turn and is the stop token; the chat template is `<|user|>` text `<|end|>` `<|assistant|>`.
     Saves and loads like any other tokenizer (`save_pretrained`, `AutoTokenizer.from_pretrained`).
     """
-    # Loaded here because it takes seconds, and whoever only generates texts needs no more than the words above.
+    # Imported here because it takes seconds, and generating texts needs only the words above.
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

@@ -1,12 +1,12 @@
-"""Instructions of the tiny environment, each with a response that meets it.
+"""Generates instructions of the tiny environment, each with a response that meets it.
 
-A hidden specification is drawn first (`grammar`) and a short text, the witness, composed from it. The constraints say what
-some of its features are, so every instruction can be met, however many constraints it has; and since the values of a feature
+A hidden specification is drawn first (`grammar`), and a short text, the witness, is composed from it. The constraints ask for
+some of its features, so every instruction can be met, however many constraints it has; and since the values of a feature
 exclude one another, a text that ignores its instruction meets few. The constraints are of IFEval's types where these exist,
-else of `checks.extra.training` and `checks.extra.tiny`, in short wording out of `lexicon` words.
+else of `checks.extra.training` and `checks.extra.tiny`, worded briefly in words of `lexicon`.
 
-Streams: what comes out is a function of (seed, split, index) and the options. An instruction belongs to "train" or to
-"heldout" by a hash of its own words, so no held-out instruction is ever in a training stream, whatever seeds and sizes.
+A row is a function of (seed, split, index) and the options. A hash of an instruction's own words assigns it to "train" or
+"heldout", so no held-out instruction is ever in a training stream, whatever the seeds and sizes.
 
 `python -m hir_jax.data.generate.tiny.witness --count=N --seed=S --split=train --min_constraints=1 --max_constraints=2
 --output=FILE` writes rows of the native format, each with its witness as `response`.
@@ -31,10 +31,10 @@ from hir_jax.types import Constraint, InputError, Instruction
 
 SPLITS = ("train", "heldout")
 MAX_CONSTRAINTS = len(grammar.FEATURES)
-_HELDOUT_SHARE = 4  # one instruction in so many belongs to "heldout"
+_HELDOUT_SHARE = 4  # one instruction in this many is "heldout"
 
 
-# --- constraints: what a feature is ----------------------------------------------------------------------------------
+# --- constraints on features -------------------------------------------------------------------------------------------
 
 
 def _counted(id: str, argument: str, wording: str) -> Callable[[random.Random, int], Constraint]:
@@ -66,12 +66,12 @@ def _length(rng: random.Random, value: bool) -> Constraint:
 
 def _presence(rng: random.Random, value: tuple[bool, ...]) -> Constraint:
     word, present = rng.choice(list(zip(lexicon.PRESENT_OR_ABSENT, value, strict=True)))
-    if present:  # as a whole word, so that no text meets this and the constraint below
+    if present:  # as a whole word, so that no text meets both this and the constraint below
         return Constraint("keywords:existence", {"keywords": [rf"\b{word}\b"]}, f"Use the word {word}.")
     return Constraint("keywords:forbidden_words", {"forbidden_words": [word]}, f"Avoid the word {word}.")
 
 
-# Feature -> the constraint that a value of it is asked for by.
+# Feature -> the constraint that asks for one of its values.
 _CONSTRAINTS: dict[str, Callable[[random.Random, Any], Constraint]] = {
     "paragraphs": _counted(
         "length_constraints:number_paragraphs", "num_paragraphs", "Split the text by *** into {} parts."
@@ -88,11 +88,11 @@ _CONSTRAINTS: dict[str, Callable[[random.Random, Any], Constraint]] = {
 
 
 def ask(rng: random.Random, feature: str, value: Any) -> Constraint:
-    """The constraint that a feature has this value; `rng` chooses which word a constraint on "presence" is about."""
+    """The constraint that asks for this value of a feature; `rng` chooses the word of a constraint on "presence"."""
     return _CONSTRAINTS[feature](rng, value)
 
 
-# Feature -> the constraint types by which it is asked for.
+# Feature -> the constraint types that ask for it.
 TYPES: dict[str, tuple[str, ...]] = {
     feature: tuple(dict.fromkeys(ask(random.Random(0), feature, value).id for value in values))
     for feature, values in grammar.FEATURES.items()
@@ -119,7 +119,7 @@ def split_of(instruction: Instruction) -> str:
 
 
 def _with_noise(rng: random.Random, constraints: list[Constraint], label_noise: float) -> list[Constraint]:
-    """Each constraint, with probability `label_noise`, replaced by one on the same feature of another text."""
+    """Replaces each constraint, with probability `label_noise`, by one on the same feature of another text."""
     feature_of = {id: feature for feature, ids in TYPES.items() for id in ids}
     noisy = []
     for constraint in constraints:
@@ -156,9 +156,10 @@ def generate(
     """`count` instructions with a witness each: row i is a function of (seed, split, i) and of the options.
 
     The number of constraints is uniform in [min_constraints, max_constraints], at most one a feature. `label_noise` in
-    [0, 1] is the share of constraints whose value is another text's, so that the witness meets them only by chance: with 0 it
-    meets them all; pairs with noise fit a weaker base model. `ids` are the constraint types to draw from, all of IDS if
-    empty; name all types of a feature (TYPES), or its values are not drawn evenly. Raises InputError for options out of range.
+    [0, 1] is the share of constraints that ask for another text's value, which the witness meets only by chance: with 0 it
+    meets all constraints; pairs with noise train a weaker base model. `ids` are the constraint types to draw from, all of IDS
+    if empty; name all types of a feature (TYPES), or its values are not drawn evenly. Raises InputError for options out of
+    range.
     """
     if not 1 <= min_constraints <= max_constraints <= MAX_CONSTRAINTS:
         raise InputError(

@@ -1,12 +1,12 @@
-"""Constraints decided on the device: tokens -> bytes -> counts per response -> one comparison per constraint.
+"""Verifies responses on the device: tokens -> bytes -> counts per response -> one comparison per constraint.
 
-Seventeen types of IFEval and five of ours are a comparison of a number with a number: how often patterns occur, or a count
-of words, bullets, paragraphs and so on. The counts are computed once per response for all constraints, so that one compiled
-function serves every prompt and every mixture, and a condition is data: which value, which relation, which number, which
-patterns. Verdicts are those of the host's checks (strict mode) wherever `known`; it is False for text that is not ASCII or too
-long and for constraints that are not decided here (`decides`), which the host's verifier then decides.
+The constraints come encoded as arrays (`device.conditions`): which value is in which relation to which number. The values,
+counts of patterns, words, bullets, paragraphs and so on, are computed once per response for all constraints, so one
+compiled function serves every prompt and every mixture of types. Where a verdict is `known`, it equals that of the host's
+check (strict mode). It is unknown for text that is not ASCII or too long and for constraints that the device does not
+decide (`conditions.decides`); the host's verifier decides those.
 
-All arrays have a row per response, and nothing looks across rows: rows may be split over a mesh.
+All arrays have a row per response, and no row depends on another: rows may be split over a mesh.
 Letters in shapes: N prompts, B = N * S responses, C constraints of a prompt, R tokens, L bytes, M patterns, W symbols.
 """
 
@@ -19,24 +19,31 @@ import jax.numpy as jnp
 import numpy as np
 
 from hir_jax.checks import responses
-from hir_jax.checks.device import conditions as plans
-from hir_jax.checks.device.conditions import IDS as IDS
-from hir_jax.checks.device.conditions import Conditions as Conditions
-from hir_jax.checks.device.conditions import conditions as conditions
-from hir_jax.checks.device.conditions import decides as decides
+from hir_jax.checks.device.conditions import (
+    AT_LEAST,
+    BODY,
+    CHARACTER,
+    EDGE_AFTER,
+    EDGE_BEFORE,
+    END,
+    IS_SPACE,
+    IS_WORD,
+    LESS_THAN,
+    Conditions,
+)
 from hir_jax.types import Array, InputError, Verdicts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_FOREIGN = b"\xff"  # stands for a token that is not ASCII
-_HIDING = b"\xfe"  # stands for one that may hold part of a think tag as well
+_FOREIGN = b"\xff"  # in place of a token that is not ASCII
+_HIDING = b"\xfe"  # in place of one that may also hold part of a think tag
 
 # ---- Tokens to bytes ------------------------------------------------------------------------------------------------
 
 
 class TokenBytes(NamedTuple):
-    """What each token adds to the text: token v is `data[start[v] : start[v + 1]]`, nothing for special tokens."""
+    """The bytes that each token adds to the text: token v is `data[start[v] : start[v + 1]]`, nothing for special tokens."""
 
     data: Array  # u8[D]
     start: Array  # i32[V + 1]
@@ -51,9 +58,9 @@ def token_bytes(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> TokenByt
     """The table of a Hugging Face tokenizer for a model of `vocab_size` words (those past the tokenizer's are empty).
 
     A token that is not ASCII by itself is the one byte 0xFF (0xFE if it holds < or >): every text that holds it is left to the
-    host anyway.
-    Raises InputError unless decoding tokens one by one gives the parts of decoding them together, which holds for
-    byte-level BPE and fails where the decoder adds or strips spaces; tried on each ASCII token in a random context.
+    host anyway. Raises InputError unless tokens decoded one by one and then joined give the same text as decoded together,
+    which is true of byte-level BPE and not where the decoder adds or strips spaces; tried on each ASCII token in a random
+    context.
     """
 
     def decode(sequences: list[list[int]]) -> list[str]:
@@ -82,7 +89,7 @@ def token_bytes(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> TokenByt
 def to_bytes(table: TokenBytes, tokens: Array, mask: Array, width: int) -> tuple[Array, Array, Array]:
     """Text of responses: u8[B, width] with zeros behind, its length i32[B], and whether it fits in `width`, bool[B].
 
-    tokens: i32[B, R]; mask: bool[B, R], the tokens of the response. What does not fit is cut off.
+    tokens: i32[B, R]; mask: bool[B, R], the tokens of the response. The rest is cut off.
     """
     begin = table.start[tokens]
     end = jnp.cumsum(
@@ -108,7 +115,7 @@ def _occurs(text: Array, word: bytes) -> Array:
 
 
 def without_thinking(text: Array, length: Array, begun: bool) -> tuple[Array, Array, Array]:
-    """`responses.without_thinking` of texts u8[B, L], with zeros behind, of lengths i32[B]: what is left of them in the same
+    """`responses.without_thinking` for texts u8[B, L], padded with zeros, of lengths i32[B]: the remaining texts in the same
     form, and bool[B], False where a token that is not ASCII may hide part of a tag."""
     opening, closing = responses.OPENING.encode(), responses.CLOSING.encode()
     place = jnp.arange(text.shape[1])
@@ -119,7 +126,7 @@ def without_thinking(text: Array, length: Array, begun: bool) -> tuple[Array, Ar
     ]  # right behind a closing tag
     inside = (opened >= 0) & (opened >= _last(behind))
     ended = _last(behind & _before(inside))
-    spaces = ~inside & jnp.asarray(plans.IS_SPACE)[text]
+    spaces = ~inside & jnp.asarray(IS_SPACE)[text]
     solid = _last(within & ~inside & ~spaces)
     keep = within & ~inside & ~((ended > solid) & spaces)
     count = jnp.cumsum(keep, axis=1)
@@ -130,7 +137,7 @@ def without_thinking(text: Array, length: Array, begun: bool) -> tuple[Array, Ar
     return packed, left, ~(text == _HIDING[0]).any(axis=1)
 
 
-# ---- Counts: along a row, with the place of the latest character of a kind --------------------------------------------
+# ---- Counts along a row, from the place of the latest character of a kind -----------------------------------------------
 
 
 def _last(x: Array) -> Array:
@@ -139,13 +146,13 @@ def _last(x: Array) -> Array:
 
 
 def _number(x: Array, reset: Array) -> Array:
-    """i32[B, L]: how many x there are up to each place, behind the latest reset."""
+    """i32[B, L]: the number of x up to each place, after the latest reset."""
     count = jnp.cumsum(x, axis=1)
     return count - jax.lax.cummax(jnp.where(reset, count, 0), axis=1)
 
 
 def _before(x: Array, first: Any = False) -> Array:
-    """What stands one place before."""
+    """x shifted by one place: at each place the value before it."""
     return jnp.pad(x[:, :-1], ((0, 0), (1, 0)), constant_values=first)
 
 
@@ -154,7 +161,7 @@ def _after(x: Array) -> Array:
 
 
 def _firsts(x: Array, reset: Array) -> Array:
-    """Places of x without another x since the latest reset."""
+    """The places where x holds for the first time since the latest reset."""
     return x & (_before(_last(x), -1) <= _last(reset))
 
 
@@ -163,7 +170,7 @@ def _count(x: Array) -> Array:
 
 
 def _ends(x: Array) -> tuple[Array, Array]:
-    """i32[B, 1] each: the first and the last place of x, one behind the row and -1 without any."""
+    """i32[B, 1] each: the first and the last place of x; L and -1 if there is none."""
     place = jnp.arange(x.shape[1])
     first = jnp.where(x, place, x.shape[1]).min(axis=1, keepdims=True)
     return first, jnp.where(x, place, -1).max(axis=1, keepdims=True)
@@ -172,7 +179,7 @@ def _ends(x: Array) -> tuple[Array, Array]:
 def _pieces(star: Array, filled: Array, size: int) -> tuple[Array, Array, Array]:
     """Splitting at every `size` asterisks: the number of pieces that are not blank, i32[B], or -1 for a blank one that is
     not at an end; the places of content; and which of them are the first of their piece."""
-    offset = jnp.arange(star.shape[1]) - _last(~star) - 1  # in a run of asterisks, of which the divisible part divides
+    offset = jnp.arange(star.shape[1]) - _last(~star) - 1  # in a run of asterisks, of which every full `size` divides
     divider_end = star & (offset % size == size - 1)
     run_left = star.shape[1] - 1 - _last(~star[:, ::-1])[:, ::-1] - jnp.arange(star.shape[1])  # to the run's end
     content = filled & ~(star & (offset - offset % size + size <= offset + run_left))
@@ -196,7 +203,7 @@ def _two_responses(text: Array, star: Array, filled: Array) -> Array:
 
 
 def _bullets(text: Array, star: Array, filled: Array, newline: Array, inside: Array) -> Array:
-    """i32[B]. An asterisk that ends its line takes the next line into its bullet, as the pattern there does."""
+    """i32[B]. An asterisk that ends its line takes the next line into its bullet, as IFEval's pattern does."""
     leading = _firsts(filled, newline)
     bullet = leading & star & _after(inside & ~star)
     takes_next = newline & _before(bullet)
@@ -209,9 +216,9 @@ def _highlights(star: Array, filled: Array, newline: Array) -> Array:
     last_star, content = _before(_last(star), -1), _last(filled & ~star)
     # Single ones: the asterisks of a line pair up.
     single = star & (_number(star, newline) % 2 == 0) & (content > last_star)
-    # Double ones: a run of n asterisks, c = 0 or 2 of which close a match, holds empty `****` and opens another match if
-    # (n - c) mod 4 >= 2, provided that the line has a next run and that has two: it then closes. So along linked runs
-    # "closes" is passed on if n mod 4 < 2 and turned round if not.
+    # Double ones: of a run of n asterisks, c = 0 or 2 close a match; the rest holds empty `****` and opens another match if
+    # (n - c) mod 4 >= 2 and the line has a next run of at least two, which closes it. So along linked runs "closes" is
+    # passed on if n mod 4 < 2 and inverted otherwise.
     run = star & ~_before(star)
     size = last_star - _before(_last(run), -1) + 1  # of the run before this one
     linked = run & _after(star) & (last_star > _last(newline))
@@ -224,7 +231,7 @@ def _titles(text: Array, filled: Array, newline: Array) -> Array:
     """bool[B]: a line with `<<`, something, `>>`."""
 
     def behind(bracket: Array, newline: Array) -> Array:
-        """At or behind the first other character that follows two brackets on this line."""
+        """At or behind the first other character after two brackets on this line."""
         line = _last(newline)
         opened = _last(bracket & _before(bracket)) > line
         return _last(opened & ~bracket) > line
@@ -255,7 +262,7 @@ def _text_values(text: Array, inside: Array, filled: Array, word: Array) -> list
 
 
 def _places(text: Array, inside: Array, filled: Array, word: Array) -> Array:
-    """u16[B, L + 2]: the words of bits, one more place at either end."""
+    """u16[B, L + 2]: the bits of each place (see `conditions`), with one more place at either end."""
 
     def wide(x: Array) -> Array:
         return jnp.pad(x, ((0, 0), (1, 1)))
@@ -266,17 +273,17 @@ def _places(text: Array, inside: Array, filled: Array, word: Array) -> Array:
     body = wide((place >= first) & (place <= last))
     edge = wide(word)[:, 1:] != wide(word)[:, :-1]
     return (
-        wide(jnp.where(inside, jnp.asarray(plans.CHARACTER)[text], 0))
-        | jnp.pad(edge, ((0, 0), (0, 1))) * jnp.uint16(plans.EDGE_AFTER)
-        | jnp.pad(edge, ((0, 0), (1, 0))) * jnp.uint16(plans.EDGE_BEFORE)
-        | body * jnp.uint16(plans.BODY)
-        | (_before(body) & ~body) * jnp.uint16(plans.END)
+        wide(jnp.where(inside, jnp.asarray(CHARACTER)[text], 0))
+        | jnp.pad(edge, ((0, 0), (0, 1))) * jnp.uint16(EDGE_AFTER)
+        | jnp.pad(edge, ((0, 0), (1, 0))) * jnp.uint16(EDGE_BEFORE)
+        | body * jnp.uint16(BODY)
+        | (_before(body) & ~body) * jnp.uint16(END)
     )
 
 
 def _pattern_values(places: Array, conditions: Conditions) -> tuple[Array, Array, Array]:
-    """MATCHES i32[B, C], of all patterns of a constraint; FOUND, how many of them match at all; and bool[B, C], whether
-    one of its `doubts` does."""
+    """MATCHES i32[B, C], the matches of all patterns of a constraint; FOUND i32[B, C], the number of its patterns that match
+    at all; and bool[B, C], whether one of its `doubts` does."""
     starts = places.shape[1] - 1
     width = conditions.mask.shape[2]
     places = jnp.pad(places, ((0, 0), (0, width)))
@@ -305,20 +312,20 @@ def _pattern_values(places: Array, conditions: Conditions) -> tuple[Array, Array
 
 
 def verify_bytes(conditions: Conditions, text: Array, length: Array, fits: Array) -> Verdicts:
-    """The constraint mask bool[B, C] of texts u8[B, L]; `length` i32[B], `fits` bool[B]: the text is all of the response.
+    """Verdicts bool[B, C] on texts u8[B, L] of `length` i32[B]; `fits` bool[B]: the text is all of the response.
 
-    Row b belongs to prompt b // (B / N). `known` only where `conditions` are decidable and the text fits and is ASCII.
+    Row b belongs to prompt b // (B / N). Verdicts are `known` where `conditions` are decidable and the text fits and is ASCII.
     """
     conditions = jax.tree.map(lambda x: jnp.repeat(jnp.asarray(x), len(text) // len(x), axis=0), conditions)
     inside = jnp.arange(text.shape[1]) < length[:, None]
     text = jnp.where(inside, text, 0)
-    filled = inside & ~jnp.asarray(plans.IS_SPACE)[text]
-    word = jnp.asarray(plans.IS_WORD)[text]
+    filled = inside & ~jnp.asarray(IS_SPACE)[text]
+    word = jnp.asarray(IS_WORD)[text]
     matches, found, doubtful = _pattern_values(_places(text, inside, filled, word), conditions)
     values = [matches, found, *(x[:, None].astype(jnp.int32) for x in _text_values(text, inside, filled, word))]
     value = sum(jnp.where(conditions.value == i, x, 0) for i, x in enumerate(values))
     met = jnp.select(
-        [conditions.relation == plans.AT_LEAST, conditions.relation == plans.LESS_THAN],
+        [conditions.relation == AT_LEAST, conditions.relation == LESS_THAN],
         [value >= conditions.number, value < conditions.number],
         value == conditions.number,
     )
@@ -328,17 +335,11 @@ def verify_bytes(conditions: Conditions, text: Array, length: Array, fits: Array
 
 
 def verify(
-    table: TokenBytes,
-    conditions: Conditions,
-    tokens: Array,
-    mask: Array,
-    *,
-    width: int,
-    thinking: bool | None = None,
+    table: TokenBytes, conditions: Conditions, tokens: Array, mask: Array, *, width: int, thinking: bool | None = None
 ) -> Verdicts:
-    """The same for tokens i32[B, R], of which `mask` bool[B, R] are the response, in texts of up to `width` bytes.
+    """Verdicts on tokens i32[B, R], of which `mask` bool[B, R] are the response, in texts of up to `width` bytes.
 
-    thinking: None checks all of a text; else it is checked `without_thinking`, which the prompt has begun (True) or not.
+    thinking: None checks the whole text; a bool checks it `without_thinking`, which the prompt has begun (True) or not.
     Pure and to be jitted, with `width` and `thinking` static; compiled once for all batches of one shape.
     """
     table = TokenBytes(*map(jnp.asarray, table))

@@ -18,7 +18,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from hir_jax.checks import registry
-from hir_jax.checks.device import on_device
+from hir_jax.checks.device import verify as device
+from hir_jax.checks.device.conditions import IDS, decides, encode
 from hir_jax.data.generate.tiny import lexicon
 from hir_jax.types import Constraint, InputError
 
@@ -26,13 +27,13 @@ ROOT = Path(__file__).parents[2]
 IFEVAL = ROOT / "../shared/benchmarks/ifeval"
 recorded = pytest.mark.skipif(not IFEVAL.is_dir(), reason="the benchmark fixtures (../shared/benchmarks) are absent")
 
-verify_bytes = jax.jit(on_device.verify_bytes)
-verify = jax.jit(on_device.verify, static_argnames="width")
+verify_bytes = jax.jit(device.verify_bytes)
+verify = jax.jit(device.verify, static_argnames="width")
 
 
 def device_verdicts(constraints, texts, columns, length):
     """NumPy Verdicts of texts; `constraints` are one list for all of them or a list each."""
-    return verdicts_of(on_device.conditions(constraints, columns), texts, length)
+    return verdicts_of(encode(constraints, columns), texts, length)
 
 
 def verdicts_of(conditions, texts, length):
@@ -45,7 +46,7 @@ def verdicts_of(conditions, texts, length):
 
 def in_one_shape(constraints, columns=24, patterns=64, symbols=24):
     """Conditions of one prompt, padded so that all tests of this kind share a program."""
-    c = on_device.conditions([constraints], columns)
+    c = encode([constraints], columns)
     more, longer = patterns - c.mask.shape[1], symbols - c.mask.shape[2]
     return c._replace(
         owner=np.pad(c.owner, ((0, 0), (0, more)), constant_values=-1),
@@ -82,7 +83,7 @@ def prompts():
 @recorded
 def test_recorded_responses_with_their_own_and_other_constraints(prompts):
     responses = [row for model in ("llama_3b", "qwen25_7b") for row in rows(f"responses.{model}.jsonl")]
-    pool = [c for constraints in prompts.values() for c in constraints if c.id in on_device.IDS]
+    pool = [c for constraints in prompts.values() for c in constraints if c.id in IDS]
     draw = random.Random(0)
     constraints = [prompts[row["key"]] + draw.sample(pool, 6) for row in responses]
     texts = [row["response"] for row in responses]
@@ -93,7 +94,7 @@ def test_recorded_responses_with_their_own_and_other_constraints(prompts):
         assert (verdicts.satisfied[b, :own] == np.array(row["strict"]))[decided].all(), row["key"]
         expect_equal(verdicts, b, constraints[b], texts[b])
         plain = texts[b].isascii() and len(texts[b]) <= 4096
-        expected = [plain and on_device.decides(c) for c in constraints[b]]
+        expected = [plain and decides(c) for c in constraints[b]]
         assert verdicts.known[b, : len(expected)].tolist() == expected, row["key"]
     assert sum(text.isascii() for text in texts) == 910
     assert verdicts.known.sum() > 6000
@@ -101,23 +102,23 @@ def test_recorded_responses_with_their_own_and_other_constraints(prompts):
 
 @recorded
 def test_constraints_of_the_recorded_prompts_that_are_left_to_the_host(prompts):
-    ours = [c for constraints in prompts.values() for c in constraints if c.id in on_device.IDS]
-    refused = [c for c in ours if not on_device.decides(c)]
+    ours = [c for constraints in prompts.values() for c in constraints if c.id in IDS]
+    refused = [c for c in ours if not decides(c)]
     assert len(ours) == 592
     assert sorted(c.arguments["letter"] for c in refused) == ["!", "#"]  # unusable for the host, too
 
 
 @recorded
 def test_crafted_responses():
-    crafted = [row for row in rows("crafted.jsonl") if row["instruction_id"] in on_device.IDS]
+    crafted = [row for row in rows("crafted.jsonl") if row["instruction_id"] in IDS]
     texts, constraints = ([row["response"] for row in crafted], [
         [Constraint(row["instruction_id"], row["kwargs"])] for row in crafted
     ])  # fmt: skip
     verdicts = device_verdicts(constraints, texts, 1, 2048)
     known = verdicts.known[:, 0]
     assert [row for b, row in enumerate(crafted) if known[b] and verdicts.satisfied[b, 0] != row["strict"]] == []
-    ours = {id for id in on_device.IDS if id.startswith(("tiny:", "training:"))}
-    assert {row["instruction_id"] for row in itertools.compress(crafted, known)} == set(on_device.IDS) - ours
+    ours = {id for id in IDS if id.startswith(("tiny:", "training:"))}
+    assert {row["instruction_id"] for row in itertools.compress(crafted, known)} == set(IDS) - ours
 
 
 # ---- short and random texts --------------------------------------------------------------------------------------
@@ -210,7 +211,7 @@ EVERY = {
 def test_every_short_text(name):
     pieces, size, constraints = EVERY[name]
     texts = ["".join(text) for n in range(size + 1) for text in itertools.product(pieces, repeat=n)]
-    assert all(map(on_device.decides, constraints))
+    assert all(map(decides, constraints))
     overlapping = {i for i, c in enumerate(constraints) if "keyword" in c.arguments}
     for start in range(0, len(texts), 4096):
         part = texts[start : start + 4096]
@@ -261,7 +262,7 @@ def test_random_keywords(word, texts):
     if word.isalnum():
         constraints += [*word_times(word, (0, 1)), one_of(word, "a" + word, "b" + word)]
     conditions = in_one_shape(constraints)
-    assert conditions.decidable[0, : len(constraints)].tolist() == [on_device.decides(c) for c in constraints]
+    assert conditions.decidable[0, : len(constraints)].tolist() == [decides(c) for c in constraints]
     verdicts = verdicts_of(conditions, texts, 20)
     for b, text in enumerate(texts):
         expect_equal(verdicts, b, constraints, text)
@@ -287,15 +288,15 @@ def test_text_that_is_not_ascii_or_too_long_is_unknown():
     ids=lambda constraint: str(constraint.arguments)[:40],
 )  # fmt: skip
 def test_constraints_that_are_left_to_the_host(constraint):
-    assert not on_device.decides(constraint)
-    conditions = on_device.conditions([[constraint, NO_COMMA]], 2)
+    assert not decides(constraint)
+    conditions = encode([[constraint, NO_COMMA]], 2)
     assert conditions.present.tolist() == [[True, True]]
     assert conditions.decidable.tolist() == [[False, True]]
 
 
 def test_more_constraints_than_columns():
     with pytest.raises(ValueError, match="prompt 1 has 3 constraints, more than the 2 columns"):
-        on_device.conditions([[TWO], [TWO, TITLE, ANSWER]], 2)
+        encode([[TWO], [TWO, TITLE, ANSWER]], 2)
 
 
 # ---- tokens ------------------------------------------------------------------------------------------------------
@@ -325,7 +326,7 @@ def tokenizer(request):
 
 
 def test_bytes_of_tokens_are_those_of_the_decoded_text(tokenizer):
-    table = on_device.token_bytes(tokenizer, len(tokenizer) + 7)
+    table = device.token_bytes(tokenizer, len(tokenizer) + 7)
     assert len(table.start) == len(tokenizer) + 8
     ascii_ids = [i for i in range(len(tokenizer)) if tokenizer.decode([i]).isascii()]
     rng = np.random.default_rng(1)
@@ -333,9 +334,9 @@ def test_bytes_of_tokens_are_those_of_the_decoded_text(tokenizer):
     tokens[:50] = rng.integers(0, len(tokenizer), (50, 12))  # any bytes
     mask = np.arange(12) < rng.integers(0, 13, 200)[:, None]
     width = 12 * table.longest
-    text, length, fits = jax.device_get(on_device.to_bytes(jax.tree.map(jax.numpy.asarray, table), tokens, mask, width))
+    text, length, fits = jax.device_get(device.to_bytes(jax.tree.map(jax.numpy.asarray, table), tokens, mask, width))
     assert fits.all()
-    narrow = jax.device_get(on_device.to_bytes(jax.tree.map(jax.numpy.asarray, table), tokens, mask, 20))
+    narrow = jax.device_get(device.to_bytes(jax.tree.map(jax.numpy.asarray, table), tokens, mask, 20))
     plain = 0
     for b in range(200):
         expected = tokenizer.decode(tokens[b][mask[b]], skip_special_tokens=True, clean_up_tokenization_spaces=False)
@@ -357,15 +358,15 @@ def test_a_tokenizer_whose_decoder_handles_spaces_is_refused():
     tokenizer.decoder = decoders.Metaspace()
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
     with pytest.raises(InputError, match="one by one"):
-        on_device.token_bytes(fast, 4)
+        device.token_bytes(fast, 4)
 
 
 def test_batches_of_any_prompts_share_one_program(tokenizer):
-    table = on_device.token_bytes(tokenizer, len(tokenizer))
+    table = device.token_bytes(tokenizer, len(tokenizer))
     decided = [c for c in MIXED if c.id != "startend:end_checker"]
     rng = np.random.default_rng(2)
     prompts = [[decided[i] for i in rng.choice(len(decided), rng.integers(1, 7), replace=False)] for _ in range(24)]
-    conditions = on_device.conditions(prompts, 6)
+    conditions = encode(prompts, 6)
     compiled = verify._cache_size()
     for n in range(0, 24, 4):
         tokens = rng.integers(0, len(tokenizer), (12, 20)).astype(np.int32)

@@ -1,1 +1,0 @@
-"""Families of constraints that generated instructions may draw from, beside IFEval's: a module each."""
