@@ -207,15 +207,7 @@ def _require(ok: bool, message: str) -> None:
 
 def _check_types(config, known) -> None:
     """Command-line overrides have their key's type already; what a file in configs/ sets and what tuples hold has not."""
-    elements = {
-        "lora.targets": str,
-        "data.families": str,
-        "data.templates": str,
-        "data.constraint_ids": str,
-        "data.unseen_ids": str,
-        "data.prompt_buckets": int,
-        "rollout.response_buckets": int,
-    }
+    elements = {"data.prompt_buckets": int, "rollout.response_buckets": int}  # of the others: str
     defaults_flat = flatten(known)
     for key, value in flatten(config).items():
         if key.startswith(ANY_NAME) and key not in defaults_flat:
@@ -230,8 +222,8 @@ def _check_types(config, known) -> None:
         )
         for item in value if wanted is list else ():
             _require(
-                type(item) is elements[key],
-                f"config.{key} = {tuple(value)} holds {item!r}; give a tuple of {elements[key].__name__}",
+                type(item) is (element := elements.get(key, str)),
+                f"config.{key} = {tuple(value)} holds {item!r}; give a tuple of {element.__name__}",
             )
 
 
@@ -326,14 +318,14 @@ def config_file(name: str) -> str:
     if not Path(path).is_file():
         shipped = (directory / f"{path}.py" for directory in SHIPPED)
         path = next((str(file) for file in shipped if "/" not in path and file.is_file()), path)
+    if not Path(path).is_file():
+        raise ConfigError(f"{path}: no such config file; those that come with hir_jax: {', '.join(shipped_configs())}")
     return path + colon + variant
 
 
 def load_file(name: str) -> ml_collections.ConfigDict:
     """What `--config=name` gives: FILE or FILE:VARIANT."""
     path, _, variant = config_file(name).partition(":")
-    if not Path(path).is_file():
-        raise ConfigError(f"{path}: no such config file; those that come with hir_jax: {', '.join(shipped_configs())}")
     get_config = runpy.run_path(path)["get_config"]
     return get_config(variant) if variant else get_config()
 
@@ -382,10 +374,6 @@ def _parse(argv):
         argv = [f"--config={config_file(a[9:])}" if a.startswith("--config=") else a for a in argv]
     except InputError as error:
         sys.exit(f"error: {error}")
-    for name in (a.removeprefix("--config=").split(":")[0] for a in argv[1:] if a.startswith("--config=")):
-        if not Path(name).is_file():
-            known = ", ".join(shipped_configs())
-            sys.exit(f"error: --config={name}: no such file; those that come with hir_jax: {known}")
     keys = flatten(defaults())
     groups = {k.rsplit(".", 1)[0] for k in keys if "." in k}
     for key in (a.split("=")[0].removeprefix("--config.") for a in argv[1:] if a.startswith("--config.")):

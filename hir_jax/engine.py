@@ -43,10 +43,10 @@ def _laid_out(shapes, shardings):
 
 
 class Engine:
-    """`settings`: what the functions of a step are bound to; `backbone`: model shape, tokenizer, weights."""
+    """`settings` bind the functions of a step to the config; `backbone` holds model shape, tokenizer and weights."""
 
     def __init__(self, config, devices=None, backbone: Backbone | None = None):
-        """devices: those of the mesh, all that jax sees where None; backbone: opened by the config where None."""
+        """devices: the mesh's, by default all that jax sees; backbone: by default the one that the config names."""
         self.config, self.backbone = config, backbone or open_backbone(config)
         self.mesh = meshes.make_mesh(**config.mesh, devices=devices)
         sampler = {"data": -1, "fsdp": 1, "tensor": config.rollout.tensor} if config.rollout.tensor else config.mesh
@@ -87,7 +87,7 @@ class Engine:
 
     @cached_property
     def frozen(self) -> decoder.Params | None:
-        """The model that LoRA's adapters are trained beside, which no step changes; None without LoRA."""
+        """With LoRA, the model without its adapters, which no step changes; None without LoRA."""
         return self._load(self.config.lora.base_dtype) if self.lora else None
 
     def load_params(self) -> decoder.Params:
@@ -96,13 +96,13 @@ class Engine:
 
     @cached_property
     def base(self) -> dict[str, str | int]:
-        """Where `frozen` is from, and its checksum, for checkpoints, which do not hold it. {} where it is random or None."""
+        """Origin and checksum of `frozen`, which checkpoints record because they do not hold it; {} if it is random or None."""
         if not (self.lora and self.backbone.checkpoint):
             return {}
         return {"base": self.backbone.checkpoint.origin, "base_checksum": int(lora.checksum(self.frozen))}
 
     def refuse_other_base(self, meta: dict) -> None:
-        """InputError if the checkpoint that `meta` is of was trained beside other frozen weights than are here now."""
+        """InputError if the checkpoint with this `meta` was trained with other frozen weights than the ones loaded now."""
         if meta.get("base_checksum") != self.base.get("base_checksum"):
             raise InputError(
                 f"config.model.checkpoint = {self.config.model.checkpoint!r}: its weights are not those that the run's LoRA "
@@ -120,14 +120,14 @@ class Engine:
         return make(params)
 
     def _initial(self, params: decoder.Params) -> decoder.Params:
-        """What is trained, at step 0 from given parameters: a copy of them (the state will be donated), or new adapters."""
+        """The trained parameters of step 0: a copy of the given ones (the state will be donated), or new adapters."""
         if self.lora is None:
             return jax.tree.map(jnp.copy, params)
         return lora.init(self.model, self.lora, self.key(ADAPT), jnp.dtype(self.config.model.param_dtype))
 
     @property
     def abstract_frozen(self) -> decoder.Params | None:
-        """Shapes and shardings of the weights that LoRA's adapters are trained beside; None without LoRA."""
+        """Shapes and shardings of `frozen`; None without LoRA."""
         if self.lora is None:
             return None
         shapes = decoder.abstract_params(self.model, jnp.dtype(self.config.lora.base_dtype))
@@ -162,7 +162,7 @@ class Engine:
         return jax.tree.map(lambda x: x if x.dtype == dtype else self._cast(x), params)
 
     def abstract_sampler_params(self, params: decoder.Params) -> decoder.Params:
-        """Shapes and shardings of what `for_sampling` makes of those, which are returned where it does not copy them."""
+        """Shapes and shardings of the result of `for_sampling`; arrays that it does not copy are returned themselves."""
         if self.config.rollout.tensor:
             shapes = jax.eval_shape(partial(steps.for_sampling, settings=self.settings), params)
             axes = lora.param_axes(self.model, params)
@@ -234,12 +234,12 @@ class Engine:
 
     @cached_property
     def token_bytes(self) -> TokenBytes:
-        """What each token adds to a text. InputError for a tokenizer of which that cannot be said."""
+        """The bytes that each token adds to a text. InputError for a tokenizer whose tokens cannot be read as bytes."""
         return token_bytes(self.backbone.tokenizer, self.model.vocab_size)
 
     @cached_property
     def _table(self) -> TokenBytes:
-        """The same on the devices, where every step needs it."""
+        """`token_bytes` on the devices, where every step needs them."""
         return meshes.put(self._whole, self.token_bytes)
 
     # ---- the host's side
@@ -305,7 +305,7 @@ class Engine:
             return self.fetch(self._logprobs(params, *arrays))
 
     def is_finite(self, params, prompts: PromptBatch) -> bool:
-        """Whether a policy gives finite log-probs: of one token behind the end of each prompt. Shapes are those of a step."""
+        """Whether a policy gives finite log-probs, tried on one token after each prompt, in the shapes of a step."""
         columns = prompts.tokens.shape[1]
         tokens = np.full(
             (len(prompts.tokens), columns + self.config.rollout.max_response), self.settings.pad_id, np.int32

@@ -41,7 +41,7 @@ def verify(
 ) -> Verdicts:
     """Verdicts bool[B, width] on the constraints `wanted`, bool[B, C] or bool[B, 1]; row b belongs to prompt b // (B / N).
 
-    conditions: those of the N prompts, which the device decides first, or None. Each process decides its share of what is left,
+    conditions: the N prompts' constraints that the device decides first, or None. Each process decides its share of what is left,
     so that only `processes.union` of the results is complete.
     """
     per_prompt = len(rollout.filled) // len(rows)

@@ -252,8 +252,8 @@ def policy_batch(
 
     With `rollout.old_logp` "trainer" (as the released code) the trainer's log-probs take the place of the sampler's; their ratio
     corrects the loss if there is a `learner.importance_cap`. With `replay.behaviour` "rewritten" a replay's pi_old and pi_ref are
-    given q', so that the ratio starts at 1 and the KL is that of one conditional; as released, both are given q, under which
-    y was sampled.
+    given q', so that the ratio starts at 1 and the KL compares the same conditional; as released, both are given q, under
+    which y was sampled.
     """
     config = settings.config
     reward, weight = select.rewards(

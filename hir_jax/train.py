@@ -46,15 +46,15 @@ from hir_jax.types import InputError, TrainBatch
 
 log = logging.getLogger(__name__)
 
-# Metrics that are finite if a step's log-probs are: of the trainer, and of the sampler
+# Metrics that are finite if the log-probs of a step are: the trainer's, and the sampler's
 _OF_LOG_PROBS = ("nll", "policy_entropy")
-# Steps in a row without an update, for gradients that are not finite, with which a run ends. Now and then one is no harm.
+# A run ends after this many steps in a row without an update because of gradients that are not finite. A single one does no harm.
 _MOST_SKIPPED = 3
 
 
 class DivergedError(InputError):
-    """A policy whose log-probs are not finite, or whose gradients are not, step after step; the message names the step and the
-    last good checkpoint."""
+    """The policy's log-probs are not finite, or its gradients were not for several steps. The message names the step and the last
+    good checkpoint."""
 
 
 class Run:
@@ -91,7 +91,7 @@ class Run:
         return old is None
 
     def _conditions(self):
-        """(the training rows' constraints for the device or None, whether whole steps can run there)."""
+        """(the training rows' constraints in the device's form or None, whether whole steps can run on the device)."""
         config = self.config
         if not config.constraints.on_device or not METHODS[config.method].samples:
             return None, False
@@ -110,8 +110,8 @@ class Run:
         self.stopping = True
 
     def restore_or_init(self):
-        """(state, parameters of the reference policy) of the last committed step, or of step 0. The second is None where there is
-        no reference policy, or LoRA's frozen model is it."""
+        """(state, parameters of the reference policy) of the last committed step, or of step 0. The second is None without a
+        reference policy, and with LoRA, whose frozen model is the reference."""
         engine, latest = self.engine, processes.agree(self.checkpoints.latest)
         keeps_reference = engine.settings.keeps_reference
         initial = engine.load_params() if latest is None or keeps_reference else None
@@ -159,7 +159,7 @@ class Run:
         return {f"heldout_{name}": value for name, value in found.items()}
 
     def judge_usage(self) -> dict[str, float]:
-        """What the judge was asked so far, and what that cost."""
+        """Requests to the judge so far, and their cost."""
         judge = self.verifier.deciders.get("judge")
         used = processes.total(dataclasses.asdict(judge.usage)) if judge else {}
         return {f"judge_{name}": value for name, value in used.items()}
@@ -188,7 +188,7 @@ class Run:
         self.progress.step(step, metrics)
 
     def stops_after(self, step: int) -> bool:
-        """Whether SIGTERM has come: the run is to be saved and left after this step."""
+        """Whether SIGTERM has come, so that the run is saved and ends after this step."""
         return self.stopping or self.checkpoints.reached_preemption(step)
 
     def refuse_broken(self, step: int, metrics) -> None:
@@ -220,7 +220,7 @@ class Run:
         self.checkpoints.save(step, state, meta | self.engine.base)
 
     def export(self, params) -> None:
-        """DIR/model, for transformers, in place of one from an earlier end of this run or from a save that was cut off."""
+        """Writes DIR/model, for transformers; replaces one that an earlier end of this run, or a save that was cut off, left."""
         params = meshes.for_first_host(self.engine.mesh, self.engine.policy(params))
         if not processes.first():
             return
@@ -232,7 +232,7 @@ class Run:
         self.say(f"trained weights, for transformers: {model}")
 
     def write_report(self) -> None:
-        """DIR/report.html; that it cannot be written is no reason for a run to fail."""
+        """Writes DIR/report.html; a failure is only logged."""
         if not processes.first():
             return
         path = self.workdir / "report.html"
@@ -294,7 +294,7 @@ def sft_batch(run: Run, indices) -> TrainBatch:
 
 
 def sft_step(run: Run, state, step: int, clock: Clock):
-    """The same for supervised pairs."""
+    """One step of supervised fitting, with the results of `policy_step`."""
     batch = sft_batch(run, run.data.indices(step))
     clock.lap("data")
     state, metrics = run.engine.update(state, batch)

@@ -357,7 +357,7 @@ def refusals(undisturbed, tmp_path_factory):
         "wrong template": (arguments(d / "new", data__templates="('type9',)"), ["type9", "type1, type2"]),
         "stray argument": ([*arguments(d / "new"), "seed=1"], ["unexpected argument 'seed=1'"]),
         "no workdir": ([f"--config={CONFIG}"], ["--workdir"]),
-        "no config": (["--config=configs/none.py", f"--workdir={d / 'new'}"], ["configs/none.py: no such file"]),
+        "no config": (["--config=configs/none.py", f"--workdir={d / 'new'}"], ["configs/none.py: no such config file"]),
         "corrupt row": (arguments(d / "new", **one, data__path=corrupt), [f"{corrupt}:3: not JSON"]),
         "unknown constraint": (arguments(d / "new", **one, data__path=unknown), [f"{unknown}:3", "keyword:existence"]),
         "missing data": (arguments(d / "new", **one, data__path=d / "none.jsonl"), [f"{d / 'none.jsonl'}: cannot be read"]),

@@ -3,7 +3,7 @@
 A kind of text that meets many instructions at once raises ILA without being asked for anything. The control shows it: within
 the prompts that have equally many constraints, each response is checked against the constraints of other prompts, and
 
-    following = ILA under the own constraints - ILA under those of other prompts, over the same pairs.
+    following = ILA under the own constraints - ILA under other prompts' constraints, over the same pairs.
 
 Every shift of the control is a permutation of the prompts, so a response that is the same for all of them gets exactly 0 where
 all verdicts are known. ILA ranks methods; `following` says whether what ILA measures is following at all.
@@ -28,7 +28,7 @@ TRAINING_SHIFTS, EVALUATION_SHIFTS = 1, 8  # R
 
 
 def shuffles(counts: np.ndarray, seed: Sequence[int], shifts: int) -> np.ndarray:
-    """Whose constraints the responses to each prompt are checked against: i32[R, N], -1 for nobody's.
+    """The other prompt whose constraints the responses to each prompt are checked against: i32[R, N], -1 for none.
 
     counts: i64[N], the constraints of each prompt; a prompt with none has no part in it. Prompts are grouped by their count, and
     a group of G takes min(R, G - 1) cyclic shifts of a permutation drawn from `seed`: never a prompt itself, and each shift

@@ -45,7 +45,7 @@ def assemble(
 def dealt(count: Int[Array, ""] | int, rows: int, parts: int) -> Int32[Array, " places"]:
     """An order of `rows` places, the first `count` of which are filled: each of the `parts` equal parts gets its share
     of the filled ones, in their order, and behind them its share of the empty ones. The shares differ by one at most; where
-    all places are filled, the order is that of the places."""
+    all places are filled, nothing changes its place."""
     place = jnp.arange(rows, dtype=jnp.int32)
     part, within = place // (rows // parts), place % (rows // parts)
     share = count // parts + (part < count % parts)

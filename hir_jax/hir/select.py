@@ -1,4 +1,4 @@
-"""Which failures are replayed: the score F(y) = F_div(y) + lambda_s * F_int(y) and its selection (docs/method.md).
+"""Selects the failures to replay: the score F(y) = F_div(y) + lambda_s * F_int(y) and its selection (docs/method.md).
 
 Pure functions of arrays. B rows, N prompts, C constraints, K = k * N places for replays.
 """

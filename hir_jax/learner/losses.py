@@ -39,7 +39,7 @@ def policy_loss(
 def kl_loss(logp: Float[Array, "*T"], ref: Float[Array, "*T"], estimator: str) -> Float32[Array, "*T"]:
     """Estimate of KL(policy || reference) from one token drawn by the policy (see KL_ESTIMATORS),
     with d = logp - ref: k1 = d, k2 = d^2 / 2, k3 = exp(-d) - 1 + d. As a loss, k1 pulls nowhere in the mean: its gradient is the
-    score function, whose expectation is 0; the gradient of k2 is that of the true KL."""
+    score function, whose expectation is 0; the gradient of k2 is the true KL's."""
     d = jnp.clip(logp - ref, -20.0, 20.0)
     return KL_ESTIMATORS[estimator](d)
 
@@ -47,8 +47,8 @@ def kl_loss(logp: Float[Array, "*T"], ref: Float[Array, "*T"], estimator: str) -
 def preference_coefficients(
     chosen: Float[Array, " K"], rejected: Float[Array, " K"], beta: float
 ) -> tuple[Float32[Array, " K"], Float32[Array, " K"]]:
-    """DPO (Rafailov et al. 2023, arXiv 2305.18290, eq. 7) as coefficients of the log-probs: its gradient is that of
-    c * (logp_rejected - logp_chosen) with c held fixed.
+    """DPO (Rafailov et al. 2023, arXiv 2305.18290, eq. 7) as coefficients of the log-probs: its gradient equals the
+    gradient of c * (logp_rejected - logp_chosen) with c held fixed.
 
     chosen, rejected: sums over a response of logp - ref under the current policy. Returns (loss =
     -log sigmoid(beta * (chosen - rejected)), c = beta * sigmoid(-beta * (chosen - rejected))).

@@ -1,9 +1,9 @@
 """Sequence packing inside jit: rows of different lengths share bins of a fixed number of columns.
 
-The cost of a causal pass then follows the number of real tokens, with one compilation: shapes are those of the bins, and only
+The cost of a causal pass then follows the number of real tokens, with one compilation: shapes depend on the bins alone, and only
 the number of bins that hold something changes from batch to batch. A row's columns are its prompt and its response but for
 the last token, which predicts nothing; rows that are not kept take no place. Where the attention can do so, rows with the same
-prompt share its columns within a bin: but for the last token, which predicts another one in each row, it stands there once.
+prompt share its columns within a bin: all of it but its last token, which predicts another one in each row, is there once.
 
 Letters: B rows, P and R prompt and response columns of the batch, G devices that share rows, K bins of a device, W columns
 of a bin.
@@ -27,8 +27,8 @@ BIN_ROWS = 2
 
 
 class Places(NamedTuple):
-    """What each row adds to a bin: `length` columns of bin `bin` from `start` on, the last of its own; not those of its prompt
-    that another row has brought, and none for a row that has no place."""
+    """What each row adds to a bin: `length` columns of bin `bin` from `start` on, the last of its own, without the columns of its
+    prompt that another row has put there; 0 for a row that has no place."""
 
     bin: Array  # i32[B]
     start: Array  # i32[B]
@@ -38,10 +38,10 @@ class Places(NamedTuple):
 class Packed(NamedTuple):
     """Bins dealt to the devices: the i-th bin is number i // G of device i % G, so that used ones are spread evenly."""
 
-    row: Array  # i32[G, K, W]: whose token stands there, or who brought it
+    row: Array  # i32[G, K, W]: the row whose token it is, or who put it there
     column: Array  # i32[G, K, W]: its column in the batch, 0 to P + R - 2
     position: Array  # i32[G, K, W]: counted from the row's first prompt token
-    segment: Array  # i32[G, K, W]: differs between the rows of a bin, and from that of a shared prompt; 0: empty
+    segment: Array  # i32[G, K, W]: differs between the rows of a bin and their shared prompts; 0: empty
     prompt: Array | None  # i32[G, K, W]: segment of the row's prompt, where prompts are shared
     predicts: Array  # bool[G, K, W]: the next token is one of the response
     used: Array  # i32[]: bins a device that hold something, on at least one device
@@ -70,7 +70,7 @@ def sizes(rows: int, longest: int, columns: int, multiple: int, micro_tokens: in
 
 
 def same_prompts(tokens: Array, prompt_length: Array) -> Array:
-    """i32[B]: the first row with the same prompt. tokens: i32[B, P], prompts right-aligned; what stands before one is ignored."""
+    """i32[B]: the first row with the same prompt. tokens: i32[B, P], prompts right-aligned; what is before one is ignored."""
     columns = tokens.shape[1]
     outside = jnp.arange(columns) < columns - prompt_length[:, None]
     same = ((tokens[:, None] == tokens) | outside).all(-1) & (prompt_length[:, None] == prompt_length)
@@ -109,15 +109,15 @@ def pack(
 ) -> tuple[Packed, Places]:  # fmt: skip
     """The packing of rows whose prompts end in column P = columns - R. prompt_length: i32[B], at least 1; response_mask:
     bool[B, R], left-aligned; keep: bool[B]. Nothing is kept of a row without a response. group: i32[B], 0 to B - 1, of rows with
-    the same prompt, which then stands once in a bin; None: every row has its own."""
+    the same prompt, which is then put into a bin once; None: every row has its own."""
     response_length = response_mask.sum(-1, dtype=jnp.int32)
     keep &= response_length > 0
     whole = jnp.where(keep, prompt_length + response_length - 1, 0)
     places = first_fit(whole, size.columns, jnp.where(keep, prompt_length - 1, 0), group)
     shape = (multiple, size.bins, size.columns)
     device, number = places.bin % multiple, places.bin // multiple
-    # each row's number stands where it begins; columns up to the next beginning are filled by a running maximum, for which
-    # rows are numbered in the order in which they stand in a bin
+    # Each row's number is put where it begins. A running maximum fills the columns up to the next beginning, so rows are
+    # numbered in their order within a bin.
     order = jnp.argsort(places.start, stable=True)
     rank = jnp.argsort(order)
     where = (device, jnp.where(keep, number, size.bins), places.start)
@@ -138,7 +138,7 @@ def pack(
 
 
 def unpack(values: Array, places: Places, response_mask: Array) -> Array:
-    """[B, R] of values [G, K, W] that stand where the token before is; 0 outside the mask and for rows without a place."""
+    """[B, R] out of values [G, K, W], each at the column of the token before; 0 outside the mask and for rows without a place."""
     multiple = values.shape[0]
     at = places.start + places.length - response_mask.sum(-1, dtype=jnp.int32)
     at = at[:, None] + jnp.arange(response_mask.shape[1])

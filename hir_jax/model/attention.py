@@ -43,8 +43,8 @@ def causal(
     shard,
     prompts: Int[Array, "B T"] | None = None,
 ) -> Attend:
-    """Attention of T queries to T keys: none later than itself, nor `window` or more columns earlier, nor of another segment
-    but that of its prompt.
+    """Attention of T queries to T keys: none later than itself, nor `window` or more columns earlier, and only of its own segment
+    or its prompt's.
 
     segments: i32 or bool; prompts: the segment of each column's prompt (plain only), or None. Returns
     attend(q, k, v) for q: dtype[B, T, Hq, Dh] and k, v: dtype[B, Hkv, T, Dh], which gives dtype[B, T, Hq*Dh]; no segment has

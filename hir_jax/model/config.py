@@ -37,11 +37,11 @@ class ModelConfig:
     """A Llama, Qwen2 or Qwen3 decoder. Hashable: pass it to jax.jit as a static argument.
 
     The three families differ in `attention_bias` (Qwen2: bias on q, k, v), `qk_norm` (Qwen3: RMS norm of each head of q
-    and k before the rotation) and `head_dim` (free in Qwen3). `compute_dtype` is that of activations and matmul inputs;
+    and k before the rotation) and `head_dim` (free in Qwen3). `compute_dtype` is the dtype of activations and matmul inputs;
     norms, rotation, softmax and logits are float32 in any case. `remat` says what the backward pass of a layer
     recomputes: "none" (nothing), "dots" (all but matrix products, attention scores among them: Hq*T*T values a row and
     layer), "full" (all: only each layer's input is kept). "dots" is the fastest on CPU, where what the other saves is
-    copied in and out of the scan over layers. `attention` is the implementation, by platform (models/attention.py).
+    copied in and out of the scan over layers. `attention` is the implementation, by platform (model/attention.py).
     `lora_scaling` is alpha / rank of LoRA adapters, where the parameters hold any.
     """
 

@@ -1,6 +1,6 @@
 """Attention of one column of every row to caches, in two implementations (see `model.attention` for the platforms).
 
-A cache holds S columns a row, of which the `count` ones up to column `end` are filled, round the end (a ring). XLA reads all S;
+A cache is a ring of S columns a row, of which the `count` ones up to column `end` are filled. XLA reads all S;
 the Pallas kernel for TPUs fetches the blocks that hold something, of each row by itself.
 
 Letters as in `model.decoder`.
@@ -30,7 +30,7 @@ class Filled(NamedTuple):
 
 
 def cache_columns(implementation: str, columns: int) -> int:
-    """The columns that a cache for so many has: the kernel's blocks must divide them."""
+    """The columns of a cache for at least `columns`: the kernel's blocks must divide them."""
     return -(-columns // ALIGNMENT) * ALIGNMENT if implementation == "splash" else columns
 
 
@@ -39,8 +39,8 @@ def _block(columns: int) -> int:
 
 
 def columns_read(implementation: str, columns: int, first: int, steps: int) -> int:
-    """Columns that `attend_one` reads of one row's own cache of so many while it fills: in each of `steps` steps one more, round
-    the end, from column `first` on. XLA reads all of them in every step, the kernel the blocks that hold something."""
+    """Columns that `attend_one` reads of one row's own cache, a ring of `columns`, in `steps` steps that each fill one more from
+    column `first` on. XLA reads all of them in every step, the kernel the blocks that hold something."""
     if implementation != "splash":
         return steps * columns
     block = _block(columns)

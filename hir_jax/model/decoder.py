@@ -6,7 +6,7 @@ The tree, weights laid out [in, out] and stacked over the L layers:
     embed [V, D]   final_norm [D]   unembed [D, V] (untied only)
     layers: attn_norm, mlp_norm [L, D]   q [L, D, Hq*Dh]   k, v [L, D, Hkv*Dh]   o [L, Hq*Dh, D]
             gate, up [L, D, F]   down [L, F, D]   q_bias, k_bias, v_bias (Qwen2)   q_norm, k_norm [L, Dh] (Qwen3)
-            q_lora_a [L, D, r]   q_lora_b [L, r, Hq*Dh]   and so of any matrix (LoRA, see `model.lora`)
+            q_lora_a [L, D, r]   q_lora_b [L, r, Hq*Dh]   and likewise for any matrix (LoRA, see `model.lora`)
 
 Letters: B rows, T columns, S cache columns, P prompt columns, D hidden, F intermediate, V words, L layers, Hq query
 heads, Hkv key/value heads, G = Hq / Hkv, Dh head size. "dtype" stands for the compute dtype of the config.
@@ -34,7 +34,7 @@ Shard = Any  # a NoShard, or what has its methods
 
 
 class NoShard:
-    """The `shard` of a single device: leaves everything as it is. `parallel.mesh.ActivationShard` is that of a mesh."""
+    """The `shard` of a single device: leaves everything as it is. On a mesh it is a `parallel.mesh.ActivationShard`."""
 
     def __call__(self, x: Array, axes: Axes) -> Array:
         """`x`, split by the logical names of its axes."""
@@ -175,7 +175,7 @@ def rope_frequencies(config: ModelConfig) -> Float32[Array, " half"]:
 
 
 def rope_tables(config: ModelConfig, positions: Array) -> tuple[Array, Array]:
-    """cos and sin, f32[..., 1, Dh/2], of i32[...] positions; the axis of one is that of the heads."""
+    """cos and sin, f32[..., 1, Dh/2], of i32[...] positions; the axis of size one is for the heads."""
     angles = positions.astype(jnp.float32)[..., None, None] * rope_frequencies(config)
     return jnp.cos(angles), jnp.sin(angles)
 

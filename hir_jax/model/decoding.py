@@ -22,7 +22,8 @@ def unstack_layers(config: ModelConfig, params: decoder.Params) -> decoder.Param
 
     LoRA adapters are merged with their matrices here, where a copy is made anyhow: once a rollout, so that a token costs no
     more than without them. In bfloat16 a change below half a unit in the last place of its weight is lost (prompts, and the
-    learner, apply adapters without merging); the log-probs are those of what was sampled from, so the ratio corrects it.
+    learner, apply adapters without merging); the log-probs belong to the merged weights that were sampled from, so the ratio
+    corrects it.
 
     Matrices that read the same input are one: `qkv` [Hkv, G + 2, Dh, D] (its G query heads, then k and v, by key head) and
     `gate_up` [2, F, D], so that a product of few rows has as many outputs as can be; no axis that a mesh splits is joined.
@@ -136,7 +137,7 @@ def decode_step(
 
     params: from `unstack_layers`; token, position: i32[B]; column: i32[], the column of `own` that becomes this token's;
     prompt: from `prefill`, of N prompts of which each has B / N rows in succession; prompt_length: i32[N];
-    own_count: i32[B], how many own columns up to `column`, round the end, may be attended. Layers are unrolled so that each
+    own_count: i32[B], how many own columns up to `column`, in the ring, may be attended. Layers are unrolled so that each
     layer's cache is its own buffer, which dynamic_update_slice updates in place in a while_loop; a scan over layers would
     copy them all.
     """

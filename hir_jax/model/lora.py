@@ -1,9 +1,9 @@
 """LoRA (Hu et al. 2021, arXiv 2106.09685): y = x W + (alpha / rank) (x A) B, with W frozen and A, B trained.
 
 The parameters of a run are two trees: frozen ones, and those that a TrainState holds. Without LoRA the first is None. With it
-the second holds adapters alone, stacked over layers and laid out [in, out] like the matrices that they stand beside:
+the second holds adapters alone, stacked over layers and laid out [in, out] like the matrices that they are added to:
 
-    layers: q_lora_a [L, D, r]   q_lora_b [L, r, Hq*Dh]   and so for every target
+    layers: q_lora_a [L, D, r]   q_lora_b [L, r, Hq*Dh]   and likewise for every target
 
 `join` makes one tree of the two, for everything that takes a model's parameters (`decoder` applies what it finds).
 """

@@ -1,13 +1,13 @@
 """Continuous batching in one compiled loop: a row that ends leaves its slot to the next waiting row.
 
 `sample` decodes all rows until the longest has ended; here a fixed number of slots is kept busy, so that few long rows do
-not make the others wait. A row's noise depends on its id and position alone, so the tokens are those of `sample`.
+not make the others wait. A row's noise depends on its id and position alone, so it gets the same tokens as from `sample`.
 
 Prompts are prefilled once, before the loop, and their first tokens drawn there: a row that ends at once takes no slot.
-A slot holds a copy of its prompt's keys and values, made when a row moves in, and those of its
-response in a ring of R - 1 columns, of which all slots write the same one at the same step, wherever in their responses
-they are: rotary positions are in the keys, so a column's place means nothing, and one dynamic_update_slice, in place,
-serves all rows (`decoding.decode_step` as it is). The cache is N * P + slots * (P + R - 1) columns, not N * P + B * R.
+A slot holds a copy of its prompt's keys and values, made when a row moves in, and its response's in a ring of R - 1 columns.
+At each step all slots write the same column, wherever in their responses they are: rotary positions are in the keys, so a
+column's place means nothing, and one dynamic_update_slice, in place, serves all rows in an unchanged
+`decoding.decode_step`. The cache is N * P + slots * (P + R - 1) columns, not N * P + B * R.
 
 On several devices each has its own queue: its share of the prompts, rows and slots, so that no cache travels.
 

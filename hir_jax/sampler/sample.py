@@ -24,10 +24,10 @@ INVERSE_BLOCK = 256  # words
 class Sampling:
     """How tokens are drawn; hashable, a static argument of `sample`.
 
-    temperature 0 is greedy. top_k = 0 and top_p = 1 are off. `policy_temperature` is that of the log-probs and entropies
-    returned (the trainer's), which are over the full vocabulary whatever is drawn from. `method`: gumbel (`_race`) or
-    inverse_cdf (`_invert`). `widths`: response tokens at which the cache of `sample` grows; until a step passes one, only so
-    many columns are read. They change no token.
+    temperature 0 is greedy. top_k = 0 and top_p = 1 are off. `policy_temperature` is the temperature of the returned log-probs
+    and entropies (the trainer's), which are over the full vocabulary, whatever words may be drawn. `method`: gumbel (`_race`) or
+    inverse_cdf (`_invert`). `widths`: response lengths at which the cache of `sample` grows, so that earlier steps read fewer
+    columns. They change no token.
     """
 
     max_response: int
