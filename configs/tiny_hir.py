@@ -9,7 +9,7 @@ constraints and next to no instruction. The first command fits the model to inst
 labels; the second trains it by HiR, in steps that are one compiled function, for the device decides every constraint.
 
 On one core the fit takes 2.5 to 4 minutes, the 100 steps 1 to 2. From a base model that meets all of nine constraints in 4%
-of its samples, held-out ILA rises to about 12% (tuning seeds: 18% and 6%; docs/results.md).
+of its samples, held-out ILA rises to 13% (mean of five seeds, standard error 3; docs/results.md).
 
 Difficulty: `:easy` asks for six constraints, `:medium` (the same as no variant) for all nine; `:hard` does too, of a model that
 was fitted for a shorter time, by `:hard_sft` (experiments/PROTOCOL.md).

@@ -80,7 +80,7 @@ def cli() -> None:
     flags.DEFINE_string("judge", "", "endpoint:MODEL.")
     flags.DEFINE_multi_string("judge_option", [], "NAME=VALUE, a field of checks.judge.soft.JudgeSettings.")
     flags.DEFINE_bool("published_quirks", False, "Aggregate as the published scorer does, oddities included.")
-    pathflags.run(main, __doc__)
+    pathflags.run(main, __doc__, prefix="")
 
 
 if __name__ == "__main__":

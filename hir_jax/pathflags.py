@@ -63,17 +63,20 @@ def define_list(
     flags.DEFINE(_Paths(exists), name, default, help, serializer=flags.ListSerializer(","), required=required)
 
 
-def run(main: Callable[[Sequence[str]], int | None], doc: str, **how) -> None:
+def run(
+    main: Callable[[Sequence[str]], int | None], doc: str, *, positional: bool = False, prefix: str = "error: ", **how
+) -> None:
     """`app.run` of the program `main`. --help shows `doc` and the program's own flags, whether it was started by `python -m` or
-    by its command. Bad input (InputError) and the file system's errors end it with their message alone and status 1."""
+    by its command. Bad input (InputError) and the file system's errors end it with `prefix` and their message alone and status 1,
+    as do arguments that are no flags, unless it takes `positional` ones."""
 
     def guarded(argv: Sequence[str]) -> int | None:
         try:
-            if argv[1:]:
+            if argv[1:] and not positional:
                 raise InputError(f"unexpected argument {argv[1]!r}: flags are given as --name=value")
             return main(argv)
         except (InputError, OSError) as error:
-            sys.exit(f"error: {error}")
+            sys.exit(f"{prefix}{error}")
 
     sys.modules["__main__"].__doc__ = doc
     for module, found in flags.FLAGS.flags_by_module_dict().items():

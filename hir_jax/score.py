@@ -70,7 +70,7 @@ def cli() -> None:
     flags.DEFINE_string("judge", "", "endpoint:NAME or local:CHECKPOINT, for soft constraints.")
     flags.DEFINE_multi_string("judge_option", [], "NAME=VALUE, a field of checks.judge.soft.JudgeSettings.")
     flags.DEFINE_bool("code_checkers", False, "Run the Python checkers that HIR-16K rows carry, caged by bubblewrap.")
-    pathflags.run(main, __doc__)
+    pathflags.run(main, __doc__, prefix="")
 
 
 if __name__ == "__main__":

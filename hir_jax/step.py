@@ -239,7 +239,7 @@ def select_replays(
 
 
 def policy_batch(
-    params: decoder.Params,
+    params: decoder.Params | None,
     reference: decoder.Params | None,
     prompts: PromptBatch,
     rollout: Rollout,

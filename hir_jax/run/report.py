@@ -91,18 +91,14 @@ def _grouped(arguments: Sequence[str]) -> dict[str, list[Path]]:
 
 def main(argv: Sequence[str]) -> int:
     given, args = argv[1:], flags.FLAGS
-    try:
-        if not given:
-            raise InputError("give the directory of a run, or several as NAME=DIR")
-        if len(given) > 1 and not args.output:
-            raise InputError("several directories: say with --output=FILE where the page goes")
-        groups = _grouped(given)
-        output = Path(args.output) if args.output else next(iter(groups.values()))[0] / "report.html"
-        notes = write_report(output, groups, args.title)
-    except (InputError, OSError) as error:
-        notes = [f"error: {error}"]
-    else:
-        print(f"report: {output}")
+    if not given:
+        raise InputError("give the directory of a run, or several as NAME=DIR")
+    if len(given) > 1 and not args.output:
+        raise InputError("several directories: say with --output=FILE where the page goes")
+    groups = _grouped(given)
+    output = Path(args.output) if args.output else next(iter(groups.values()))[0] / "report.html"
+    notes = write_report(output, groups, args.title)
+    print(f"report: {output}")
     for note in notes:
         print(note, file=sys.stderr)
     return 1 if notes else 0
@@ -112,7 +108,7 @@ def cli() -> None:
     # Not at import: the trainer imports this module and has flags of the same names.
     pathflags.define("output", None, "The page; by default report.html in the one DIR.")
     flags.DEFINE_string("title", "", "Heading of the page.")
-    pathflags.run(main, __doc__)
+    pathflags.run(main, __doc__, positional=True)
 
 
 if __name__ == "__main__":

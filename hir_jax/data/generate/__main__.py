@@ -19,7 +19,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from absl import app, flags
+from absl import flags
 
 from hir_jax import pathflags
 from hir_jax.checks import registry
@@ -40,8 +40,7 @@ def _define_flags() -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}; options are given as --name=value")
+    del argv
     options = flags.FLAGS
     limits = {name: options[name].value for name in ("min_constraints", "max_constraints", "split", "families")}
     try:

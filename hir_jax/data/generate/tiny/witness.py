@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 
 from hir_jax import pathflags
 from hir_jax.data import native
@@ -203,8 +203,7 @@ def _define_flags() -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}; options are given as --name=value")
+    del argv
     options = flags.FLAGS
     try:
         rows = generate(
