@@ -5,7 +5,7 @@
 RESULTS/easy, medium and hard hold the files SUITE.json that `experiments.report` has written, RESULTS/tuned.json is the file that
 `experiments.run --tune` has written. The text between a line `<!-- NAME ... -->` and the next `<!-- end -->` becomes a table:
 
-    <!-- across SUITE FIGURE -->      one FIGURE of report.FIGURES at all difficulties, with differences from the first variant
+    <!-- across SUITE FIGURE -->      one FIGURE of report.FIGURES at all difficulties, with differences between variants
     <!-- suite DIFFICULTY SUITE -->   the figures of a suite, and their differences, in the report's columns that SHOWN names
     <!-- tuning -->                   the mean following of every setting of the grid
 
@@ -44,22 +44,22 @@ def _rows(results: Path, difficulty: str, suite: str) -> list[dict]:
 
 
 def across(results: Path, suite: str, figure: str) -> str:
-    """One line a variant: for each difficulty the figure and, except for the first variant, its difference from that one."""
+    """One line a variant: for each difficulty the figure and its difference from the variant that the suite compares it with."""
     if figure not in report.FIGURES:
         raise InputError(f"no figure {figure!r}; there are {', '.join(report.FIGURES)}")
-    columns, against = {}, ""
+    columns, against = {}, {}
     for difficulty in DIFFICULTIES:
         for row in _rows(results, difficulty, suite):
             if row["figure"] == figure:
                 columns.setdefault(row["variant"], {})[difficulty] = row
-                against = against or row["against"]
-    head = [cell for each in DIFFICULTIES for cell in (each, f"less {against}")]
-    lines = [[report.FIGURES[figure], *head]]
+                against[row["variant"]] = row["against"]
+    head = [cell for each in DIFFICULTIES for cell in (each, "difference")]
+    lines = [[report.FIGURES[figure], "less", *head]]
     for variant, found in columns.items():
         cells = []
         for row in (found.get(difficulty) for difficulty in DIFFICULTIES):
             cells += [row["shown"], report.difference(row)] if row else ["", ""]
-        lines.append([variant, *cells])
+        lines.append([variant, against[variant], *cells])
     return markdown_table(lines)
 
 

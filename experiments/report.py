@@ -154,12 +154,17 @@ def rounded(value):
     return round(value, 6) if isinstance(value, float) else value
 
 
+def _digits(value: float) -> int:
+    """Decimals of a figure: three for shares and nats, none for numbers of samples."""
+    return 3 if abs(value) < 100 else 0
+
+
 def _cell(values: list[float]) -> str:
     """mean +- standard error of the finite values, and how many these are if not all."""
     reached = [v for v in values if math.isfinite(v)]
     if not reached:
         return "never"
-    digits = 3 if max(reached) <= 1 else 0
+    digits = _digits(max(reached))
     text = f"{np.mean(reached):.{digits}f}"
     if len(reached) > 1:
         text += f" +- {standard_error(reached):.{digits}f}"
@@ -196,7 +201,7 @@ def rows_of(found: dict[str, dict[int, dict[str, float]]], against: dict[str, st
 def difference(row: dict) -> str:
     if "difference" not in row:
         return ""
-    form = "+.3f" if abs(row["mean"]) <= 1 else "+.0f"
+    form = f"+.{_digits(row['mean'])}f"
     return f"{row['difference']:{form}} ({row['low']:{form}} to {row['high']:{form}})"
 
 

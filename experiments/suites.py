@@ -60,6 +60,7 @@ SUITES = {
     "reward_signal": Suite(
         "Does replaying failures beat the rewards alone, supervised fitting and preferences?",
         _of("method", ["ilr", "clr", "hir", "hir_clr", "rft", "dpo"]),
+        against={"clr": "ilr", "hir": "ilr", "hir_clr": "clr", "rft": "ilr", "dpo": "ilr"},  # with replay: its reward without
     ),
     "selection": Suite(
         "Which failures are worth replaying?",
