@@ -1,4 +1,4 @@
-"""Selection against a NumPy version written from method.md (step 3 and 4), in plain loops."""
+"""Selection against a NumPy version written from docs/method.md, in plain loops."""
 
 import math
 from types import SimpleNamespace
