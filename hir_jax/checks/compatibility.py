@@ -8,6 +8,7 @@ rules are conservative: they may refuse a pair that some contrived response woul
 
 from __future__ import annotations
 
+import functools
 import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from hir_jax.checks import registry
+from hir_jax.checks.generation import Generated
 from hir_jax.types import Constraint
 
 # Things that a constraint may own, share, use or bar.
@@ -106,6 +108,11 @@ def _nothing(text: str) -> bool:
     return False
 
 
+@functools.cache
+def _things(names: str) -> frozenset[str]:
+    return frozenset(names.split())
+
+
 @dataclass(frozen=True)
 class Demands:
     """The demands of a constraint on a response. `owns` to `bars` list some of `THINGS`, separated by spaces.
@@ -129,9 +136,7 @@ class Demands:
     frame_sentences: int = 0
 
     def __post_init__(self):
-        unknown = {name for names in (self.owns, self.shares, self.uses, self.bars) for name in names.split()} - set(
-            THINGS
-        )
+        unknown = frozenset().union(*map(_things, (self.owns, self.shares, self.uses, self.bars))) - THINGS.keys()
         if unknown:
             raise ValueError(f"no such thing to demand: {', '.join(sorted(unknown))}")
         for bound in self.bounds:
@@ -168,15 +173,15 @@ def _same_quantity(a: Bound, b: Bound) -> str | None:
 
 def _pair(a: Demands, b: Demands) -> Iterator[str | None]:
     for one, other in ((a, b), (b, a)):
-        owned, barred = set(one.owns.split()), set(one.bars.split())
-        if shared := owned & {*other.owns.split(), *other.shares.split()}:
+        claimed = _things(other.owns) | _things(other.shares)
+        if shared := _things(one.owns) & claimed:
             yield f"both claim {', '.join(sorted(shared))}"
-        if shut_out := barred & {*other.owns.split(), *other.shares.split(), *other.uses.split()}:
+        if shut_out := _things(one.bars) & (claimed | _things(other.uses)):
             yield f"one has no room for {', '.join(sorted(shut_out))}"
         for held in filter(None, (other.text, other.marks)):
             if one.refuses(held):
                 yield f"one demands {held!r}, which the other does not allow or asks for itself"
-        if "quoted" in other.uses.split() and one.case(other.text) != other.text:
+        if "quoted" in _things(other.uses) and one.case(other.text) != other.text:
             yield f"the demanded {other.text!r} is not in the case that the other asks for"
         yield from (_holds(bound, other.text) for bound in one.bounds)
     yield from (_same_quantity(x, y) for x, y in itertools.product(a.bounds, b.bounds))
@@ -225,22 +230,41 @@ def _budget(held: Sequence[Demands]) -> Iterator[str | None]:
     yield from (_holds(bound, text) for bound in upper)
 
 
+class Stated(NamedTuple):
+    """A constraint with its demands."""
+
+    constraint: Constraint
+    generated: Generated
+    demands: Demands
+
+
+def state(constraint: Constraint) -> Stated:
+    """Raises ConstraintError for a type that is not registered with `generated` and for unusable arguments."""
+    generated = registry.generated_as(constraint)
+    return Stated(constraint, generated, generated.demands(**registry.parsed(constraint)))
+
+
+def _between(a: Stated, b: Stated) -> str | None:
+    """The reason why two constraints do not go together; None if they do."""
+    twice = a.generated is b.generated and not a.generated.repeatable
+    reason = f"{a.generated.name} twice" if twice else next(filter(None, _pair(a.demands, b.demands)), None)
+    return reason and f"{a.constraint.id} and {b.constraint.id}: {reason}"
+
+
 def clash(constraints: Sequence[Constraint]) -> str | None:
     """The reason why these constraints do not go together in one instruction; None if they do.
 
-    Pairs are compared first, then the sums of the whole set. Raises ConstraintError for a type that is not registered with
-    `generated` and for unusable arguments.
+    Pairs are compared first, then the sums of the whole set. Raises ConstraintError as `state` does.
     """
-    generated = [registry.generated_as(constraint) for constraint in constraints]
-    held = [one.demands(**registry.parsed(constraint)) for one, constraint in zip(generated, constraints, strict=True)]
-    for i, j in itertools.combinations(range(len(held)), 2):
-        twice = generated[i] is generated[j] and not generated[i].repeatable
-        reason = f"{generated[i].name} twice" if twice else next(filter(None, _pair(held[i], held[j])), None)
-        if reason:
-            return f"{constraints[i].id} and {constraints[j].id}: {reason}"
-    return next(filter(None, _budget(held)), None)
+    stated = [state(constraint) for constraint in constraints]
+    for a, b in itertools.combinations(stated, 2):
+        if reason := _between(a, b):
+            return reason
+    return next(filter(None, _budget([one.demands for one in stated])), None)
 
 
-def compatible(constraints: Sequence[Constraint]) -> bool:
-    """Whether the constraints may be asked for together."""
-    return clash(constraints) is None
+def joins(new: Stated, chosen: Sequence[Stated]) -> bool:
+    """Whether a constraint may be asked for beside others that go together already."""
+    if any(_between(one, new) for one in chosen):
+        return False
+    return not any(_budget([one.demands for one in (*chosen, new)]))

@@ -7,7 +7,7 @@ import pytest
 from witness import build
 
 from hir_jax.checks import registry
-from hir_jax.checks.compatibility import clash, compatible
+from hir_jax.checks.compatibility import clash, joins, state
 from hir_jax.data.generate import synthesis
 from hir_jax.data.generate.tasks import base_tasks
 from hir_jax.types import Constraint
@@ -192,8 +192,8 @@ def test_known_contradictions_are_refused_in_both_orders(pair):
         registry.validate(constraint)
     assert clash(pair)
     assert clash(pair[::-1])
-    assert not compatible(pair)
-    assert not compatible((no_comma, *pair)) and not compatible((*pair, title))
+    assert clash(pair) is not None
+    assert clash((no_comma, *pair)) is not None and clash((*pair, title)) is not None
 
 
 @pytest.mark.parametrize("pair", ALLOWED, ids=name)
@@ -229,6 +229,15 @@ def test_an_id_stands_twice_only_where_its_arguments_differ_in_kind():
 def test_demands_that_only_together_exceed_a_limit_are_refused():
     parts = (existence("river", "stone", "bridge"), frequency("water", "at least", 4), bullets(5))
     limit = words("less than", 20)
-    assert all(compatible((part, limit)) for part in parts)
-    assert not compatible((*parts, limit))
+    assert all(clash((part, limit)) is None for part in parts)
+    assert clash((*parts, limit)) is not None
     assert "words" in clash((*parts, limit))
+
+
+def test_a_constraint_joins_a_set_unless_the_whole_clashes():
+    """What is drawn one by one is judged as the whole set is, for sets that go together so far."""
+    for row in synthesis.generate(4, 60, max_constraints=10, families=("ifeval", "muldimif", "training", "soft")):
+        *rest, new = row.constraints
+        for other in (new, *(c for one in synthesis.generate(5, 4) for c in one.constraints)):
+            joined = joins(state(other), [state(one) for one in rest])
+            assert joined == (clash([*rest, other]) is None)

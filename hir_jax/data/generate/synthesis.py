@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hir_jax.checks import registry
-from hir_jax.checks.compatibility import compatible
+from hir_jax.checks.compatibility import Stated, joins, state
 from hir_jax.checks.generation import Generated
 from hir_jax.data.generate.tasks import BaseTask, base_tasks
 from hir_jax.data.templates import REWRITABLE
@@ -54,18 +54,19 @@ def _draw_constraints(
     base: BaseTask, count: int, draws: Mapping[str, Generated], rng: random.Random
 ) -> tuple[Constraint, ...]:
     for _ in range(_TRIES):
-        chosen: list[Constraint] = []
+        chosen: list[Stated] = []
         names = _candidates(base, draws, rng)
         while names and len(chosen) < count:
             one = draws[names.pop(0)]
             for _ in range(_DRAWS_PER_TYPE):
                 constraint = draw(one, base, rng)
-                if constraint is not None and compatible([*chosen, constraint]):
-                    chosen.append(constraint)
+                if constraint is not None and joins(new := state(constraint), chosen):
+                    chosen.append(new)
                     break
         if len(chosen) == count:
             rng.shuffle(chosen)
-            return tuple(Constraint(x.id, x.arguments, x.text or _text(draws[x.id], x.arguments, rng)) for x in chosen)
+            drawn = [one.constraint for one in chosen]
+            return tuple(Constraint(x.id, x.arguments, x.text or _text(draws[x.id], x.arguments, rng)) for x in drawn)
     raise InputError(f"no {count} constraints that go together found for {base.task!r}; ask for fewer")
 
 

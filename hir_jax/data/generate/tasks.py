@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from importlib import resources
 
 SPLITS = ("train", "heldout")
-VERDICT = "verdict"  # the genre of questions that yes, no or maybe can answer
 _HELDOUT_SHARE = 5  # one task in this many
 
 
