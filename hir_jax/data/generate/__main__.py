@@ -16,7 +16,6 @@ Families of constraints, drawn evenly by type:
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
 from absl import flags
@@ -26,6 +25,7 @@ from hir_jax.checks import registry
 from hir_jax.data import native
 from hir_jax.data.generate.synthesis import generate
 from hir_jax.data.generate.tasks import SPLITS
+from hir_jax.types import InputError
 
 
 def _define_flags() -> None:
@@ -43,16 +43,14 @@ def main(argv: Sequence[str]) -> None:
     del argv
     options = flags.FLAGS
     limits = {name: options[name].value for name in ("min_constraints", "max_constraints", "split", "families")}
+    rows = generate(options.seed, options.count, **limits)
     try:
-        rows = generate(options.seed, options.count, **limits)
         native.write(options.output, rows)
-    except ValueError as error:
-        sys.exit(f"hir_jax.data.generate: {error}")
     except OSError as error:
-        sys.exit(f"hir_jax.data.generate: --output={options.output} cannot be written: {error.strerror}")
+        raise InputError(f"--output={options.output} cannot be written: {error.strerror}") from None
     print(f"{len(rows)} instructions written to {options.output}")
 
 
 if __name__ == "__main__":
     _define_flags()
-    pathflags.run(main, __doc__)
+    pathflags.run(main, __doc__, prefix="hir_jax.data.generate: ")

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import hashlib
 import random
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -205,22 +204,12 @@ def _define_flags() -> None:
 def main(argv: Sequence[str]) -> None:
     del argv
     options = flags.FLAGS
-    try:
-        rows = generate(
-            options.seed,
-            options.count,
-            min_constraints=options.min_constraints,
-            max_constraints=options.max_constraints,
-            split=options.split,
-            templates=options.templates,
-            label_noise=options.label_noise,
-        )
-        native.write(options.output, [instruction for instruction, _ in rows], [text for _, text in rows])
-    except (ValueError, OSError) as error:
-        sys.exit(f"hir_jax.data.generate.tiny.witness: {error}")
+    names = ("min_constraints", "max_constraints", "split", "templates", "label_noise")
+    rows = generate(options.seed, options.count, **{name: options[name].value for name in names})
+    native.write(options.output, [instruction for instruction, _ in rows], [text for _, text in rows])
     print(f"{len(rows)} instructions with their witnesses written to {options.output}")
 
 
 if __name__ == "__main__":
     _define_flags()
-    pathflags.run(main, __doc__)
+    pathflags.run(main, __doc__, prefix="hir_jax.data.generate.tiny.witness: ")
