@@ -22,9 +22,9 @@ from hir_jax.config import defaults
 from hir_jax.types import InputError
 
 # Constraints of an instruction in reinforcement learning, and the share of the base model's samples that meet them all.
-CONSTRAINTS = {"easy": 6, "medium": 9, "hard": 9}
+CONSTRAINTS = {"easy": 6, "medium": 9, "hard": 9, "demo": 3}
 BASE_ILA = {"easy": 0.15, "medium": 0.03, "hard": 0.005}
-STAGES = ("sft", "hard_sft", *CONSTRAINTS, "demo_sft", "demo")
+STAGES = ("sft", "hard_sft", "demo_sft", *CONSTRAINTS)
 
 
 def get_config(variant: str = "medium"):
@@ -60,7 +60,7 @@ def get_config(variant: str = "medium"):
         c.checkpoint_every = 275
     else:
         c.data.size = 4000
-        c.data.min_constraints = c.data.max_constraints = CONSTRAINTS.get(variant, 4)
+        c.data.min_constraints = c.data.max_constraints = CONSTRAINTS[variant]
         c.data.batch_prompts = 16
         c.replay.fill = "mask"
         c.constraints.on_device = True
@@ -74,10 +74,10 @@ def get_config(variant: str = "medium"):
         c.total_steps = 350
     if variant == "demo_sft":
         c.data.max_constraints = 4
-        c.total_steps = 300
+        c.total_steps = 250
     if variant == "demo":
         c.learner.kl = 0.01
-        c.total_steps = 90
-        c.eval_every = 15
-        c.checkpoint_every = 90
+        c.total_steps = 75
+        c.eval_every = 25
+        c.checkpoint_every = 75
     return c

@@ -64,7 +64,7 @@ def test_the_tiny_recipe_is_the_papers():
 @pytest.mark.parametrize("variant", ["papr", "easy,hard", ""])
 def test_variants_that_cannot_be_are_named(variant):
     with pytest.raises(
-        InputError, match=f"{TINY}:{variant}: no such variant; known: sft, hard_sft, easy, medium, hard, demo_sft, demo"
+        InputError, match=f"{TINY}:{variant}: no such variant; known: sft, hard_sft, demo_sft, easy, medium, hard, demo"
     ):
         runpy.run_path(str(ROOT / TINY))["get_config"](variant)
 
