@@ -35,7 +35,10 @@ def run(*arguments):
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
-    """The phases that compile little, in one process."""
+    """The phases that compile little, in one process.
+
+    Takes long because five phases are measured, three of them compiled first; the tests below protect that the figures agree.
+    """
     directory = tmp_path_factory.mktemp("bench")
     output, traces = directory / "bench.json", directory / "traces"
     found = run("--phase=rollout,learner,step,encode,verify", f"--output={output}", f"--trace={traces}")
@@ -198,6 +201,7 @@ def test_rows_to_verify_are_of_all_types_and_of_the_stated_length():
 
 
 def test_torch_runs_beside_ours():
+    """Takes long because it loads torch and measures both sides; it protects the comparison with it."""
     pytest.importorskip("torch", reason="torch is optional: make test TORCH=1")
     found = run("--peer=hf")
     assert found.returncode == 0, found.stderr

@@ -17,6 +17,7 @@ def test_a_scoring_function_of_ones_own_is_trained_on(tmp_path):
 
 
 def test_the_notebook_shows_a_step(tmp_path):
+    """Takes long because the notebook compiles a fit and a whole step of the tiny config; it protects that each cell runs."""
     notebook = nbformat.read(ROOT / "examples" / "hir_in_one_page.ipynb", 4)
     for cell in notebook.cells:
         cell.source = cell.source.replace("FIT_STEPS = 60", "FIT_STEPS = 15")

@@ -46,7 +46,11 @@ def test_every_variant_is_a_config_that_can_run(name, tmp_path):
 
 @pytest.fixture(scope="module")
 def started(tmp_path_factory):
-    """Two variants and one seed from a checkpoint that a first run made."""
+    """Two variants and one seed from a checkpoint that a first run made.
+
+    Takes long because the runner starts five programs one after the other; the tests below protect that it starts what is missing
+    and nothing else.
+    """
     root = tmp_path_factory.mktemp("suite")
     base = root / "base_run"
     sft = SMALL | {"method": "sft", "total_steps": 1, "rollout.max_response": 48}

@@ -78,6 +78,7 @@ EASY = ("tiny:no_postscript", "keywords:forbidden_words")
     ids=lambda c: "-".join(str(v) for k, v in c.items() if not k.startswith(("data", "rollout"))),
 )
 def test_methods_run_and_give_finite_metrics(tmp_path, changes):
+    """Takes long because each method and option is a step of its own to compile; nothing else trains with most of them."""
     config = small_config(**changes)
     configs.check(config)
     before = signal.getsignal(signal.SIGTERM)
@@ -107,7 +108,10 @@ def test_methods_run_and_give_finite_metrics(tmp_path, changes):
 
 
 def test_checks_on_the_device_change_nothing(tmp_path):
-    """One compiled function a step, and the device's checks between two compiled halves, against the host's checks."""
+    """One compiled function a step, and the device's checks between two compiled halves, against the host's checks.
+
+    Takes long because it compiles the step in eight forms; it protects that the fast forms train the same model as the plain one.
+    """
     seen, rewritten = {}, {"replay__behaviour": "rewritten", "replay__fill": "mask"}
     for name, changes in {
         "host": {"constraints__on_device": False, "replay__fill": "mask"},
@@ -202,7 +206,11 @@ def programs_cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory, programs_cache):
-    """A run that nobody stopped; it compiles everything itself, the others take it from the cache."""
+    """A run that nobody stopped; it compiles everything itself, the others take it from the cache.
+
+    Takes long because the program starts and compiles as a user's does; with it the tests below protect that a run stopped or
+    killed at any point ends with the same bytes.
+    """
     workdir = tmp_path_factory.mktemp("undisturbed") / "run"
     process = start(workdir, **LONG, checkpoint_every=1, compilation_cache=programs_cache)
     output, errors = process.communicate(timeout=400)
@@ -275,6 +283,7 @@ def test_nothing_is_compiled_after_warm_up(undisturbed):
 
 
 def test_killed_in_the_next_save_it_resumes_exactly(tmp_path, undisturbed, programs_cache):
+    """Takes long because the program starts twice; it protects the checkpoint before the one whose writing was cut off."""
     workdir = tmp_path / "run"
     process = start(workdir, **LONG, checkpoint_every=1, compilation_cache=programs_cache)
 
@@ -290,6 +299,7 @@ def test_killed_in_the_next_save_it_resumes_exactly(tmp_path, undisturbed, progr
 
 
 def test_sigterm_saves_and_the_run_resumes_exactly(tmp_path, undisturbed, programs_cache):
+    """Takes long because the program starts twice; it protects what a machine that is taken away leaves behind."""
     workdir = tmp_path / "run"
     metrics = workdir / "metrics.jsonl"
     process = start(workdir, **LONG, compilation_cache=programs_cache)

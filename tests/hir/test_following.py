@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from hir_jax.hir import following
 from hir_jax.types import Verdicts
 
-COUNTS = st.lists(st.integers(0, 3), min_size=1, max_size=12)
+PROMPTS = 12
+COUNTS = st.lists(st.integers(0, 3), min_size=1, max_size=PROMPTS)
 
 
 def verdicts(satisfied, known, present):
@@ -43,13 +44,15 @@ def test_the_seed_decides_the_permutation():
 @st.composite
 def batches(draw, constant=False):
     """(own, others, other, held): verdicts on N * S responses. What one response is worth under the constraints of prompt j comes
-    from a table, with one entry a prompt if the response is `constant`. `held`: constraints by number, many of them repeated."""
+    from a table, with one entry a prompt if the response is `constant`. `held`: constraints by number, many of them repeated.
+    Fewer prompts than N are followed by prompts without constraints, which have no part in anything."""
     counts = draw(COUNTS)
-    prompts, samples, width = len(counts), draw(st.integers(1, 3)), 3
+    counts += [0] * (PROMPTS - len(counts))
+    samples, shifts = draw(st.sampled_from([(1, 8), (2, 2), (3, 1)]))  # three shapes, each compiled once
+    width, rows = 3, PROMPTS * samples
     present = np.arange(width) < np.array(counts)[:, None]
     rng = np.random.default_rng(draw(st.integers(0, 10_000)))
     held = np.where(present, rng.integers(0, 4, present.shape), -1)
-    rows = prompts * samples
     met = rng.random(4) < 0.6 if constant else rng.random((rows, 4)) < 0.6  # by number of the constraint
     is_known = np.ones_like(met) if constant else rng.random(met.shape) < draw(st.sampled_from([0.5, 0.9, 1.0]))
 
@@ -62,7 +65,7 @@ def batches(draw, constant=False):
                     found[:, b, c] = met[at] and is_known[at], is_known[at], True
         return found
 
-    other = following.shuffles(np.array(counts), (draw(st.integers(0, 5)), 0), draw(st.sampled_from([1, 2, 8])))
+    other = following.shuffles(np.array(counts), (draw(st.integers(0, 5)), 0), shifts)
     own = verdicts(*verdicts_under(np.arange(rows) // samples))
     others = verdicts(*np.stack([verdicts_under(shift) for shift in following.of_rows(other, samples)], axis=1))
     return own, others, other, held

@@ -38,25 +38,34 @@ def reference_selection(scores, candidate, group, budget, scope, prompts):
     return [i for i in best_first if i in chosen][:budget]
 
 
+PROMPTS, SAMPLES, CONSTRAINTS = (
+    4,
+    5,
+    4,
+)  # one shape, so that it is compiled once; what is smaller leaves a part of it empty
+
+
 @st.composite
 def situations(draw):
-    prompts, samples = draw(st.integers(1, 4)), draw(st.integers(1, 5))
-    rows, constraints = prompts * samples, draw(st.integers(1, 4))
-    bits = st.lists(st.booleans(), min_size=rows * constraints, max_size=rows * constraints)
+    """Up to 4 prompts with up to 5 samples each and 4 constraints."""
+    prompts, samples = draw(st.integers(1, PROMPTS)), draw(st.integers(1, SAMPLES))
+    rows = PROMPTS * SAMPLES
+    bits = st.lists(st.booleans(), min_size=rows * CONSTRAINTS, max_size=rows * CONSTRAINTS)
     kind = draw(st.sampled_from(["random", "no failures", "all failures"]))
-    satisfied = np.array(draw(bits)).reshape(rows, constraints)
+    satisfied = np.array(draw(bits)).reshape(rows, CONSTRAINTS)
     satisfied = {"no failures": np.ones_like(satisfied), "all failures": np.zeros_like(satisfied)}.get(kind, satisfied)
-    known = np.array(draw(bits)).reshape(rows, constraints) if draw(st.booleans()) else np.ones_like(satisfied)
+    known = np.array(draw(bits)).reshape(rows, CONSTRAINTS) if draw(st.booleans()) else np.ones_like(satisfied)
     present = np.ones_like(satisfied)
-    present[:, draw(st.integers(1, constraints)) :] = False
+    present[:, draw(st.integers(1, CONSTRAINTS)) :] = False
     # few distinct values, so that there are ties
     entropy = np.array(draw(st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=rows * 3, max_size=rows * 3)))
     lengths = np.array(draw(st.lists(st.integers(1, 3), min_size=rows, max_size=rows)))
     mask = np.arange(3) < lengths[:, None]
     filled, ended = (np.array(draw(st.lists(st.booleans(), min_size=rows, max_size=rows))) for _ in range(2))
+    filled &= (np.arange(rows) // SAMPLES < prompts) & (np.arange(rows) % SAMPLES < samples)
     entropy = np.where(mask, entropy.reshape(rows, 3), 0).astype(np.float32)
     rollout = Rollout(np.zeros((rows, 3), np.int32), mask, entropy, entropy, ended, filled)
-    return prompts, rollout, Verdicts(satisfied & known, known, present)
+    return rollout, Verdicts(satisfied & known, known, present)
 
 
 @given(
@@ -64,13 +73,13 @@ def situations(draw):
     st.sampled_from(["curriculum", "entropy", "integrity"]),
     st.sampled_from(select.SCOPES),
     st.sampled_from(["mean", "sum"]),
-    st.integers(1, 3),
+    st.integers(1, 3 * PROMPTS),
     st.sampled_from([1, 7, 10_000]),
     st.booleans(),
 )
 @settings(max_examples=150)
-def test_selection_equals_numpy(situation, strategy, scope, reduce, k, step, truncated):
-    prompts, rollout, verdicts = situation
+def test_selection_equals_numpy(situation, strategy, scope, reduce, budget, step, truncated):
+    rollout, verdicts = situation
     rows = len(rollout.filled)
     config = SimpleNamespace(
         strategy=strategy,
@@ -83,7 +92,6 @@ def test_selection_equals_numpy(situation, strategy, scope, reduce, k, step, tru
         truncated=truncated,
     )
     expected_strict = np.zeros(rows, bool)
-    k = min(k, rows // prompts)
 
     expected_score, expected_candidate = np.zeros(rows), np.zeros(rows, bool)
     for b in range(rows):
@@ -109,9 +117,9 @@ def test_selection_equals_numpy(situation, strategy, scope, reduce, k, step, tru
         expected = expected_strict & (rollout.ended if mask_truncated else True)
         np.testing.assert_array_equal(strict, expected)
 
-    group = np.arange(rows) // (rows // prompts)
-    found = select.choose(scores, candidate, group, k * prompts, scope=scope, places=k * prompts, prompts=prompts)
-    expected = reference_selection(scores, candidate, group, k * prompts, scope, prompts)
+    group, places = np.arange(rows) // SAMPLES, 3 * PROMPTS
+    found = select.choose(scores, candidate, group, budget, scope=scope, places=places, prompts=PROMPTS)
+    expected = reference_selection(scores, candidate, group, budget, scope, PROMPTS)
     assert np.asarray(found.row)[np.asarray(found.valid)].tolist() == expected
     assert np.asarray(found.valid).tolist() == sorted(np.asarray(found.valid).tolist(), reverse=True)
 

@@ -22,7 +22,7 @@ from hir_jax.types import TrainBatch
 ROOT = Path(__file__).parents[2]
 MODEL = ModelConfig("llama", 37, 16, 32, 2, 2, 1, 8)
 ROWS, P, R = 9, 5, 7
-PROMPTS, RESPONSES = (1, 5), (0, 3, 7)  # few totals: each is compiled for the row alone
+PROMPTS, RESPONSES = (1, 5), (0, 3, 7)  # three totals with a response: each is compiled for the row alone
 SETTINGS = learner_settings(temperature=0.8)
 
 row_kinds = st.tuples(
@@ -60,22 +60,24 @@ def batch_of(kinds, seed=0) -> tuple[TrainBatch, np.ndarray]:
 # ---- every row alone ---------------------------------------------------------------------------------------------
 
 
-@partial(jax.jit, static_argnames=("responses", "loss"))
-def row_alone(p, tokens, old, advantage, *, responses, loss):
-    """(sum of the loss, (log-probs, entropies, losses)) and its gradient for one row without padding, plainly written."""
+@partial(jax.jit, static_argnames="loss")
+def row_alone(p, tokens, responses, old, advantage, *, loss):
+    """(sum of the loss, (log-probs, entropies, losses)) and its gradient for one row without padding, plainly written. tokens:
+    i32[T]; responses: bool[T - 1], the columns that predict one; old, advantage: f32[T - 1], as all that is returned."""
 
     def total(p):
         at = jnp.arange(tokens.shape[0] - 1)[None]
-        hidden = decoder.hidden_states(MODEL, p, tokens[None, :-1], at, jnp.ones_like(at))[0, -responses:]
+        hidden = decoder.hidden_states(MODEL, p, tokens[None, :-1], at, jnp.ones_like(at))[0]
         logp = jax.nn.log_softmax(hidden @ p["embed"].T / 0.8)
-        chosen = logp[jnp.arange(responses), tokens[-responses:]]
+        chosen = logp[at[0], tokens[1:]]
         entropy = -(jnp.exp(logp) * logp).sum(-1)
         if loss == "sft":
-            return -chosen.sum(), (chosen, entropy, -chosen)
-        ratio = jnp.exp(chosen - old)
-        worst = jnp.maximum(-advantage * ratio, -advantage * jnp.clip(ratio, 0.8, 1.2))
-        losses = jnp.where(advantage < 0, jnp.minimum(worst, -3 * advantage), worst)
-        return losses.sum(), (chosen, entropy, losses)
+            losses = -chosen
+        else:
+            ratio = jnp.exp(chosen - old)
+            worst = jnp.maximum(-advantage * ratio, -advantage * jnp.clip(ratio, 0.8, 1.2))
+            losses = jnp.where(advantage < 0, jnp.minimum(worst, -3 * advantage), worst)
+        return (losses * responses).sum(), (chosen, entropy, losses)
 
     return jax.value_and_grad(total, has_aux=True)(p)
 
@@ -89,8 +91,10 @@ def rows_alone(batch, advantage, loss):
     for b, n in enumerate(batch.response_mask.sum(-1)):
         if n:
             tokens = batch.tokens[b, P - batch.prompt_length[b] : P + n]
-            old = batch.behaviour_logp[b, :n], advantage[b, :n]
-            (part, (logp, entropy, losses)), one = row_alone(params(), tokens, *old, responses=int(n), loss=loss)
+            responses = np.arange(len(tokens) - 1) >= batch.prompt_length[b] - 1
+            old, own = (np.pad(x[b, :n], (len(responses) - n, 0)) for x in (batch.behaviour_logp, advantage))
+            (part, found), one = row_alone(params(), tokens, responses, old, own, loss=loss)
+            logp, entropy, losses = (x[-n:] for x in jax.device_get(found))
             share, scores[b, :n] = float(batch.weight[b]) / float(tokens_total), logp
             grads = jax.tree.map(lambda g, x, share=share: g + share * np.asarray(x, np.float64), grads, one)
             value, size = value + share * float(part), size + share * float(abs(losses).sum())
@@ -258,14 +262,17 @@ def test_there_are_bins_enough_for_any_rows(lengths, columns, multiple):
 def test_micro_batches_cover_what_is_used_and_little_more(rows, multiple, micro):
     size = packing.sizes(rows, 16, 16, multiple, micro)
     assert size.micro * 16 * multiple <= max(micro, 16 * multiple)
+
+    def mark(seen, start):
+        at = jnp.arange(size.bins)
+        return seen + ((at >= start) & (at < start + size.micro))
+
+    @jax.jit
+    def run(used):
+        return packing.over_micro_batches(used, size, mark, jnp.zeros(size.bins, jnp.int32))
+
     for used in range(0, -(-rows // multiple) + 1, 1 + rows // 40):
-        begun = np.zeros(size.bins, int)
-
-        def mark(seen, start):
-            at = jnp.arange(size.bins)
-            return seen + ((at >= start) & (at < start + size.micro))
-
-        begun, computed = packing.over_micro_batches(jnp.int32(used), size, mark, jnp.zeros(size.bins, jnp.int32))
+        begun, computed = jax.device_get(run(jnp.int32(used)))
         assert begun.max(initial=0) <= 1 and begun[:used].all() and int(begun.sum()) == int(computed)
         assert int(computed) - used < size.micro
 

@@ -58,6 +58,7 @@ def test_a_tied_flag_beside_an_output_matrix(same, tmp_path):
 
 
 def test_smollm2_and_its_written_copy(tmp_path):
+    """Takes long because a whole model of 135 M parameters is read, run and written in float32; it protects real checkpoints."""
     try:
         path = gguf.smollm2_wheel_path()
     except CheckpointError as error:

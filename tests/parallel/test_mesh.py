@@ -90,7 +90,11 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pair(checkpoint):
-    """(on one device, under (2, 2, 2) in a process of its own)."""
+    """(on one device, under (2, 2, 2) in a process of its own).
+
+    Takes long because everything from the checkpoint to the update is compiled for one device and for eight; the tests below
+    protect that the mesh changes no result.
+    """
     out = checkpoint.parent / "eight.npz"
     environment = os.environ | {
         "XLA_FLAGS": "--xla_force_host_platform_device_count=8",

@@ -129,7 +129,7 @@ def undisturbed(place, name, **changes):
 
 @pytest.fixture(scope="module")
 def two(place):
-    return undisturbed(place, "two")
+    return undisturbed(place, "two", total_steps=COMPARED)
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +146,11 @@ def one(place):
 
 @pytest.mark.parametrize("name", ["two", "split"])
 def test_two_processes_do_what_one_does(one, name, request):
-    """Tokens, verdicts and selection are equal; metrics and parameters after five steps within 1e-5."""
+    """Tokens, verdicts and selection are equal; metrics and parameters after five steps within 1e-5.
+
+    Takes long because three runs start one after the other, and each compiles the step for eight devices; it protects that a run
+    of several processes trains the same model as one process.
+    """
     run = request.getfixturevalue(name)
     with np.load(f"{one}-0.npz") as alone, np.load(f"{run}-0.npz") as a, np.load(f"{run}-1.npz") as b:
         assert a["checked"] > 0 and b["checked"] > 0 and abs(int(a["checked"]) - int(b["checked"])) <= COMPARED + 8
@@ -181,7 +185,11 @@ def said_soon(group, i, pattern):
 
 def test_stopped_and_killed_it_resumes_exactly(place, split):
     """SIGTERM to one process: all save after the same step and exit 0. SIGKILL of one, be it the first, which all others are
-    connected to: the other ends by itself."""
+    connected to: the other ends by itself.
+
+    Takes long because only real processes can be stopped and killed, and the run is started four times; it protects that nothing
+    is lost or done twice.
+    """
     workdir = place / "disturbed"
 
     def reached(step):
@@ -219,7 +227,10 @@ def test_stopped_and_killed_it_resumes_exactly(place, split):
 
 
 def test_a_run_goes_on_with_fewer_devices_and_says_so(place, split):
-    """From a checkpoint of which eight devices of two processes wrote their parts."""
+    """From a checkpoint of which eight devices of two processes wrote their parts.
+
+    Takes long because the step is compiled again for four devices; it protects that a run can move to another machine.
+    """
     workdir, kept = place / "moved", STEPS - 5
     shutil.copytree(split, workdir)
     shutil.rmtree(workdir / "checkpoints" / str(STEPS))
@@ -233,7 +244,10 @@ def test_a_run_goes_on_with_fewer_devices_and_says_so(place, split):
 
 
 def test_what_one_process_cannot_do_ends_all(place, two):
-    """A refusal by the first process, flags that differ, and an error in one process only."""
+    """A refusal by the first process, flags that differ, and an error in one process only.
+
+    Takes long because three pairs of processes start; it protects that none waits for ever for one that has ended.
+    """
     group = Group(two, place / "cache", seed=7)
     group.wait(1, 1)
     for i in (0, 1):
