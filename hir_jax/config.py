@@ -110,7 +110,7 @@ def defaults() -> ml_collections.ConfigDict:
     d.prompt_buckets = ()  # tokens; a batch is padded to the smallest that holds it; (): max_prompt alone
 
     c.rollout = r = ml_collections.ConfigDict()
-    r.m = 6  # responses a prompt; HiR: 6. Without replay (ilr, clr): m + replay.k
+    r.m = 6  # responses a prompt; HiR: 6. Without replay or buffer (ilr, clr): m + replay.k
     r.max_response = 4096  # tokens; HiR: 4096
     r.response_buckets = ()  # tokens at which the sampler's cache grows (read less early on); those above max_response do nothing
     r.temperature = 1.0  # HiR: 1.0; the learner's log-probs are at this temperature too
@@ -148,6 +148,13 @@ def defaults() -> ml_collections.ConfigDict:
     p.truncated = True  # responses cut at max_response may be replayed (released code)
     p.fill = "resample"  # resample (released code) | mask: what to do when failures to replay lack
     p.behaviour = "original"  # pi_old and pi_ref(y|q) (released code) | rewritten: both of y|q'
+
+    # Rows of earlier steps that met all their constraints are trained on again in the places that replays have with hir: a rival
+    # of replay, for ilr and clr with reinforce_plus_plus (hir/buffer.py)
+    c.buffer = b = ml_collections.ConfigDict()
+    b.rows = 0  # that it holds; up to N * replay.k of them, the youngest, are trained on in a step; 0: no buffer
+    b.max_age = 20  # steps after which a row leaves it
+    b.cap = 2.0  # of a token's weight pi_now / pi_old in the loss; 0: no weight
 
     c.learner = o = ml_collections.ConfigDict()
     o.estimator = "reinforce_plus_plus"  # reinforce_plus_plus | grpo | rloo | dr_grpo
@@ -287,17 +294,8 @@ def check(config) -> None:
         not config.logging.wandb or importlib.util.find_spec("wandb"),
         "config.logging.wandb needs a package that is not here: pip install wandb, or leave the key empty",
     )
-    o = config.learner
-    _require(
-        o.baseline == "all" or o.std_floor > 0 or o.estimator in ("rloo", "dr_grpo"),
-        "config.learner.baseline = 'originals' needs config.learner.std_floor above 0 (0.3, say): where no original succeeds "
-        "their deviation is 0, and replays would be divided by it",
-    )
-    limit = config.data.max_prompt
-    _require(
-        all(b <= limit for b in config.data.prompt_buckets),
-        f"config.data.prompt_buckets = {config.data.prompt_buckets}: each must be at most config.data.max_prompt = {limit}",
-    )
+    for message in config_ranges.conflicts(config):
+        raise ConfigError(message)
 
 
 def sequences(config) -> int:

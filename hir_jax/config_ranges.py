@@ -1,5 +1,5 @@
-"""The allowed range of every numeric config key and the allowed words of the others. `config.check` refuses other values before
-anything is loaded."""
+"""The allowed range of every numeric config key, the allowed words of the others, and values that cannot work together.
+`config.check` refuses other values before anything is loaded."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from hir_jax.data.templates import REWRITABLE
+from hir_jax.hir.methods import METHODS
 from hir_jax.model.config import COMPUTE_DTYPES, REMAT_POLICIES
 
 # A tuple, or "module:NAME" of the table that the words are the keys of: many of these modules import jax, which reading a
@@ -55,7 +56,7 @@ _FLOAT32_MAX = float(np.finfo(np.float32).max)
 _JUDGE = "constraints.judge"
 RANGES: Mapping[str, Sequence[str]] = {
     "[0, 4294967295]": ("seed",),  # jax takes a seed modulo 2^32
-    "[1, 2147483647]": ("total_steps",),  # the step is an int32
+    "[1, 2147483647]": ("total_steps", "buffer.max_age"),  # the step is an int32
     "[1, inf)": (
         "checkpoint_every", "checkpoint_keep", "model.hidden_size", "model.intermediate_size", "model.num_layers",
         "model.num_heads", "data.size", "data.eval_batch", "data.min_constraints", "data.max_constraints",
@@ -65,7 +66,7 @@ RANGES: Mapping[str, Sequence[str]] = {
     ),
     "[0, inf)": (
         "eval_every", "eval_temperature", "lora.rank", "data.seed", "data.hold_out", "data.eval_size", "rollout.top_k",
-        "rollout.slots",
+        "rollout.slots", "buffer.rows", "buffer.cap",
         "rollout.cache_bytes", "rollout.tensor", "constraints.workers", "replay.k", "replay.lambda_0", "replay.eta",
         "replay.min_kept", "learner.std_floor", "learner.learning_rate", "learner.warmup_steps",
         "learner.weight_decay", "learner.max_grad_norm", "learner.clip_high", "learner.importance_cap", "learner.kl",
@@ -132,3 +133,33 @@ def faults(flat: Mapping[str, object]) -> Iterator[str]:
                 if fault := _fault(interval, value):
                     shown = tuple(given) if isinstance(given, list) else given
                     yield f"config.{key} is {shown}{fault}"
+
+
+def conflicts(config) -> Iterator[str]:
+    """One error message for each of these sets of keys whose values cannot work together."""
+    o, limit, rows = config.learner, config.data.max_prompt, config.buffer.rows
+    if not (o.baseline == "all" or o.std_floor > 0 or o.estimator in ("rloo", "dr_grpo")):
+        yield (
+            "config.learner.baseline = 'originals' needs config.learner.std_floor above 0 (0.3, say): where no original succeeds "
+            "their deviation is 0, and replays would be divided by it"
+        )
+    if any(b > limit for b in config.data.prompt_buckets):
+        yield f"config.data.prompt_buckets = {config.data.prompt_buckets}: each must be at most config.data.max_prompt = {limit}"
+    if not rows:
+        return
+    fitting = [name for name, method in METHODS.items() if method.loss == "policy" and not method.replays]
+    if config.method not in fitting:
+        yield (
+            f"config.buffer.rows = {rows} is for config.method = {' or '.join(fitting)}, not {config.method!r}: change the "
+            "method, or set config.buffer.rows to 0"
+        )
+    if o.estimator != "reinforce_plus_plus":
+        yield (
+            f"config.buffer.rows = {rows} needs config.learner.estimator = 'reinforce_plus_plus', whose baseline is of the whole "
+            f"batch; {o.estimator!r} compares with rows of the same prompt, which a buffered row does not have in its batch"
+        )
+    if not config.replay.k:
+        yield (
+            f"config.buffer.rows = {rows}: buffered rows take N * config.replay.k places of a batch, so set config.replay.k to 1 "
+            "or more"
+        )

@@ -20,6 +20,7 @@ from hir_jax.backbone import Backbone, open_backbone
 from hir_jax.checks.device.conditions import Conditions
 from hir_jax.checks.device.verify import TokenBytes, token_bytes
 from hir_jax.data.segments import Encoded, PartShapes, prompt_batch
+from hir_jax.hir import buffer as buffers
 from hir_jax.learner.update import init_state, response_logprobs, update
 from hir_jax.model import decoder, lora
 from hir_jax.parallel import mesh as meshes
@@ -116,8 +117,14 @@ class Engine:
     def init_state(self, params: decoder.Params) -> TrainState:
         """Step 0 from given parameters."""
         shardings = jax.tree.map(lambda s: s.sharding, self.abstract_state)
-        make = jax.jit(lambda p: init_state(self._initial(p), self.settings.learner), out_shardings=shardings)
-        return make(params)
+        return jax.jit(self._first_state, out_shardings=shardings)(params)
+
+    def _first_state(self, params: decoder.Params) -> TrainState:
+        state, config = init_state(self._initial(params), self.settings.learner), self.config
+        if not self.settings.buffers:
+            return state
+        sizes = config.buffer.rows, config.data.max_prompt, config.rollout.max_response
+        return state._replace(buffer=buffers.empty(*sizes))
 
     def _initial(self, params: decoder.Params) -> decoder.Params:
         """The trained parameters of step 0: a copy of the given ones (the state will be donated), or new adapters."""
@@ -137,7 +144,7 @@ class Engine:
     def abstract_state(self) -> TrainState:
         """Shapes and shardings of the TrainState, for restoring one."""
         given = decoder.abstract_params(self.model, self.config.model.param_dtype)
-        shapes = jax.eval_shape(lambda p: init_state(self._initial(p), self.settings.learner), given)
+        shapes = jax.eval_shape(self._first_state, given)
         axes = lora.param_axes(self.model, shapes.params)
         trained = meshes.parameter_shardings(self.mesh, axes, shapes.params)
         shardings = meshes.state_shardings(self.mesh, shapes, trained)

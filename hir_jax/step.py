@@ -23,6 +23,7 @@ from jaxtyping import Bool, Int, Key
 
 from hir_jax.checks.device.conditions import Conditions
 from hir_jax.checks.device.verify import TokenBytes, verify
+from hir_jax.hir import buffer as buffers
 from hir_jax.hir import select
 from hir_jax.hir.methods import METHODS, Method
 from hir_jax.hir.pairs import choose_pairs, pair_batch
@@ -37,7 +38,7 @@ from hir_jax.parallel import mesh as meshes
 from hir_jax.sampler import continuous
 from hir_jax.sampler import sample as plain
 from hir_jax.sampler.sample import Sampling
-from hir_jax.types import Array, PromptBatch, Replays, Rollout, TrainBatch, TrainState, Verdicts
+from hir_jax.types import Array, Buffer, PromptBatch, Replays, Rollout, TrainBatch, TrainState, Verdicts
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,8 +61,8 @@ class StepSettings:
 
     @property
     def first_samples(self) -> int:
-        """How many of them are sampled at first: m; all where nothing is replayed."""
-        return self.config.rollout.m if self.replays else self.samples
+        """How many of them are sampled at first: m; all where nothing is replayed or taken from a buffer."""
+        return self.config.rollout.m if self.replays or self.buffers else self.samples
 
     @property
     def method(self) -> Method:
@@ -71,6 +72,11 @@ class StepSettings:
     def replays(self) -> bool:
         """Whether failures are replayed."""
         return self.method.replays and self.config.replay.k > 0
+
+    @property
+    def buffers(self) -> bool:
+        """Whether successes of earlier steps are trained on again."""
+        return self.config.buffer.rows > 0
 
     @property
     def selects(self) -> bool:
@@ -215,6 +221,9 @@ def learn(
         batch, metrics = preference_batch(reference, prompts, rollout, verdicts, replays, settings=settings), {}
     else:
         batch, metrics = policy_batch(params, reference, prompts, rollout, verdicts, replays, settings=settings)
+    if state.buffer is not None:
+        batch, buffer, found = train_again(params, batch, state.buffer, state.step, settings=settings)
+        state, metrics = state._replace(buffer=buffer), metrics | found
     state, learned = update(state, batch, frozen, **settings.learning)
     return state, learned | metrics, replays
 
@@ -283,6 +292,33 @@ def policy_batch(
                 fresh = logprobs(weights, *given)
                 batch = batch._replace(**{name: jnp.where(batch.is_replay[:, None], fresh, getattr(batch, name))})
     return batch, metrics
+
+
+def train_again(
+    params: decoder.Params, batch: TrainBatch, buffer: Buffer, step: Int[Array, ""] | int, *, settings: StepSettings
+) -> tuple[TrainBatch, Buffer, dict[str, Array]]:
+    """The batch with up to k * N buffered rows in the places that hold no sample, the buffer with the step's successes, and
+    metrics.
+
+    A token of a buffered row has the weight min(pi_now / pi_old, `buffer.cap`) in the loss, truncated importance sampling over
+    the steps since it was sampled; pi_now, the policy before the update, becomes its pi_old.
+    """
+    config, responses = settings.config, batch.response_mask.shape[1]
+    places = batch.weight.shape[0] // settings.samples * config.replay.k
+    kept = buffers.without_old(buffer, step, config.buffer.max_age)
+    rows = buffers.youngest(kept, batch.tokens.shape[1] - responses, places, buffers.vacant(batch).sum())
+    mask, taken = rows.response_mask, rows.born >= 0
+    now = response_logprobs(params, rows.tokens, rows.prompt_length, mask, **settings.learning)
+    importance, _ = truncated_importance(now, rows.behaviour_logp, mask, config.buffer.cap)
+    filled = buffers.add(kept, batch, step)
+    metrics = {
+        "buffered": taken.sum(),
+        "buffer_rows": (filled.born >= 0).sum(),
+        "buffer_age": jnp.where(taken, step - rows.born, 0).sum() / jnp.maximum(taken.sum(), 1),
+        "buffer_ratio": jnp.where(mask, importance, 0.0).sum() / jnp.maximum(mask.sum(), 1),
+    }
+    joined = buffers.join(batch, rows, now, importance, mini_batches=settings.learner.mini_batches)
+    return joined, filled, metrics
 
 
 def preference_batch(

@@ -3,7 +3,8 @@
 Types that hold text are frozen dataclasses. Types that hold arrays are NamedTuples, which are pytrees without importing jax
 (verifier workers import this module and must not import jax).
 
-Letters in shapes: N prompts, B rows, C constraints of a row (padded), P prompt tokens, R response tokens, V words.
+Letters in shapes: N prompts, B rows, C constraints of a row (padded), P prompt tokens, R response tokens, V words, M rows of the
+buffer.
 """
 
 from __future__ import annotations
@@ -115,7 +116,19 @@ class TrainBatch(NamedTuple):
     reward: Array  # f32[B]
     weight: Array  # f32[B]: 0 removes the row from the loss and from every statistic
     group: Array  # i32[B]: index of the prompt the row comes from
-    is_replay: Array  # bool[B]
+    is_replay: Array  # bool[B]: no sample of this step for its own instruction, but a replay or a row of the buffer
+
+
+class Buffer(NamedTuple):
+    """Successes of earlier steps (`hir.buffer`), replicated on all devices: choosing rows and finding duplicates then needs no
+    exchange, and M need not be a multiple of the devices. Columns: P = `data.max_prompt`, then R."""
+
+    tokens: Array  # i32[M, P + R], prompt right-aligned, response left-aligned
+    prompt_length: Array  # i32[M]
+    response_mask: Array  # bool[M, R]
+    behaviour_logp: Array  # f32[M, R]: of the policy that sampled the row
+    ref_logp: Array  # f32[M, R]: of the reference policy; 0 without one
+    born: Array  # i32[M]: the step that sampled the row, -1 for an empty place
 
 
 class TrainState(NamedTuple):
@@ -125,3 +138,4 @@ class TrainState(NamedTuple):
     params: Any
     opt_state: Any
     skipped: Array  # i32[]: updates skipped so far because of a non-finite gradient
+    buffer: Buffer | None = None  # None without `buffer.rows`

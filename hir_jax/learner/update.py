@@ -327,4 +327,4 @@ def update(
     metrics = {name: values.mean() for name, values in history.items()} | {"updates_skipped": skipped}
     if settings.loss == "policy" and not settings.recomputes_old:
         metrics["sampler_gap"] = first_gap[0]
-    return TrainState(state.step + 1, params, opt_state, skipped), metrics
+    return state._replace(step=state.step + 1, params=params, opt_state=opt_state, skipped=skipped), metrics

@@ -46,6 +46,12 @@ def _reason(error: Exception) -> str:
     return os.strerror(int(code)) if code else first_line(error)[:200]
 
 
+def _present(state: Any) -> dict[str, Any]:
+    """The fields of a state (a NamedTuple) that are not None: a run without a buffer reads and writes what runs did before
+    there was one."""
+    return {name: value for name, value in state._asdict().items() if value is not None}
+
+
 class Checkpoints:
     """Asynchronous, atomic saves of (state, meta) by step, of which the newest `keep` are kept. Use as a context manager.
 
@@ -112,7 +118,7 @@ class Checkpoints:
             return
         # On CPU the host copy from which orbax writes may be the device buffer itself, which the next update reuses.
         state = jax.tree.map(jnp.copy, state)
-        args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
+        args = ocp.args.Composite(state=ocp.args.StandardSave(_present(state)), meta=ocp.args.JsonSave(meta))
         self._written(lambda: self._manager.save(step, args=args))
 
     def wait(self) -> None:
@@ -122,7 +128,8 @@ class Checkpoints:
     def restore(self, step: int, abstract_state: Any) -> tuple[Any, dict]:
         """(state, meta), the state as `abstract_state` (ShapeDtypeStructs with shardings) describes it. Raises CheckpointError
         that names the step."""
-        return self._read(step, ocp.args.StandardRestore(abstract_state))
+        found, meta = self._read(step, ocp.args.StandardRestore(_present(abstract_state)))
+        return abstract_state._replace(**found), meta
 
     def restore_params(self, step: int, abstract_params: Any) -> tuple[Any, dict]:
         """(params, meta) of a state. The optimiser's moments, which are twice as large, are not read."""

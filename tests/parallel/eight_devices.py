@@ -27,7 +27,7 @@ from hir_jax.parallel import mesh as meshes
 from hir_jax.rollouts import Clock, roll_out
 from hir_jax.run.samples import rollout_metrics
 from hir_jax.step import policy_batch, select_replays
-from hir_jax.types import TrainBatch
+from hir_jax.types import Rollout, TrainBatch, Verdicts
 
 STEPS = 2
 
@@ -140,6 +140,30 @@ def whole_steps(engine: Engine, config, state, reference) -> dict[str, np.ndarra
     return found | named("whole_params", state.params)
 
 
+def buffered_steps(checkpoint: str, mesh: tuple[int, int, int], devices) -> dict[str, np.ndarray]:
+    """Updates with a buffer of five rows, a number that the devices do not divide, on fixed samples and verdicts."""
+    config = case_config(checkpoint, mesh)
+    config.method, config.buffer.rows = "ilr", 5
+    configs.check(config)
+    engine, rng = Engine(config, devices), np.random.default_rng(7)
+    data = dataset.load(config, engine.backbone.frame, engine.backbone.stop_ids[0])
+    params, found = engine.load_params(), {}
+    state = engine.init_state(params)
+    filled = np.arange(configs.sequences(config)) % 3 < 2
+    for step in range(STEPS):
+        prompts = engine.prompts([data.rows[i] for i in data.indices(step)], data.shapes)
+        mask = (np.arange(10) < rng.integers(1, 11, filled.shape)[:, None]) & filled[:, None]
+        tokens = rng.integers(5, engine.model.vocab_size, mask.shape).astype(np.int32)
+        logp = ((-5.5 + 0.3 * rng.normal(size=mask.shape)) * mask).astype(np.float32)
+        rollout = Rollout(tokens, mask, logp, 0 * logp, ended=filled, filled=filled)
+        known = np.ones((len(filled), prompts.parts.present.shape[1]), bool)
+        verdicts = Verdicts((rng.random(known.shape) < 0.8), known, known)
+        state, metrics, _ = engine.learn(state, params, prompts, rollout, verdicts, 0, step)
+        found |= named(f"buffered{step}/buffer", state.buffer) | named(f"buffered{step}/metrics", comparable(metrics))
+    pieces = json.dumps(layout(state.buffer))
+    return found | named("buffered_params", state.params) | {"buffer_layout": np.array(pieces)}
+
+
 def layout(tree) -> dict[str, list]:
     """Path -> [shape of one device's piece, whole shape]."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
@@ -168,6 +192,7 @@ def run(checkpoint: str, mesh: tuple[int, int, int], devices) -> dict[str, np.nd
     layouts = {"loaded": layout(params), "state": layout(state)}
     found = fixed_tokens(engine, state)
     found |= whole_steps(engine, config, engine.init_state(params), params)
+    found |= buffered_steps(checkpoint, mesh, devices)
     return found | {"layouts": np.array(json.dumps(layouts))}
 
 

@@ -118,7 +118,9 @@ def names(arrays, prefix):
     return found
 
 
-@pytest.mark.parametrize("what", ["gradients[", "gradient_metrics", "fixed_metrics", "fixed_params", "whole_params"])
+@pytest.mark.parametrize(
+    "what", ["gradients[", "gradient_metrics", "fixed_metrics", "fixed_params", "whole_params", "buffered_params"]
+)
 def test_fixed_tokens_give_the_same_update(pair, what):
     """1e-5 in relative L2, over all parameters (or all metrics) together."""
     one, eight = (np.concatenate([np.ravel(arrays[name]) for name in names(pair[0], what)]) for arrays in pair)
@@ -140,6 +142,20 @@ def test_whole_step_samples_selects_and_relabels_the_same(pair, step):
             np.testing.assert_array_equal(eight[name], one[name], err_msg=name)
         else:
             np.testing.assert_allclose(eight[name], one[name], rtol=2e-4, atol=2e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("step", range(eight_devices.STEPS))
+def test_a_buffer_holds_and_gives_the_same(pair, step):
+    """It is whole on every device."""
+    one, eight = pair
+    assert (one[f"buffered{step}/buffer.born"] == step).any()
+    assert one[f"buffered{step}/metrics['buffered']"] == 4 * (step > 0)
+    for name in names(one, f"buffered{step}/"):
+        if one[name].dtype.kind in "bi":
+            np.testing.assert_array_equal(eight[name], one[name], err_msg=name)
+        else:
+            np.testing.assert_allclose(eight[name], one[name], rtol=2e-4, atol=2e-5, err_msg=name)
+    assert all(piece == whole for piece, whole in json.loads(str(eight["buffer_layout"])).values())
 
 
 def test_loaded_parameters_and_moments_are_really_split(pair, checkpoint):

@@ -7,10 +7,12 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from hir_jax.parallel import mesh as meshes
@@ -53,6 +55,48 @@ def test_what_is_saved_comes_back_bit_for_bit(tmp_path, sharding):
         found, meta = saved.restore(3, abstract(state))
     assert_same_bits(found, state)
     assert meta == {"step": 3, "config": {"seed": 1}}
+
+
+class StateWithoutBuffer(NamedTuple):
+    """A TrainState as it was before it could have a buffer."""
+
+    step: Any
+    params: Any
+    opt_state: Any
+    skipped: Any
+
+
+def test_a_checkpoint_from_before_there_was_a_buffer_comes_back(tmp_path, sharding):
+    """Written as it was then; and what is written now without a buffer can be read in its form."""
+    state = make_state(sharding, 3)
+    assert state.buffer is None
+    older, step = StateWithoutBuffer(*state[:4]), tmp_path / "checkpoints"
+    with ocp.CheckpointManager(step) as manager:
+        args = {"state": ocp.args.StandardSave(older), "meta": ocp.args.JsonSave({"step": 3})}
+        manager.save(3, args=ocp.args.Composite(**args))
+    with Checkpoints(step, keep=2) as saved:
+        found, meta = saved.restore(3, abstract(state))
+    assert_same_bits(found, state)
+    assert meta == {"step": 3}
+    with Checkpoints(step) as saved:
+        found, _ = saved.restore_params(3, abstract(state.params))
+    assert_same_bits(found, state.params)
+    with Checkpoints(step, keep=2) as saved:
+        saved.save(4, state, {})
+    with ocp.CheckpointManager(step) as manager:
+        found = manager.restore(4, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract(older))))["state"]
+    assert_same_bits(found, older)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_checkpoint_without_a_buffer_is_refused_where_one_is_wanted(tmp_path, sharding):
+    state = make_state(sharding, 4)
+    with Checkpoints(tmp_path / "checkpoints", keep=2) as saved:
+        saved.save(4, state, {})
+        saved.wait()
+        with pytest.raises(CheckpointError, match="cannot be read"):
+            saved.restore(4, abstract(state._replace(buffer=state.params)))
+    gc.collect()
 
 
 def test_state_may_be_donated_right_after_save(tmp_path, sharding):
