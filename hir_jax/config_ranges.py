@@ -1,5 +1,5 @@
-"""The allowed range of every numeric config key and the allowed words of the others. `config.check` refuses other values before
-anything is loaded."""
+"""The allowed range of every numeric config key, the allowed words of the others, and values of `learner` and `rollout` that
+exclude one another. `config.check` refuses the rest before anything is loaded."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from hir_jax.data.templates import REWRITABLE
+from hir_jax.hir.methods import METHODS
 from hir_jax.model.config import COMPUTE_DTYPES, REMAT_POLICIES
 
 # A tuple, or "module:NAME" of the table that the words are the keys of: many of these modules import jax, which reading a
@@ -65,8 +66,8 @@ RANGES: Mapping[str, Sequence[str]] = {
     ),
     "[0, inf)": (
         "eval_every", "eval_temperature", "lora.rank", "data.seed", "data.hold_out", "data.eval_size", "rollout.top_k",
-        "rollout.slots",
-        "rollout.cache_bytes", "rollout.tensor", "constraints.workers", "replay.k", "replay.lambda_0", "replay.eta",
+        "rollout.slots", "rollout.dynamic_rounds", "learner.overlong_tokens", "rollout.cache_bytes",
+        "rollout.tensor", "constraints.workers", "replay.k", "replay.lambda_0", "replay.eta",
         "replay.min_kept", "learner.std_floor", "learner.learning_rate", "learner.warmup_steps",
         "learner.weight_decay", "learner.max_grad_norm", "learner.clip_high", "learner.importance_cap", "learner.kl",
         "learner.pack_columns", "logging.distributions_every", "logging.replays_per_step", f"{_JUDGE}.retries",
@@ -132,3 +133,29 @@ def faults(flat: Mapping[str, object]) -> Iterator[str]:
                 if fault := _fault(interval, value):
                     shown = tuple(given) if isinstance(given, list) else given
                     yield f"config.{key} is {shown}{fault}"
+
+
+def conflicts(config) -> Iterator[str]:
+    """One error message for each value of `learner` or `rollout` that does not go with others; all are within their ranges."""
+    rollout, learner, method = config.rollout, config.learner, METHODS[config.method]
+    if learner.baseline == "originals" and not learner.std_floor and learner.estimator not in ("rloo", "dr_grpo"):
+        yield (
+            "config.learner.baseline = 'originals' needs config.learner.std_floor above 0 (0.3, say): where no original "
+            "succeeds their deviation is 0, and replays would be divided by it"
+        )
+    policy = [name for name, each in METHODS.items() if each.loss == "policy"]
+    if rollout.dynamic_rounds and (method.loss != "policy" or method.replays):
+        yield (
+            f"config.rollout.dynamic_rounds = {rollout.dynamic_rounds} is for the policy gradient without replay: set it to 0, "
+            f"or config.method, which is {config.method!r}, to {' or '.join(n for n in policy if not METHODS[n].replays)}"
+        )
+    if learner.overlong_tokens and method.loss != "policy":
+        yield (
+            f"config.learner.overlong_tokens = {learner.overlong_tokens} changes the rewards of the policy gradient: set it to "
+            f"0, or config.method, which is {config.method!r}, to {' or '.join(policy)}"
+        )
+    if learner.overlong_tokens > rollout.max_response:
+        yield (
+            f"config.learner.overlong_tokens = {learner.overlong_tokens} must not be above config.rollout.max_response = "
+            f"{rollout.max_response}: it is how many tokens before it the punishment begins"
+        )
