@@ -248,7 +248,7 @@ def curves(rows: list[dict]) -> dict[str, list[float]]:
     """Held-out following at the steps where it was measured, with the number of samples generated until then."""
     generated, found = 0, {"step": [], "samples": [], "following": []}
     for row in rows:
-        generated += row.get("samples") or 0
+        generated += row.get("generated", row.get("samples")) or 0  # older runs discarded none
         if row.get("heldout_following") is not None:
             for name, value in zip(found, (row["step"], generated, row["heldout_following"]), strict=True):
                 found[name].append(value)

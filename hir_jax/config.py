@@ -11,6 +11,7 @@ import importlib.util
 import json
 import runpy
 import sys
+from itertools import chain
 from pathlib import Path
 
 import ml_collections
@@ -120,6 +121,8 @@ def defaults() -> ml_collections.ConfigDict:
     r.dtype = ""  # of the sampler's weights, float32 | bfloat16; "": model.compute_dtype
     # Whose log-prob pi_old is; the trainer's (released code) takes one more pass over the samples. See learner.importance_cap
     r.old_logp = ""  # sampler | trainer; "": trainer if dtype is another than model.compute_dtype, else sampler
+    # Dynamic sampling (ilr, clr): further batches of prompts that a step may draw so that every group's rewards differ; DAPO: 9
+    r.dynamic_rounds = 0  # 0: off
     r.slots = 0  # rows decoded at a time, refilled as they end (continuous batching); 0: see cache_bytes
     r.cache_bytes = 0  # of keys and values that a device may hold: without `slots`, as many as fit; 0: no limit
     r.tensor = 0  # devices that share heads, MLP and words while sampling, others share rows; 0: the layout of `mesh`
@@ -127,8 +130,8 @@ def defaults() -> ml_collections.ConfigDict:
     c.constraints = k = ml_collections.ConfigDict()
     k.workers = 2  # verifier processes; 0: in this process
     k.timeout_seconds = 5.0  # a check; longer ones are unknown
-    # On the device: what can be decided on bytes. Where that is everything (and replay.fill is "mask", or nothing is
-    # replayed) the whole step is one compiled function, and a response that is not ASCII is unknown.
+    # On the device: what can be decided on bytes. Where that is everything (and nothing is sampled again: replay.fill is "mask"
+    # or nothing is replayed, no dynamic_rounds) the whole step is one compiled function, and a response not in ASCII is unknown.
     k.on_device = False  # check there first; the host decides what is left
     k.control = True  # also check responses against other prompts' constraints: `following`, ... (hir/following.py)
     k.code_checkers = False  # run HIR-16K's Python checkers, caged by bubblewrap; False: rows with one are left out
@@ -180,7 +183,9 @@ def defaults() -> ml_collections.ConfigDict:
     o.mini_batches = 2  # optimiser updates a step; HiR: 2
     o.micro_batch_tokens = 8192  # packed columns in one backward pass, all devices together; see packing.py
     o.pack_columns = 0  # columns that several rows are packed into; 0: twice the longest prompt + response
+    # DAPO has this (overlong filtering), or the soft punishment: a reward that falls to -1 over the last tokens
     o.mask_truncated = False  # give responses cut at max_response weight 0
+    o.overlong_tokens = 0  # of max_response, the last ones, over which it falls; DAPO: 4096 of 20480; 0: off
 
     c.mesh = h = ml_collections.ConfigDict()
     h.data = -1  # devices that share rows; -1 (of one axis): those left over
@@ -242,7 +247,7 @@ def check(config) -> None:
             near = difflib.get_close_matches(key, flatten(known), 1)
             raise ConfigError(f"config has no key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
     _check_types(config, known)
-    for message in config_ranges.faults(flatten(config)):
+    for message in chain(config_ranges.faults(flatten(config)), config_ranges.conflicts(config)):
         raise ConfigError(message)
     if config.data.source in ("jsonl", "hir16k", "tfds"):
         _require(config.data.path, f"config.data.source is {config.data.source!r}: set config.data.path")
@@ -294,8 +299,6 @@ def check(config) -> None:
         not config.logging.wandb or importlib.util.find_spec("wandb"),
         "config.logging.wandb needs a package that is not here: pip install wandb, or leave the key empty",
     )
-    for message in config_ranges.conflicts(config):
-        raise ConfigError(message)
 
 
 def sequences(config) -> int:

@@ -66,8 +66,8 @@ RANGES: Mapping[str, Sequence[str]] = {
     ),
     "[0, inf)": (
         "eval_every", "eval_temperature", "lora.rank", "data.seed", "data.hold_out", "data.eval_size", "rollout.top_k",
-        "rollout.slots", "buffer.rows", "buffer.cap",
-        "rollout.cache_bytes", "rollout.tensor", "constraints.workers", "replay.k", "replay.lambda_0", "replay.eta",
+        "rollout.slots", "rollout.dynamic_rounds", "rollout.cache_bytes", "rollout.tensor", "buffer.rows", "buffer.cap",
+        "learner.overlong_tokens", "constraints.workers", "replay.k", "replay.lambda_0", "replay.eta",
         "replay.min_kept", "learner.std_floor", "learner.learning_rate", "learner.warmup_steps",
         "learner.weight_decay", "learner.max_grad_norm", "learner.clip_high", "learner.importance_cap", "learner.kl",
         "learner.pack_columns", "logging.distributions_every", "logging.replays_per_step", f"{_JUDGE}.retries",
@@ -136,29 +136,41 @@ def faults(flat: Mapping[str, object]) -> Iterator[str]:
 
 
 def conflicts(config) -> Iterator[str]:
-    """One error message for each of these sets of keys whose values cannot work together."""
-    o, limit, rows = config.learner, config.data.max_prompt, config.buffer.rows
-    if not (o.baseline == "all" or o.std_floor > 0 or o.estimator in ("rloo", "dr_grpo")):
+    """One error message for each set of keys whose values, all within their ranges, cannot work together."""
+    rollout, learner, method, rows = config.rollout, config.learner, config.method, config.buffer.rows
+    if learner.baseline == "originals" and not learner.std_floor and learner.estimator not in ("rloo", "dr_grpo"):
         yield (
-            "config.learner.baseline = 'originals' needs config.learner.std_floor above 0 (0.3, say): where no original succeeds "
-            "their deviation is 0, and replays would be divided by it"
+            "config.learner.baseline = 'originals' needs config.learner.std_floor above 0 (0.3, say): where no original "
+            "succeeds their deviation is 0, and replays would be divided by it"
         )
-    if any(b > limit for b in config.data.prompt_buckets):
+    limit = config.data.max_prompt
+    if any(bucket > limit for bucket in config.data.prompt_buckets):
         yield f"config.data.prompt_buckets = {config.data.prompt_buckets}: each must be at most config.data.max_prompt = {limit}"
-    if not rows:
-        return
-    fitting = [name for name, method in METHODS.items() if method.loss == "policy" and not method.replays]
-    if config.method not in fitting:
+    policy = [name for name, each in METHODS.items() if each.loss == "policy"]
+    without_replay = [name for name in policy if not METHODS[name].replays]
+    for key, value, fitting in (
+        ("rollout.dynamic_rounds", rollout.dynamic_rounds, without_replay),
+        ("buffer.rows", rows, without_replay),
+        ("learner.overlong_tokens", learner.overlong_tokens, policy),
+    ):
+        if value and method not in fitting:
+            yield (
+                f"config.{key} = {value} does not go with config.method = {method!r}: set it to 0, or the method to "
+                f"{' or '.join(fitting)}"
+            )
+    if learner.overlong_tokens > rollout.max_response:
         yield (
-            f"config.buffer.rows = {rows} is for config.method = {' or '.join(fitting)}, not {config.method!r}: change the "
-            "method, or set config.buffer.rows to 0"
+            f"config.learner.overlong_tokens = {learner.overlong_tokens} must not be above config.rollout.max_response = "
+            f"{rollout.max_response}: it is how many tokens before it the punishment begins"
         )
-    if o.estimator != "reinforce_plus_plus":
+    if rows and rollout.dynamic_rounds:
+        yield f"config.buffer.rows = {rows} and config.rollout.dynamic_rounds = {rollout.dynamic_rounds}: set one of them to 0"
+    if rows and learner.estimator != "reinforce_plus_plus":
         yield (
             f"config.buffer.rows = {rows} needs config.learner.estimator = 'reinforce_plus_plus', whose baseline is of the whole "
-            f"batch; {o.estimator!r} compares with rows of the same prompt, which a buffered row does not have in its batch"
+            f"batch; {learner.estimator!r} compares with rows of the same prompt, which a buffered row does not have in its batch"
         )
-    if not config.replay.k:
+    if rows and not config.replay.k:
         yield (
             f"config.buffer.rows = {rows}: buffered rows take N * config.replay.k places of a batch, so set config.replay.k to 1 "
             "or more"

@@ -1,9 +1,11 @@
-"""Samples a step's responses and verifies them on the host, with further rounds if there are too few failures to replay."""
+"""Samples a step's responses and verifies them on the host, with further rounds if there are too few failures to replay, or too
+few prompts whose rewards differ (dynamic sampling)."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -12,9 +14,9 @@ from hir_jax.checks.verifier import Row, Verifier
 from hir_jax.data.segments import Encoded
 from hir_jax.data.templates import render
 from hir_jax.engine import SAMPLE, Engine
-from hir_jax.hir import select
+from hir_jax.hir import dapo, select
 from hir_jax.parallel import processes
-from hir_jax.step import empty_slots, put_slots
+from hir_jax.step import StepSettings, empty_slots, put_slots, sample_rewards
 from hir_jax.types import PromptBatch, Rollout, Verdicts
 
 
@@ -133,3 +135,47 @@ def roll_out(
             rounds = select.missing_rounds(int(usable.sum()), n, config.replay.k)
             end = first + rounds
     return *found, rounds
+
+
+class Sampled(NamedTuple):
+    """The N prompts that a step with dynamic sampling trains on, with S samples each, and all that was sampled for it."""
+
+    indices: np.ndarray  # i64[N], training rows
+    rollout: Rollout  # N * S rows
+    verdicts: Verdicts  # N * S rows
+    drawn: list[tuple[PromptBatch, Rollout]]  # of the first batch and of each further one, discarded samples included
+
+
+def differing_groups(rollout: Rollout, verdicts: Verdicts, settings: StepSettings) -> np.ndarray:
+    """bool[N]: the prompts whose samples' rewards differ, by the method's rewards (`dapo.differing`)."""
+    return dapo.differing(*sample_rewards(rollout, verdicts, settings=settings), settings.samples)
+
+
+def roll_out_dynamic(
+    engine: Engine, verifier: Verifier, params, batches: Sequence[np.ndarray], given: Callable, step: int, clock: Clock
+) -> Sampled:
+    """Dynamic sampling, for methods without replay: samples and verifies `batches[0]`, and further batches while there are
+    groups whose rewards do not differ; each batch's groups whose rewards differ take their places (`dapo.replacements`).
+
+    Surplus groups are discarded. Groups left over after the last batch keep their first samples. batches: i64[N] each, indices
+    of training rows; given: indices -> (rows, PromptBatch, conditions or None).
+    """
+    n, slots, drawn = len(batches[0]), engine.settings.samples, []
+    params = jax.block_until_ready(engine.for_sampling(params))
+    clock.lap("reshard")
+    for number, indices in enumerate(batches):
+        rows, prompts, conditions = given(indices)
+        clock.lap("data")
+        ids = np.arange(n * slots).reshape(n, slots) + number * n * slots  # noise of its own for each batch
+        fresh = sample_and_verify(engine, verifier, params, rows, prompts, ids, step, clock, conditions)
+        drawn.append((prompts, fresh[0]))
+        differ, fresh = differing_groups(*fresh, engine.settings), (indices, *fresh)
+        if number == 0:
+            kept, done = fresh, differ
+        else:
+            places, sources = dapo.replacements(done, differ)
+            kept = dapo.with_groups(kept, fresh, places, sources)
+            done[places] = True
+        if done.all():
+            break
+    return Sampled(*kept, drawn)

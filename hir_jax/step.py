@@ -25,6 +25,7 @@ from hir_jax.checks.device.conditions import Conditions
 from hir_jax.checks.device.verify import TokenBytes, verify
 from hir_jax.hir import buffer as buffers
 from hir_jax.hir import select
+from hir_jax.hir.dapo import overlong_penalty
 from hir_jax.hir.methods import METHODS, Method
 from hir_jax.hir.pairs import choose_pairs, pair_batch
 from hir_jax.hir.relabel import relabel
@@ -247,6 +248,15 @@ def select_replays(
     )  # fmt: skip
 
 
+def sample_rewards(rollout: Rollout, verdicts: Verdicts, *, settings: StepSettings) -> tuple[Array, Array]:
+    """Reward and weight, f32[B] each, of the method's samples; see `select.rewards`."""
+    return select.rewards(
+        rollout, verdicts,
+        fractional=settings.method.fractional, successes_only=settings.method.successes_only,
+        mask_truncated=settings.config.learner.mask_truncated,
+    )  # fmt: skip
+
+
 def policy_batch(
     params: decoder.Params | None,
     reference: decoder.Params | None,
@@ -265,11 +275,7 @@ def policy_batch(
     which y was sampled.
     """
     config = settings.config
-    reward, weight = select.rewards(
-        rollout, verdicts,
-        fractional=settings.method.fractional, successes_only=settings.method.successes_only,
-        mask_truncated=config.learner.mask_truncated,
-    )  # fmt: skip
+    reward, weight = sample_rewards(rollout, verdicts, settings=settings)
     logprobs, metrics = partial(response_logprobs, **settings.learning), {}
     ref_logp, importance = jnp.zeros_like(rollout.sampler_logp), jnp.ones_like(rollout.sampler_logp)
     own = repeat(prompts.tokens, "n p -> (n s) p", s=settings.samples)
@@ -285,6 +291,11 @@ def policy_batch(
         prompts.tokens, prompts.length, prompts.parts, rollout, ref_logp, importance, reward, weight, verdicts, replays,
         samples=settings.samples, pad_id=settings.pad_id, mini_batches=settings.learner.mini_batches,
     )  # fmt: skip
+    if config.learner.overlong_tokens:  # of originals and replays alike: it depends on y alone
+        length, longest = batch.response_mask.sum(-1), config.rollout.max_response
+        penalty = overlong_penalty(length, longest, config.learner.overlong_tokens)
+        batch = batch._replace(reward=batch.reward + penalty)
+        metrics["overlong_penalty"] = (penalty * batch.weight).sum() / jnp.maximum(batch.weight.sum(), 1.0)
     if config.replay.behaviour == "rewritten" and settings.replays:
         given = batch.tokens, batch.prompt_length, batch.response_mask
         for name, weights in {"behaviour_logp": params, "ref_logp": reference}.items():

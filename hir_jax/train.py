@@ -15,6 +15,7 @@ import math
 import shutil
 import signal
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -35,7 +36,7 @@ from hir_jax.export import write_model
 from hir_jax.hir.methods import METHODS
 from hir_jax.parallel import mesh as meshes
 from hir_jax.parallel import processes
-from hir_jax.rollouts import Clock, SharedVerifier, roll_out
+from hir_jax.rollouts import Clock, SharedVerifier, roll_out, roll_out_dynamic
 from hir_jax.run import files, samples
 from hir_jax.run.checkpoints import Checkpoints
 from hir_jax.run.lock import held
@@ -99,7 +100,7 @@ class Run:
         found = encode(constraints, self.data.shapes.constraints)
         share = found.decidable.sum() / found.present.sum()
         resamples = self.engine.settings.replays and config.replay.fill == "resample"
-        whole = share == 1 and not resamples
+        whole = share == 1 and not resamples and not config.rollout.dynamic_rounds
         log.info("on-device checks decide %.0f%% of the constraints; one function a step: %s", 100 * share, whole)
         return found, whole
 
@@ -245,12 +246,24 @@ class Run:
             self.say(f"report: {path}")
 
 
+def given_prompts(run: Run, indices):
+    """(rows, PromptBatch, conditions or None) of training rows."""
+    rows = [run.data.rows[i] for i in indices]
+    conditions = jax.tree.map(lambda x: x[indices], run.conditions)
+    return rows, run.engine.prompts(rows, run.data.shapes), conditions
+
+
+def dynamic_batches(run: Run, step: int) -> list[np.ndarray]:
+    """i64[N] each: the step's own training rows, and the others that dynamic sampling may draw; a function of the step."""
+    own, config = run.data.indices(step), run.config
+    further = config.rollout.dynamic_rounds
+    return [own, *dataset.other_rows(len(run.data.rows), own, further, (config.seed, step, 1))]
+
+
 def policy_step(run: Run, state, ref_params, step: int, clock: Clock):
     """Sample, check, learn: (state, metrics, sampled tokens, replays to show)."""
-    engine, indices, rounds = run.engine, run.data.indices(step), 0
-    rows = [run.data.rows[i] for i in indices]
-    prompts = engine.prompts(rows, run.data.shapes)
-    conditions = jax.tree.map(lambda x: x[indices], run.conditions)
+    engine, rounds, drawn = run.engine, 0, []
+    rows, prompts, conditions = given_prompts(run, run.data.indices(step))
     clock.lap("data")
     if run.on_device:
         state, learned, *seen = engine.whole_step(state, ref_params, prompts, conditions, step)
@@ -258,12 +271,18 @@ def policy_step(run: Run, state, ref_params, step: int, clock: Clock):
         clock.lap("step_on_device")
     else:
         params = engine.policy(state.params)
-        rollout, verdicts, rounds = roll_out(engine, run.verifier, params, rows, prompts, step, clock, conditions)
+        if run.config.rollout.dynamic_rounds:
+            how = dynamic_batches(run, step), partial(given_prompts, run), step, clock
+            indices, rollout, verdicts, drawn = roll_out_dynamic(engine, run.verifier, params, *how)
+            rows, prompts, conditions = given_prompts(run, indices)
+        else:
+            rollout, verdicts, rounds = roll_out(engine, run.verifier, params, rows, prompts, step, clock, conditions)
         del params  # the state is donated
         state, learned, replays = engine.learn(state, ref_params, prompts, rollout, verdicts, rounds, step)
         clock.lap("learn")
+    drawn = drawn or [(prompts, rollout)]
     metrics = samples.rollout_metrics(engine, rollout, verdicts, replays, rounds) | run.judge_usage()
-    metrics["decode_busy"] = samples.decode_busy(engine, prompts, rollout)
+    metrics |= samples.sampling_metrics(engine, drawn)
     if run.config.constraints.control:
         clock.lap("report")
         metrics |= control_of_step(engine, run.verifier, rows, rollout, verdicts, step, conditions)
@@ -271,7 +290,7 @@ def policy_step(run: Run, state, ref_params, step: int, clock: Clock):
     shown = list(samples.replay_rows(engine, rows, rollout, verdicts, replays, run.config.logging.replays_per_step))
     run.observe(step + 1, rows, rollout, verdicts, replays, shown)
     clock.lap("report")
-    return state, metrics | learned, int(rollout.mask.sum()), shown
+    return state, metrics | learned, sum(int(rollout.mask.sum()) for _, rollout in drawn), shown
 
 
 def sft_batch(run: Run, indices) -> TrainBatch:

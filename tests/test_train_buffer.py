@@ -210,14 +210,18 @@ def test_without_rows_the_state_is_what_it_was():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"method": "hir"}, "config.buffer.rows = 4 is for config.method = ilr or clr, not 'hir'"),
-        ({"method": "hir_clr"}, "not 'hir_clr'"),
-        ({"method": "sft"}, "not 'sft'"),
-        ({"method": "rft"}, "not 'rft'"),
-        ({"method": "dpo", "rollout__m": 3}, "not 'dpo'.*set config.buffer.rows to 0"),
+        (
+            {"method": "hir"},
+            "config.buffer.rows = 4 does not go with config.method = 'hir': set it to 0, or the method to ilr or clr",
+        ),
+        ({"method": "hir_clr"}, "buffer.rows = 4 .*'hir_clr'"),
+        ({"method": "sft"}, "buffer.rows = 4 .*'sft'"),
+        ({"method": "rft"}, "buffer.rows = 4 .*'rft'"),
+        ({"method": "dpo", "rollout__m": 3}, "buffer.rows = 4 .*'dpo'"),
         ({"learner__estimator": "grpo"}, "needs config.learner.estimator = 'reinforce_plus_plus'.*'grpo' compares"),
         ({"learner__estimator": "rloo"}, "'rloo' compares"),
         ({"learner__estimator": "dr_grpo"}, "'dr_grpo' compares"),
+        ({"rollout__dynamic_rounds": 1}, "dynamic_rounds = 1: set one of them to 0"),
         ({"replay__k": 0}, "set config.replay.k to 1 or more"),
         ({"buffer__max_age": 0}, "config.buffer.max_age is 0"),
         ({"buffer__cap": -1.0}, "config.buffer.cap is -1.0"),

@@ -35,6 +35,7 @@ def _config(config, method: str, sizes: Sizes):
     config.rollout.m, config.rollout.max_response = sizes.samples - config.replay.k, sizes.new_tokens
     if config.rollout.m < 1:
         raise InputError(f"--samples={sizes.samples} must be larger than config.replay.k = {config.replay.k}")
+    config.rollout.dynamic_rounds = 0  # the steps have no other prompts
     d = config.data
     d.batch_prompts, d.size, d.eval_size = sizes.prompts, 40 * sizes.prompts, 1
     d.min_constraints, d.max_constraints = 2, 3
@@ -85,8 +86,8 @@ class Step(Work):
         clock, given = Clock(), (self._state, self._reference, self._step)
         self._state, self.metrics, drawn, _ = train.policy_step(self._run, *given, clock)
         self._step, self.seconds = self._step + 1, clock.seconds
-        if drawn != self.metrics["samples"] * self.engine.config.rollout.max_response:
-            raise RuntimeError(f"a step drew {drawn} tokens with {self.metrics['samples']} samples: some ended early")
+        if drawn != self.metrics["generated"] * self.engine.config.rollout.max_response:
+            raise RuntimeError(f"a step drew {drawn} tokens with {self.metrics['generated']} samples: some ended early")
 
     def described(self) -> dict:
         """Counts of sampled and trained sequences; of the last step the seconds by phase, and the update's padding and share of

@@ -44,6 +44,13 @@ class Dataset:
         return np.asarray(self.order[step])
 
 
+def other_rows(rows: int, own: np.ndarray, rounds: int, seed: Sequence[int]) -> np.ndarray:
+    """i64[rounds, N]: further batches of N = len(own) of so many training rows, none of them twice and none of `own`; drawn from
+    `seed`. There must be `rounds` times N of them."""
+    others = np.setdiff1d(np.arange(rows), own)
+    return np.random.default_rng(seed).permutation(others)[: rounds * len(own)].reshape(rounds, len(own))
+
+
 def _published(path: str, template: str, left_out: Counter) -> list[Instruction]:
     """HIR-16K rows; those that break the schema are logged and counted."""
     instructions, errors = hir16k.read(path, template=template or None)
@@ -208,6 +215,12 @@ def load(config, frame: ChatFrame, end_id: int, deciders: frozenset[str] = froze
         log.warning("left out of %d rows: %s", len(pairs) + len(held), dict(left_out))
     if not rows:
         raise DataError(f"no training row is left of {len(pairs)}; left out: {dict(left_out) or 'none'}")
+    rounds, batch = config.rollout.dynamic_rounds, config.data.batch_prompts
+    if rounds and len(rows) < (1 + rounds) * batch:
+        raise DataError(
+            f"config.rollout.dynamic_rounds = {rounds} may draw {(1 + rounds) * batch} different rows in a step, and there are "
+            f"{len(rows)}: make it {max(0, len(rows) // batch - 1)} or less, or give more training rows"
+        )
     constraints = max(len(r.segments) for r in [*rows, *heldout_rows])
     order = prepared.epochs(range(len(rows)), config.seed).batch(config.data.batch_prompts)
     return Dataset(rows, responses, heldout_rows, PartShapes.of([*rows, *heldout_rows], constraints), left_out, order)

@@ -52,7 +52,11 @@ class LearnerSettings:
             old_logp=rollout.old_logp or ("sampler" if same_dtype else "trainer"),
             temperature=1.0 if loss == "sft" else rollout.temperature,
             decay_steps=0 if learner.schedule == "constant" else config.total_steps * learner.mini_batches,
-            **{name: value for name, value in learner.items() if name not in ("mask_truncated", "dpo_pairs")},
+            **{
+                name: value
+                for name, value in learner.items()
+                if name not in ("mask_truncated", "overlong_tokens", "dpo_pairs")
+            },
         )
 
     @property

@@ -17,6 +17,7 @@ const SECTIONS = [
     policy_entropy: ["Entropy of the sampler", "nats a token"],
     response_tokens: ["Response length", "tokens, mean"],
     truncated: ["Cut responses", "share that reached the longest length"],
+    groups_equal: ["Prompts without a difference", "share whose samples all have the same reward"],
   }],
   ["charts", "Learner", {
     loss: ["Loss", ""],

@@ -230,7 +230,7 @@ def samples(run: Run) -> dict[int, float]:
     """Responses generated up to each step; {} for a run that generates none."""
     total, found = 0, {}
     for step, row in run.metrics.items():
-        total += row.get("samples") or 0
+        total += row.get("generated", row.get("samples")) or 0  # older runs discarded none
         found[step] = total
     return found if total else {}
 

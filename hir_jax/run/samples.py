@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -12,12 +13,16 @@ from hir_jax.data.templates import render
 from hir_jax.engine import Engine
 from hir_jax.hir import select
 from hir_jax.hir.following import distinct
+from hir_jax.rollouts import differing_groups
 from hir_jax.sampler.continuous import decode_steps
 from hir_jax.types import PromptBatch, Replays, Rollout, Verdicts
 
 
 def rollout_metrics(engine, rollout: Rollout, verdicts: Verdicts, replays: Replays, rounds: int) -> dict[str, float]:
-    """Metrics of a step's samples and selection. The update returns those of the learner."""
+    """Metrics of the samples that a step trains on and of its selection. The update returns those of the learner.
+
+    `groups_equal`: the share of prompts whose original samples have all the same reward (`dapo.differing`).
+    """
     replay, limit = engine.config.replay, engine.config.rollout.max_response
     wanted = (replay.k - rounds) * len(rollout.filled) // engine.settings.samples if len(replays.row) else 0
     filled = rollout.filled
@@ -41,6 +46,8 @@ def rollout_metrics(engine, rollout: Rollout, verdicts: Verdicts, replays: Repla
         "replays_lacking": wanted - int(valid.sum()),
         "resample_rounds": rounds,
     }
+    if engine.settings.method.loss == "policy":
+        metrics["groups_equal"] = float(1 - differing_groups(rollout, verdicts, engine.settings).mean())
     if valid.any():
         kept = (verdicts.satisfied & verdicts.present)[replays.row[valid]].sum(-1)
         metrics |= {
@@ -50,9 +57,21 @@ def rollout_metrics(engine, rollout: Rollout, verdicts: Verdicts, replays: Repla
     return metrics
 
 
-def decode_busy(engine: Engine, prompts: PromptBatch, rollout: Rollout) -> float:
-    """The share of slots in the decoding loops, over all their steps, that were not idle. A long tail of lengths makes it low;
-    `rollout.slots` raises it."""
+def sampling_metrics(engine: Engine, drawn: Sequence[tuple[PromptBatch, Rollout]]) -> dict[str, float]:
+    """Metrics of all samples of a step, the discarded ones of dynamic sampling included. drawn: its batches of prompts.
+
+    `generated`: their number. `decode_busy`: the share of slots in the decoding loops, over all their steps, that were not idle;
+    a long tail of lengths makes it low, and `rollout.slots` raises it.
+    """
+    metrics = {"generated": sum(int(rollout.filled.sum()) for _, rollout in drawn)}
+    if engine.config.rollout.dynamic_rounds:
+        metrics["dynamic_rounds"] = len(drawn) - 1
+    busy, places = np.sum([_busy_places(engine, *one) for one in drawn], axis=0)
+    return metrics | {"decode_busy": float(busy / places) if places else 1.0}
+
+
+def _busy_places(engine: Engine, prompts: PromptBatch, rollout: Rollout) -> tuple[int, int]:
+    """How many slots, over all steps of the decoding loops, decoded a token, and how many there were."""
     n, columns = prompts.tokens.shape
     lengths, first = rollout.mask.sum(-1).reshape(n, -1), engine.settings.first_samples
     calls = [lengths[:, :first]] + [one[:, None] for one in lengths[:, first:].T if one.any()]
@@ -62,7 +81,7 @@ def decode_busy(engine: Engine, prompts: PromptBatch, rollout: Rollout) -> float
         slots = min(slots, part.size)
         busy += int(np.maximum(part - 1, 0).sum())  # the prefill gives the first token
         places += slots * decode_steps(part.reshape(engine.settings.queues, -1), slots)
-    return busy / places if places else 1.0
+    return busy, places
 
 
 def distributions(rollout: Rollout, verdicts: Verdicts, replays: Replays) -> dict[str, np.ndarray]:
