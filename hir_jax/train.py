@@ -10,6 +10,7 @@ devices, make one run; DIR is one that all of them see.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 import math
 import shutil
@@ -69,7 +70,8 @@ class Run:
         self.engine = Engine(config)
         wanted = deciders_of(config.constraints)
         self.data = dataset.load(config, self.engine.backbone.frame, self.engine.backbone.end_id, wanted)
-        self.verifier = open_configured(stack, config.constraints)
+        rows = itertools.chain(self.data.rows, self.data.heldout)
+        self.verifier = open_configured(stack, config.constraints, (row.instruction for row in rows))
         self.conditions, self.on_device = self._conditions()
         if fresh:
             processes.agree(self._write_config)

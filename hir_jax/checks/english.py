@@ -65,8 +65,12 @@ def _loaded(load: Callable[[], _T], what: str, resource: str, wheel: str) -> _T:
         ) from None
 
 
+# The three functions below, which checks name as what they need (`registry.register`), raise MissingDataError.
+
+
 @functools.cache
-def _sentence_tokenizer() -> PunktSentenceTokenizer:
+def sentence_tokenizer() -> PunktSentenceTokenizer:
+    """NLTK's Punkt for English."""
     from nltk.tokenize import punkt
 
     return _loaded(
@@ -86,7 +90,8 @@ def stop_words() -> frozenset[str]:
 
 
 @functools.cache
-def _tagger() -> PerceptronTagger:
+def tagger() -> PerceptronTagger:
+    """NLTK's part-of-speech tagger for English."""
     from nltk.tag import perceptron
 
     return _loaded(
@@ -129,16 +134,8 @@ def _word_tokenizer_for(text: str) -> NLTKWordTokenizer:
     return _plain_word_tokenizer() if _PLAIN.fullmatch(text) else _word_tokenizer()
 
 
-def load() -> None:
-    """Loads all language data. Raises MissingDataError, which says what to install, if any of NLTK's data are missing."""
-    missing = []
-    for load_data in (_sentence_tokenizer, stop_words, _tagger):
-        try:
-            load_data()
-        except MissingDataError as error:
-            missing.append(str(error))
-    if missing:
-        raise MissingDataError("\n".join(missing))
+def warm_up() -> None:
+    """Loads what needs no data of NLTK's, so that no check has to."""
     _plain_word_tokenizer()
     word_runs("\u00e9")
     langid.load()
@@ -148,7 +145,7 @@ def load() -> None:
 @functools.lru_cache(_KEPT_TEXTS)
 def sentences(text: str) -> tuple[str, ...]:
     """Punkt's sentences of the raw text."""
-    return tuple(_sentence_tokenizer().tokenize(text))
+    return tuple(sentence_tokenizer().tokenize(text))
 
 
 def first_word_tokens(text: str) -> Iterator[str]:
@@ -178,7 +175,7 @@ def first_tag(text: str) -> str:
     """The Penn Treebank tag of the first token as `nltk.pos_tag` gives it; "" for text without any."""
     # The tagger goes from left to right and looks two tokens ahead, so the first tag depends on three tokens.
     tokens = list(itertools.islice(first_word_tokens(text), 3))
-    return _tagger().tag(tokens)[0][1] if tokens else ""
+    return tagger().tag(tokens)[0][1] if tokens else ""
 
 
 def syllables(word: str) -> int:

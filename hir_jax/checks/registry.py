@@ -64,10 +64,11 @@ class Entry:
     as_is: bool = False
     decider: str = ""
     generated: tuple[Generated, ...] = ()  # a type with several kinds has several
+    needs: tuple[Callable[[], object], ...] = ()  # loaders of its data
 
 
 _ENTRIES: dict[str, Entry] = {}
-_LOADERS: list[Callable[[], None]] = []
+_PREPARATIONS: list[Callable[[], None]] = []
 
 
 def register(
@@ -77,6 +78,7 @@ def register(
     together: Callable[..., str | None] | None = None,
     as_is: bool = False,
     generated: Generated | None = None,
+    needs: tuple[Callable[[], object], ...] = (),
     **arguments: Argument,
 ) -> Callable[[Callable[..., bool]], Callable[..., bool]]:
     """Decorator of a check function `(response, [prompt,] *arguments)`.
@@ -85,7 +87,8 @@ def register(
     `text` (one sentence that ends in a period) and `together` (a complaint about arguments that do not fit one
     another, or None) are called with the parsed arguments by name. With `as_is` the check gets every response unchanged,
     blank ones too, and there is no loose mode (MulDimIF); without, `check` adds IFEval's rules for both. `generated` says
-    how constraints of this type are generated; without it they are not.
+    how constraints of this type are generated; without it they are not. `needs` are functions that load data which are not
+    part of the package, or raise an InputError that says how to get them; see `load`.
     """
 
     def decorate(check: Callable[..., bool]) -> Callable[..., bool]:
@@ -100,7 +103,9 @@ def register(
         }
         if None in kinds.values() or not set(arguments) <= set(kinds):
             raise ValueError(f"{id}: the check takes {sorted(takes)}, but the arguments are {sorted(arguments)}")
-        _ENTRIES[id] = Entry(id, kinds, text, check, together, "prompt" in takes, as_is, "", _named(id, generated))
+        _ENTRIES[id] = Entry(
+            id, kinds, text, check, together, "prompt" in takes, as_is, "", _named(id, generated), needs
+        )
         return check
 
     return decorate
@@ -144,16 +149,25 @@ def decider(id: str) -> str:
     return _entry(id).decider
 
 
-def needs(loader: Callable[[], None]) -> Callable[[], None]:
-    """Decorator of a function that loads the data of a family's checks, or raises one clear error; see `load`."""
-    _LOADERS.append(loader)
-    return loader
+def before_checks(prepare: Callable[[], None]) -> None:
+    """Has `load` call a function that prepares the checks of a family."""
+    _PREPARATIONS.append(prepare)
 
 
-def load() -> None:
-    """Loads all language data, so that a missing file is an error at start and no check has to load it."""
-    for loader in _LOADERS:
-        loader()
+def load(ids: Iterable[str] | None = None) -> None:
+    """Prepares checks of these types (None: of all), so that no check has to load anything. InputError, with a line for each
+    thing that is missing, if data that one of them needs are not installed."""
+    for prepare in _PREPARATIONS:
+        prepare()
+    entries = _ENTRIES.values() if ids is None else [_entry(id) for id in ids]
+    missing = []
+    for need in dict.fromkeys(need for entry in entries for need in entry.needs):
+        try:
+            need()
+        except InputError as error:
+            missing.append(error)
+    if missing:
+        raise type(missing[0])("\n".join(map(str, missing)))
 
 
 def ids() -> tuple[str, ...]:

@@ -14,7 +14,7 @@ import logging
 import sys
 import threading
 import types as python_types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.context import ForkServerContext, ForkServerProcess
@@ -107,13 +107,21 @@ class Verifier:
     deciders: by name, for the constraints that are declared for them. Also an attribute.
     unknown_counts: the number of unknown verdicts so far, by reason (bad_arguments, raised, timed_out, died, and the
       deciders' own).
-    Raises `english.MissingDataError` if language data are missing.
+    ids: types that it will be asked about; None: any.
+    Raises `english.MissingDataError` if language data that these need are missing.
     """
 
-    def __init__(self, workers: int, timeout_seconds: float, deciders: Mapping[str, Decider] | None = None):
+    def __init__(
+        self,
+        workers: int,
+        timeout_seconds: float,
+        deciders: Mapping[str, Decider] | None = None,
+        ids: Iterable[str] | None = None,
+    ):
         if workers < 0 or not timeout_seconds > 0:
             raise ValueError(f"workers must be >= 0 and timeout_seconds > 0, not {workers} and {timeout_seconds}")
-        registry.load()  # also with workers, so that missing data are one clear error of this process
+        self._ids = None if ids is None else sorted(set(ids))
+        registry.load(self._ids)  # also with workers, so that missing data are one clear error of this process
         self.unknown_counts: collections.Counter[str] = collections.Counter()
         self._workers = workers
         self._seconds = timeout_seconds
@@ -212,7 +220,7 @@ class Verifier:
         context = _Context()
         context.set_forkserver_preload([worker.__name__, "hir_jax.checks.load_language_data"])
         pool = ProcessPool(
-            self._workers, initializer=worker.initialise, initargs=(registry.modules(),), context=context
+            self._workers, initializer=worker.initialise, initargs=(registry.modules(), self._ids), context=context
         )
         for future in [pool.schedule(worker.ready) for _ in range(self._workers)]:
             future.result()

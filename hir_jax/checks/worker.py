@@ -62,13 +62,13 @@ class _OutOfTime(BaseException):
     """Not an Exception, so that a check with `except Exception` does not catch it."""
 
 
-def initialise(modules: Sequence[str]) -> None:
-    """Imports the families and loads their language data, so that no check has to."""
+def initialise(modules: Sequence[str], ids: Sequence[str] | None) -> None:
+    """Imports the families and prepares the checks of `ids` (see `registry.load`)."""
     # pebble's handler runs in Python, so a check that hangs in C would never get to it; the default one kills the process.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     for module in modules:
         importlib.import_module(module)
-    registry.load()
+    registry.load(ids)
 
 
 def ready() -> None:

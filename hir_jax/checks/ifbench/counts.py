@@ -187,6 +187,7 @@ def words_japanese(response: str, N: int) -> bool:
     "ratio:stop_words",
     lambda percentage: f"At most {percentage:g}% of all words may be stop words, such as the, of and is.",
     percentage=PERCENTAGE,
+    needs=(english.stop_words,),
 )
 def stop_words(response: str, percentage: float) -> bool:
     words = english.word_runs(response)

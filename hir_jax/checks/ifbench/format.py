@@ -43,6 +43,7 @@ def emoji(response: str) -> bool:
     "format:title_case",
     lambda: "Write the whole answer in title case: every major word begins with a capital.",
     generated=generated(demands=lambda: Demands("case", uses="english", bars="verbatim quoted whole")),
+    needs=(english.sentence_tokenizer,),
 )
 def title_case(response: str) -> bool:
     # Quirk: a single letter passes ("a"), and so does one with capitals further on ("iPhone").

@@ -66,6 +66,7 @@ def prime_lengths(response: str) -> bool:
     "words:start_verb",
     lambda: "Begin the answer with a verb.",
     generated=generated(demands=lambda: Demands("start", uses="english")),
+    needs=(english.sentence_tokenizer, english.tagger),
 )
 def start_verb(response: str) -> bool:
     return "VB" in english.first_tag(response)
@@ -121,6 +122,7 @@ def no_consecutive(response: str) -> bool:
         demands=lambda keyword: Demands("start end", uses="english", text=f"{keyword} {keyword}", words=4),
         draw=lambda task, rng: {"keyword": rng.choice(task.keywords)},
     ),
+    needs=(english.sentence_tokenizer,),
 )
 def words_position(response: str, keyword: str) -> bool:
     tokens = english.word_tokens(response)  # quirk: the final period is one
@@ -152,6 +154,7 @@ def keyword(response: str, word: str, N: int) -> bool:
     ),
     n=POSITION,
     m=POSITION,
+    needs=(english.sentence_tokenizer,),
 )
 def keywords_specific_position(response: str, keyword: str, n: int, m: int) -> bool:
     sentence = english.rule_sentences(response)[n - 1 : n]

@@ -32,6 +32,7 @@ def _draw_capital_words(task: Task, rng: random.Random) -> Arguments:
         draw=_draw_capital_words,
         repeatable=True,
     ),
+    needs=(english.sentence_tokenizer,),
     capital_relation=RELATION,
 )
 def capital_word_frequency(response: str, capital_frequency: int, capital_relation: str) -> bool:

@@ -10,9 +10,9 @@ from typing import Any
 from hir_jax.checks import english
 from hir_jax.checks.compatibility import Bound, Demands
 from hir_jax.checks.generation import Arguments, Generated
-from hir_jax.checks.registry import needs, one_of, plural
+from hir_jax.checks.registry import before_checks, one_of, plural
 
-needs(english.load)
+before_checks(english.warm_up)
 
 _LESS_THAN, _AT_LEAST = "less than", "at least"
 RELATION = one_of(_LESS_THAN, _AT_LEAST)

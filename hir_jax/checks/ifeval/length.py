@@ -108,6 +108,7 @@ def _demand_sentences(num_sentences: int, relation: str) -> Demands:
         draw=_draw_sentences,
         repeatable=True,
     ),
+    needs=(english.sentence_tokenizer,),
     relation=RELATION,
 )
 def number_sentences(response: str, num_sentences: int, relation: str) -> bool:

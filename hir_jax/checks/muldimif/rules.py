@@ -95,11 +95,12 @@ def _register(family: str) -> None:
         return _rule(family, name, wording)(response)
 
     id, how = f"muldimif:{family.lower()}", generated(family)
-    registry.register(id, _sentence, together=complaint, as_is=True, generated=how)(check)
+    needs = (english.sentence_tokenizer,) if family == "Content_Punctuation" else ()
+    registry.register(id, _sentence, together=complaint, as_is=True, generated=how, needs=needs)(check)
 
 
 for _name in _READERS:
     _register(_name)
 
-registry.needs(english.load)
-registry.needs(muldimif_content.load)
+registry.before_checks(english.warm_up)
+registry.before_checks(muldimif_content.load)
