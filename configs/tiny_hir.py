@@ -22,9 +22,9 @@ from hir_jax.config import defaults
 from hir_jax.types import InputError
 
 # Constraints of an instruction in reinforcement learning, and the share of the base model's samples that meet them all.
-CONSTRAINTS = {"easy": 6, "medium": 9, "hard": 9, "demo": 3}
+CONSTRAINTS = {"easy": 6, "medium": 9, "hard": 9}
 BASE_ILA = {"easy": 0.15, "medium": 0.03, "hard": 0.005}
-STAGES = ("sft", "hard_sft", "demo_sft", *CONSTRAINTS)
+STAGES = ("sft", "hard_sft", "demo_sft", *CONSTRAINTS, "demo")
 
 
 def get_config(variant: str = "medium"):
@@ -60,7 +60,7 @@ def get_config(variant: str = "medium"):
         c.checkpoint_every = 275
     else:
         c.data.size = 4000
-        c.data.min_constraints = c.data.max_constraints = CONSTRAINTS[variant]
+        c.data.min_constraints = c.data.max_constraints = CONSTRAINTS.get(variant, 3)
         c.data.batch_prompts = 16
         c.replay.fill = "mask"
         c.constraints.on_device = True

@@ -126,9 +126,9 @@ def test_without_punkt_parameters_there_is_one_clear_error(monkeypatch):
         raise LookupError("Resource punkt_tab not found.")
 
     monkeypatch.setattr(nltk.tokenize.punkt, "PunktTokenizer", not_downloaded)
-    english._sentence_tokenizer.cache_clear()
+    english.sentence_tokenizer.cache_clear()
     try:
         with pytest.raises(english.MissingDataError, match=r"pip install --no-deps llama-index-core==0\.14\.25"):
             Verifier(workers=0, timeout_seconds=1)
     finally:
-        english._sentence_tokenizer.cache_clear()
+        english.sentence_tokenizer.cache_clear()
