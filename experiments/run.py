@@ -16,8 +16,8 @@ Protocol (PROTOCOL.md beside this file). Each variant has the same grid: with ea
 FACTORS times the config's, and one rate more if the best is at the edge (a weight given by override is the only one, a rate
 given by override the middle); methods without a KL take the first weight alone. `--tune` runs the grid on seeds that are never
 reported (TUNING_SEEDS) and writes, for each variant, the pair with the largest mean of held-out following over generated samples
-to D/SUITE/tuned.json. Without --tune the pairs come from that file, or else from experiments/tuned.json (a variant of another
-suite takes its method's); a variant that is in neither has the config's. Overrides on the command line take precedence over
+to D/SUITE/tuned.json. Without --tune the pairs come from that file, or else from experiments/tuned.json (a variant that is in
+neither takes its method's); others have the config's. Overrides on the command line take precedence over
 them, a variant's own overrides over both.
 """
 
@@ -161,11 +161,11 @@ def jobs(
 ) -> list[Job]:
     """One job a variant and seed, seeds outermost, so that an early end leaves whole comparisons; in D/below/SUITE."""
     config, found = configs.load_file(file), []
-    steps = int(extra.get("total_steps", config.total_steps))
     fits = fits_base_models(file, extra)
     for seed in seeds:
         for label in labels:
             overrides = {"seed": seed, "save_model": False} | tuned.get(label, {}) | extra
+            steps = int(SUITES[suite].variants[label].get("total_steps", extra.get("total_steps", config.total_steps)))
             if fits:  # small models: starting again is faster than saving
                 overrides = {"checkpoint_every": steps} | overrides
             own, base = {}, None
@@ -305,16 +305,15 @@ def _beyond(areas: dict[float, float]) -> list[float]:
 
 
 def chosen(suite: str, file: str, root: Path) -> dict[str, Overrides]:
-    """The tuned settings by variant: those of this directory, or the committed ones for this config file, where a variant
-    without any takes those of its method in the suite reward_signal."""
+    """The tuned settings by variant: those of this directory, else the committed ones for this config file, else those of its
+    method in the suite reward_signal."""
     own = root / suite / "tuned.json"
-    if own.exists():
-        return read_json(own)["chosen"]
+    here = read_json(own)["chosen"] if own.exists() else {}
     path = os.path.relpath(file.split(":")[0], Path(__file__).parents[1])  # as tuned.json has it, wherever this is run
     committed = read_json(TUNED).get(path, {}) if TUNED.exists() else {}
     methods = committed.get("reward_signal", {})
     found = {label: methods.get(v["method"]) for label, v in SUITES[suite].variants.items()}
-    return {label: setting for label, setting in (found | committed.get(suite, {})).items() if setting}
+    return {label: setting for label, setting in (found | committed.get(suite, {}) | here).items() if setting}
 
 
 def _too_many(file: str, variant: Overrides) -> bool:

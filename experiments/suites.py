@@ -43,7 +43,9 @@ def _with_and_without_replay(question: str, settings: dict[str, Overrides]) -> S
     return Suite(question, variants, against={f"hir-{name}": f"ilr-{name}" for name in settings})
 
 
-ESTIMATORS = {  # each with its own average over tokens; DAPO without its further samples
+# Up to four times the samples a step, so fewer steps, which are measured twice as often.
+DYNAMIC = {"rollout.dynamic_rounds": 3, "total_steps": 60, "eval_every": 10}
+ESTIMATORS = {  # each with its own average over tokens; DAPO without further samples and without a penalty of length
     "reinforce_plus_plus": {},
     "grpo": {"learner.estimator": "grpo", "learner.average": "sequence"},
     "dapo": {"learner.estimator": "grpo", "learner.clip_high": 0.28},
@@ -61,6 +63,17 @@ SUITES = {
         "Does replaying failures beat the rewards alone, supervised fitting and preferences?",
         _of("method", ["ilr", "clr", "hir", "hir_clr", "rft", "dpo"]),
         against={"clr": "ilr", "hir": "ilr", "hir_clr": "clr", "rft": "ilr", "dpo": "ilr"},  # with replay: its reward without
+    ),
+    "rivals": Suite(
+        "Do further samples, or earlier successes, do as much as replaying failures?",
+        {
+            "hir": {"method": "hir"},
+            "ilr": {"method": "ilr"},
+            "clr": {"method": "clr"},
+            "dynamic": {"method": "ilr"} | DYNAMIC,
+            "dapo": {"method": "ilr", "learner.overlong_tokens": 10} | ESTIMATORS["dapo"] | DYNAMIC,
+            "buffer": {"method": "ilr", "buffer.rows": 512},
+        },
     ),
     "selection": Suite(
         "Which failures are worth replaying?",

@@ -145,6 +145,7 @@ def test_tuning_takes_the_rate_with_the_largest_area(tmp_path, monkeypatch):
         return type("Done", (), {"returncode": 0})()
 
     programs(monkeypatch, pretend)
+    monkeypatch.setattr(run, "TUNED", tmp_path / "none.json")
     command = ["scope", f"--config={CONFIG}", f"--workdir={tmp_path}", "--only=batch,group", "--tune"]
     run.main([*command, "--config.learner.learning_rate=3e-4", "--config.total_steps=60"])
     chosen = run.chosen("scope", CONFIG, tmp_path)
@@ -265,6 +266,16 @@ def test_what_was_tuned_for_a_method_serves_other_suites(tmp_path, monkeypatch):
         assert run.chosen("scope", file, tmp_path) == {"batch": hir, "group": group, "even": hir}
     assert run.chosen("selection", CONFIG, tmp_path)["none"] == ilr
     assert run.chosen("selection", "configs/smollm2_135m_hir.py", tmp_path) == {}
+    (tmp_path / "scope").mkdir()
+    (tmp_path / "scope" / "tuned.json").write_text(json.dumps({"chosen": {"even": ilr}}))
+    assert run.chosen("scope", CONFIG, tmp_path) == {"batch": hir, "group": group, "even": ilr}
+
+
+def test_a_variant_may_have_a_length_of_its_own(tmp_path):
+    short, usual = run.jobs("rivals", CONFIG, tmp_path, ["dynamic", "ilr"], [0], {}, {})
+    steps = configs.load_file(CONFIG).total_steps
+    assert short.total_steps == short.overrides["total_steps"] == short.overrides["checkpoint_every"] < steps
+    assert usual.total_steps == steps and "total_steps" not in usual.overrides
 
 
 @pytest.mark.parametrize(
