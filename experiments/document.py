@@ -2,12 +2,13 @@
 
     python -m experiments.document [--check] [--results=experiments/results/tiny] [--document=docs/results.md]
 
-RESULTS/easy, medium and hard hold the files SUITE.json that `experiments.report` has written, RESULTS/tuned.json is the file that
-`experiments.run --tune` has written. The text between a line `<!-- NAME ... -->` and the next `<!-- end -->` becomes a table:
+RESULTS/easy, medium and hard hold the files SUITE.json that `experiments.report` has written, RESULTS/tuned.json and others are files
+that `experiments.run --tune` has written. The text between a line `<!-- NAME ... -->` and the next `<!-- end -->` becomes a table:
 
     <!-- across SUITE FIGURE -->      one FIGURE of report.FIGURES at all difficulties, with differences between variants
     <!-- suite DIFFICULTY SUITE -->   the figures of a suite, and their differences, in the report's columns that SHOWN names
-    <!-- tuning -->                   the mean following of every setting of the grid
+    <!-- tuning -->                   the mean following of every setting of the grid, of tuned.json
+    <!-- tuning NAME -->              the same of NAME.json
 
 The picture, beside the document and with its name, shows held-out following over generated samples at all difficulties for the
 suite that the document names first. --check writes nothing, and ends with status 1 if the document's tables are out of date.
@@ -73,9 +74,9 @@ def suite(results: Path, difficulty: str, name: str) -> str:
     return "\n".join(parts)
 
 
-def tuning(results: Path) -> str:
+def tuning(results: Path, name: str = "tuned") -> str:
     """One line a variant, one column a setting; the chosen one is in bold."""
-    found = read_json(results / "tuned.json")
+    found = read_json(results / f"{name}.json")
     areas = found["area"]
     names = {name: [float(n) for n in re.findall(r"[\d.e-]+\d", name)] for each in areas.values() for name in each}
     names = sorted(names, key=lambda name: names[name][::-1])  # by weight of the KL, then by rate

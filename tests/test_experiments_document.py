@@ -55,6 +55,8 @@ def test_tables_are_filled_in_and_the_rest_is_kept(results):
     assert "| ilr | 0.100 |  | **0.123** |" in made and "| clr |  | **0.200** |  |" in made
     assert "old" not in made and "\nbetween\n" in made and made.endswith("\nlast\n")
     assert document.filled(made, results) == made
+    (results / "tuned.json").rename(results / "tuned_more.json")
+    assert "| **0.200** |" in document.filled("<!-- tuning tuned_more -->\n<!-- end -->\n", results)
 
 
 def test_what_is_not_there_is_named_with_its_table(results):
