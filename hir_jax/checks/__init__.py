@@ -10,5 +10,6 @@ from hir_jax.checks import muldimif as muldimif
 from hir_jax.checks import extra as extra
 from hir_jax.checks import judge as judge
 from hir_jax.checks import ifbench as ifbench
+from hir_jax.checks import iftrain as iftrain
 from hir_jax.checks import sandbox as sandbox
 # isort: on
