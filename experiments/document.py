@@ -3,8 +3,8 @@
     python -m experiments.document [--check] [--results=experiments/results/tiny] [--document=docs/results.md]
 
 RESULTS/easy, medium and hard hold the files SUITE.json that `experiments.report` has written; RESULTS/tuned.json and others
-in its form are written by `experiments.run --tune`. The text between a line `<!-- NAME ... -->` and the next `<!-- end -->` becomes a
-table:
+in its form are written by `experiments.run --tune`. The text between a line `<!-- NAME ... -->` and the next `<!-- end -->`
+becomes a table:
 
     <!-- across SUITE FIGURE -->      one FIGURE of report.FIGURES at all difficulties, with differences between variants
     <!-- suite DIFFICULTY SUITE -->   the figures of a suite, and their differences, in the report's columns that SHOWN names
