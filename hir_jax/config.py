@@ -89,12 +89,12 @@ def defaults() -> ml_collections.ConfigDict:
     a.base_dtype = "bfloat16"  # of the frozen parameters, float32 | bfloat16 (that of most published checkpoints)
 
     c.data = d = ml_collections.ConfigDict()
-    d.source = "generated"  # generated | witness (tiny environment) | jsonl (native rows) | hir16k | tfds (`prepare`)
-    d.path = ""  # of training rows: file (jsonl, hir16k), directory (hir16k, tfds) or hub id (hir16k)
+    d.source = "generated"  # generated | witness (tiny environment) | jsonl (native rows) | hir16k | if_rlvr | tfds (`prepare`)
+    d.path = ""  # of training rows: file, directory (hir16k, if_rlvr, tfds) or hub id (hir16k, if_rlvr)
     d.name = ""  # of the prepared data set, for source = tfds
     d.template = ""  # type1 to type6: of hir16k rows that name none; "": such rows are left out
-    d.eval_path = ""  # held-out rows in the same form, for jsonl and hir16k; "": see hold_out. tfds: the split heldout
-    d.hold_out = 0  # rows of path that are kept out of training and evaluated on, for jsonl and hir16k; 0: none
+    d.eval_path = ""  # held-out rows in the same form; "": see hold_out. tfds: the split heldout
+    d.hold_out = 0  # rows of the file `path` (jsonl, hir16k, if_rlvr) that are evaluated on, not trained on; 0: none
     d.seed = 0  # of the generators
     d.size = 2000  # generated training instructions (or pairs, for sft)
     d.eval_size = 64  # held-out instructions
@@ -249,14 +249,6 @@ def check(config) -> None:
     _check_types(config, known)
     for message in chain(config_ranges.faults(flatten(config)), config_ranges.conflicts(config)):
         raise ConfigError(message)
-    if config.data.source in ("jsonl", "hir16k", "tfds"):
-        _require(config.data.path, f"config.data.source is {config.data.source!r}: set config.data.path")
-    _require(config.data.source != "tfds" or config.data.name, "config.data.source is 'tfds': set config.data.name")
-    _require(
-        not config.data.hold_out or (config.data.source in ("jsonl", "hir16k") and not config.data.eval_path),
-        f"config.data.hold_out = {config.data.hold_out} takes rows out of the file of source jsonl or hir16k, for want of an "
-        f"eval_path; with source {config.data.source!r} and eval_path {config.data.eval_path!r} set it to 0",
-    )
     JudgeSettings(**config.constraints.judge)  # raises JudgeError
     _require(
         config.data.min_constraints <= config.data.max_constraints,

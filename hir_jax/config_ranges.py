@@ -12,11 +12,12 @@ from hir_jax.data.templates import REWRITABLE
 from hir_jax.hir.methods import METHODS
 from hir_jax.model.config import COMPUTE_DTYPES, REMAT_POLICIES
 
+FILES = ("jsonl", "hir16k", "if_rlvr")  # the values of data.source that read files as they were published or written
 # A tuple, or "module:NAME" of the table that the words are the keys of: many of these modules import jax, which reading a
 # config must not.
 CHOICES: Mapping[str, Sequence[str] | str] = {
     "method": "hir.methods:METHODS",
-    "data.source": ("generated", "witness", "jsonl", "hir16k", "tfds"),
+    "data.source": ("generated", "witness", *FILES, "tfds"),
     "data.template": ("", *REWRITABLE),
     "model.remat": REMAT_POLICIES,
     "rollout.method": "sampler.sample:DRAWS",
@@ -135,9 +136,22 @@ def faults(flat: Mapping[str, object]) -> Iterator[str]:
                     yield f"config.{key} is {shown}{fault}"
 
 
+def _data_conflicts(data) -> Iterator[str]:
+    if data.source in (*FILES, "tfds") and not data.path:
+        yield f"config.data.source is {data.source!r}: set config.data.path"
+    if data.source == "tfds" and not data.name:
+        yield "config.data.source is 'tfds': set config.data.name"
+    if data.hold_out and (data.source not in FILES or data.eval_path):
+        yield (
+            f"config.data.hold_out = {data.hold_out} takes rows out of the file of source {', '.join(FILES)}, for want of an "
+            f"eval_path; with source {data.source!r} and eval_path {data.eval_path!r} set it to 0"
+        )
+
+
 def conflicts(config) -> Iterator[str]:
     """One error message for each set of keys whose values, all within their ranges, cannot work together."""
     rollout, learner, method, rows = config.rollout, config.learner, config.method, config.buffer.rows
+    yield from _data_conflicts(config.data)
     if learner.baseline == "originals" and not learner.std_floor and learner.estimator not in ("rloo", "dr_grpo"):
         yield (
             "config.learner.baseline = 'originals' needs config.learner.std_floor above 0 (0.3, say): where no original "

@@ -5,7 +5,7 @@
         [--coordinator=HOST:PORT --processes=N --process=I]
 
 Benchmarks:
-- ifeval, ifbench, muldimif, hir16k (`--prompts` is the published file);
+- ifeval, ifbench, if_rlvr, muldimif, hir16k (`--prompts` is the published file);
 - heldout, the config's held-out instructions, and unseen, instructions of constraint types that the run never trained on
   (`config.data.unseen_ids`);
 - text, the perplexity of the plain text in `--prompts`, cut into windows;

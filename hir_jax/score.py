@@ -1,15 +1,16 @@
 """Scores recorded responses with a benchmark's rules; measures a judge against labels.
 
-    python -m hir_jax.score --benchmark=ifeval|ifbench|muldimif|hir16k --prompts=FILE --responses=FILE --output=FILE
+    python -m hir_jax.score --benchmark=ifeval|ifbench|if_rlvr|muldimif|hir16k --prompts=FILE --responses=FILE --output=FILE
         [--workers=N] [--judge=KIND:MODEL [--judge_option=NAME=VALUE ...]] [--code_checkers]
     python -m hir_jax.score --judge=KIND:MODEL [--judge_option=NAME=VALUE ...]
 
 `--prompts` is the published file. `--responses` is JSON Lines with `response` and with the prompt's key (`key` or `id`) or
 its `prompt` (the key counts where a row has both). Several rows may answer one prompt: pass@k is then printed too.
 `--output` gets one row per response, in order, with one bool per constraint in the prompt's order:
-`{"key", "strict": [...], "loose": [...]}` for ifeval and ifbench, `{"id", "satisfied": [...]}` for muldimif and hir16k,
-and `"unknown"`, the positions without a verdict (false in the lists), where there are any. It may be a device, a pipe or a
-symbolic link, which is written through. The last line on stdout is the summary (`eval.scoring.summarise`).
+`{"key", "strict": [...], "loose": [...]}` for ifeval and ifbench, `{"key", "satisfied": [...]}` for if_rlvr (`"id"` for
+muldimif and hir16k), and `"unknown"`, the positions without a verdict (false in the lists), where there are any. It may
+be a device, a pipe or a symbolic link, which is written through. The last line on stdout is the summary
+(`eval.scoring.summarise`).
 
 A bad row is reported by file and line, the others are scored all the same, and the exit status is 1; an existing output
 file is then left as it is and the rows go to `FILE.partial`. Prompts with soft constraints need a judge, "endpoint:NAME"

@@ -12,10 +12,11 @@ import grain
 import numpy as np
 
 from hir_jax.checks import registry
-from hir_jax.data import hir16k, native, prepared
+from hir_jax.data import hir16k, if_rlvr, native, prepared
 from hir_jax.data.generate import synthesis
 from hir_jax.data.generate.tiny import witness
 from hir_jax.data.native import Pair, unanswered
+from hir_jax.data.rows import BrokenRowError
 from hir_jax.data.segments import ChatFrame, Encoded, EncodeError, PartShapes, encode
 from hir_jax.hir.methods import METHODS
 from hir_jax.pathflags import expanded
@@ -51,13 +52,14 @@ def other_rows(rows: int, own: np.ndarray, rounds: int, seed: Sequence[int]) -> 
     return np.random.default_rng(seed).permutation(others)[: rounds * len(own)].reshape(rounds, len(own))
 
 
-def _published(path: str, template: str, left_out: Counter) -> list[Instruction]:
-    """HIR-16K rows; those that break the schema are logged and counted."""
-    instructions, errors = hir16k.read(path, template=template or None)
+def _published(read: tuple[list[Instruction], list[BrokenRowError]], left_out: Counter) -> list[Pair]:
+    """Rows of a published file; those that break its schema are counted by reason, and the first for each reason is logged."""
+    instructions, errors = read
     for error in errors:
-        log.warning("left out (broken row): %s", error)
-    left_out["broken row"] += len(errors)
-    return instructions
+        if not left_out[reason := f"broken row, {error.reason}"]:
+            log.warning("left out (broken row): %s", error)
+        left_out[reason] += 1
+    return unanswered(instructions)
 
 
 def _witness_ids(data) -> tuple[str, ...]:
@@ -85,7 +87,9 @@ def _pairs(config, split: str, left_out: Counter) -> list[Pair]:
         case "jsonl" if path:
             return native.read_pairs(path) if answered else unanswered(native.read(path))
         case "hir16k" if path:
-            return unanswered(_published(path, data.template, left_out))
+            return _published(hir16k.read(path, template=data.template or None), left_out)
+        case "if_rlvr" if path:
+            return _published(if_rlvr.read(path), left_out)
         case "tfds" if train:
             return prepared.read_pairs(path, data.name, split)
         case "tfds":
@@ -212,7 +216,7 @@ def load(config, frame: ChatFrame, end_id: int, deciders: frozenset[str] = froze
     heldout_rows = [row for _, row in _encode_rows(fit, held, left_out)]
     left_out = +left_out
     if left_out:
-        log.warning("left out of %d rows: %s", len(pairs) + len(held), dict(left_out))
+        log.warning("left out: %s; %d rows are left", dict(left_out), len(rows) + len(heldout_rows))
     if not rows:
         raise DataError(f"no training row is left of {len(pairs)}; left out: {dict(left_out) or 'none'}")
     rounds, batch = config.rollout.dynamic_rounds, config.data.batch_prompts

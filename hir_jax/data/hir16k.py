@@ -35,7 +35,7 @@ from hir_jax.checks import registry
 from hir_jax.checks.judge import soft as judge
 from hir_jax.checks.muldimif import rules as muldimif
 from hir_jax.checks.sandbox import code
-from hir_jax.data.rows import read_rows
+from hir_jax.data.rows import BrokenRowError, FaultError, read_each, validated
 from hir_jax.data.templates import REWRITABLE, render
 from hir_jax.textfiles import RowError, parse_json
 from hir_jax.types import Constraint, Instruction
@@ -49,27 +49,15 @@ _IFEVAL = (
 _IFBENCH = ("count", "custom", "format", "ratio", "repeat", "sentence", "words")
 
 
-class BrokenRowError(RowError):
-    """A row is left out. The message gives its place; `reason` is short and the same for all faults of a kind."""
-
-    def __init__(self, place: str, reason: str, detail: str):
-        super().__init__(f"{place}: {reason}: {detail}")
-        self.reason = reason
-
-
-class _FaultError(Exception):
-    """(reason, detail) of what is wrong with a row; `read` adds its place."""
-
-
 def _text(value: Any, name: str) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise _FaultError("field", f"{name} must be a non-blank string, not {value!r:.80}")
+        raise FaultError("field", f"{name} must be a non-blank string, not {value!r:.80}")
     return value
 
 
 def _texts(value: Any, name: str) -> list[str]:
     if not isinstance(value, list) or not value:
-        raise _FaultError("field", f"{name} must be a non-empty list of strings, not {value!r:.80}")
+        raise FaultError("field", f"{name} must be a non-empty list of strings, not {value!r:.80}")
     return [_text(item, f"{name}[{i}]") for i, item in enumerate(value)]
 
 
@@ -80,9 +68,9 @@ def _object(value: Any, name: str) -> dict[str, Any]:
             value = parse_json(value, name)
         except RowError as error:
             detail = str(error).removeprefix(f"{name}: ")
-            raise _FaultError("field", f"{name} is a string, but {detail}") from error
+            raise FaultError("field", f"{name} is a string, but {detail}") from error
     if not isinstance(value, Mapping):
-        raise _FaultError("field", f"{name} must be an object or a JSON string of one, not {value!r:.80}")
+        raise FaultError("field", f"{name} must be an object or a JSON string of one, not {value!r:.80}")
     return {key: entry for key, entry in value.items() if entry is not None}
 
 
@@ -90,23 +78,23 @@ def _prompt(value: Any) -> str:
     if not isinstance(value, list):
         return _text(value, "prompt")
     if len(value) != 1 or not isinstance(value[0], Mapping) or value[0].get("role") != "user":
-        raise _FaultError("field", "prompt must be a string or a chat of one message by the user")
+        raise FaultError("field", "prompt must be a string or a chat of one message by the user")
     return _text(value[0].get("content"), "prompt[0].content")
 
 
 def _criteria(row: Mapping[str, Any], extra: Mapping[str, Any]) -> list[str]:
     given = [side["criteria"] for side in (row, extra) if "criteria" in side]
     if len(given) == 2 and given[0] != given[1]:
-        raise _FaultError("criteria differ", "the row's criteria are not those in its extra_info")
+        raise FaultError("criteria differ", "the row's criteria are not those in its extra_info")
     return _texts(given[0] if given else None, "criteria")
 
 
 def _entries(truth: Mapping[str, Any], name: str, wanted: int) -> list[Any]:
     value = truth.get(name)
     if not isinstance(value, list):
-        raise _FaultError("field", f"ground_truth.{name} must be a list, not {value!r:.80}")
+        raise FaultError("field", f"ground_truth.{name} must be a list, not {value!r:.80}")
     if len(value) != wanted:
-        raise _FaultError("lengths differ", f"{wanted} criteria, but {len(value)} entries in ground_truth.{name}")
+        raise FaultError("lengths differ", f"{wanted} criteria, but {len(value)} entries in ground_truth.{name}")
     return value
 
 
@@ -127,7 +115,7 @@ def _muldimif(truth: Mapping[str, Any], criteria: list[str]) -> Iterator[Constra
         name = f"ground_truth.constraints[{i}]"
         levels = _texts(entry, name)
         if len(levels) != 3:
-            raise _FaultError("field", f"{name} must be [first level, second level, text], not {len(levels)} strings")
+            raise FaultError("field", f"{name} must be [first level, second level, text], not {len(levels)} strings")
         yield replace(muldimif.constraint(*levels), text=text)
 
 
@@ -142,7 +130,7 @@ def _judged(truth: Mapping[str, Any], criteria: list[str]) -> Iterator[Constrain
         elif kind.startswith("[rule]"):
             yield Constraint(code.ID, {"source": source, "function": _CHECKER_FUNCTION}, text)
         else:
-            raise _FaultError("unknown checker", f"{name} starts with neither [llm] nor [rule]: {kind!r:.80}")
+            raise FaultError("unknown checker", f"{name} starts with neither [llm] nor [rule]: {kind!r:.80}")
 
 
 _SOURCES: dict[str, Callable[[Mapping[str, Any], list[str]], Iterator[Constraint]]] = {
@@ -155,17 +143,8 @@ _SOURCES: dict[str, Callable[[Mapping[str, Any], list[str]], Iterator[Constraint
 
 def _constraints(source: Any, truth: Mapping[str, Any], criteria: list[str]) -> tuple[Constraint, ...]:
     if source not in _SOURCES:
-        raise _FaultError("unknown source", f"source must be one of {', '.join(_SOURCES)}, not {source!r:.80}")
-    constraints: list[Constraint] = []
-    try:
-        for constraint in _SOURCES[source](truth, criteria):
-            registry.validate(constraint)
-            constraints.append(constraint)
-    except registry.ConstraintError as error:
-        unknown = isinstance(error, registry.UnknownConstraintError)
-        reason = "unknown constraint" if unknown else "unusable arguments"
-        raise _FaultError(reason, f"constraint {len(constraints)}: {error}") from error
-    return tuple(constraints)
+        raise FaultError("unknown source", f"source must be one of {', '.join(_SOURCES)}, not {source!r:.80}")
+    return validated(_SOURCES[source](truth, criteria))
 
 
 def _lines(text: str) -> str:
@@ -178,29 +157,29 @@ def _instruction(row: Mapping[str, Any], place: str, template: str | None) -> In
     extra = _object(row.get("extra_info", {}), "extra_info")
     key = row.get("id")
     if isinstance(key, bool) or not isinstance(key, int | str):
-        raise _FaultError("field", f"id must be an integer or a string, not {key!r:.80}")
+        raise FaultError("field", f"id must be an integer or a string, not {key!r:.80}")
     criteria = _criteria(row, extra)
     truth = row.get("ground_truth", _object(row.get("reward_model", {}), "reward_model").get("ground_truth"))
     source = row.get("source", row.get("data_source"))
     constraints = _constraints(source, _object(truth, "ground_truth"), criteria)
     template = extra.get("q_type", template)
     if template is None:
-        raise _FaultError("no template", "there is no extra_info.q_type, and no template was given for such rows")
+        raise FaultError("no template", "there is no extra_info.q_type, and no template was given for such rows")
     if template not in REWRITABLE:
-        raise _FaultError("unknown template", f"q_type must be one of {', '.join(REWRITABLE)}, not {template!r:.80}")
+        raise FaultError("unknown template", f"q_type must be one of {', '.join(REWRITABLE)}, not {template!r:.80}")
     prompt, labels = _prompt(row.get("prompt")), {"source": source}
     if "question" not in extra:
         if all(text in prompt for text in criteria):
-            raise _FaultError("no task", "the prompt holds all criteria already, and there is no extra_info.question")
+            raise FaultError("no task", "the prompt holds all criteria already, and there is no extra_info.question")
         return Instruction(prompt, constraints, template, key, place, labels)
     task = _text(extra["question"], "extra_info.question")
     instruction = Instruction(task, constraints, template, key, place, labels)
     if _lines(prompt) not in (_lines(render(instruction)), _lines(instruction.task)):
-        raise _FaultError("prompt differs", f"the prompt is not question and criteria rendered with {template}")
+        raise FaultError("prompt differs", f"the prompt is not question and criteria rendered with {template}")
     return instruction
 
 
-def read(path: str | Path, *, template: str | None = None) -> tuple[list[Instruction], list[RowError]]:
+def read(path: str | Path, *, template: str | None = None) -> tuple[list[Instruction], list[BrokenRowError]]:
     """(the instructions, one `BrokenRowError` for each row that breaks the schema), both in the order of the rows.
 
     path: a JSON Lines or parquet file, a directory that the `datasets` library saved, a directory of such files, or a
@@ -214,24 +193,4 @@ def read(path: str | Path, *, template: str | None = None) -> tuple[list[Instruc
     """
     if template is not None and template not in REWRITABLE:
         raise ValueError(f"unknown template {template!r}; known: {', '.join(REWRITABLE)}")
-    instructions: list[Instruction] = []
-    errors: list[RowError] = []
-    seen: dict[int | str, str] = {}
-
-    def not_a_row(error: RowError) -> None:
-        place, _, detail = str(error).partition(": ")
-        errors.append(BrokenRowError(place, "not a row", detail))
-
-    for place, row in read_rows(path, not_a_row):
-        try:
-            instruction = _instruction(row, place, template)
-            if instruction.key in seen:
-                raise _FaultError("id used before", f"{instruction.key!r} is the id of {seen[instruction.key]} too")
-        except _FaultError as fault:
-            errors.append(BrokenRowError(place, *fault.args))
-            continue
-        seen[instruction.key] = place
-        instructions.append(instruction)
-    if not instructions and not errors:
-        raise RowError(f"{path}: holds no rows")
-    return instructions, errors
+    return read_each(path, lambda row, place: _instruction(row, place, template))

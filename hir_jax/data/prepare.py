@@ -6,13 +6,13 @@
 --dataset says what is prepared, and is the name of the result:
 
 - generated: rows of `synthesis`, as the splits train and heldout.
-- native, hir16k: --path (the user's JSONL, or HIR-16K in any form that `hir16k.read` takes) becomes the split train, and
-  --heldout_path, if given, the split heldout. --responses keeps the responses of native rows; every row must then have
+- native, hir16k, if_rlvr: --path (the user's JSONL, or HIR-16K or IF-RLVR in any form that their `read` takes) becomes the split
+  train, and --heldout_path, if given, the split heldout. --responses keeps the responses of native rows; every row must then have
   one. --template is used for HIR-16K rows that name none.
 - ifeval, ifbench, muldimif: the published prompts in --path, as the split test.
 
-HIR-16K rows that break its schema are left out, each named and all counted by reason; other broken rows are errors.
-The result is DIRECTORY/hir_instructions/DATASET/VERSION. An existing one is never changed.
+Rows of HIR-16K and IF-RLVR that break their schema are left out, each named and all counted by reason; other broken rows are
+errors. The result is DIRECTORY/hir_instructions/DATASET/VERSION. An existing one is never changed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from absl import flags, logging
 
 from hir_jax import config, pathflags
 from hir_jax.checks import registry
-from hir_jax.data import hir16k, native, readers
+from hir_jax.data import hir16k, if_rlvr, native, readers
 from hir_jax.data.generate import synthesis
 from hir_jax.data.native import Pair, unanswered
 from hir_jax.data.templates import REWRITABLE
@@ -39,6 +39,7 @@ _OPTIONS = {
     "generated": ("size", "heldout_size", "seed", "min_constraints", "max_constraints", "families"),
     "native": ("path", "heldout_path", "responses"),
     "hir16k": ("path", "heldout_path", "template"),
+    "if_rlvr": ("path", "heldout_path"),
     **dict.fromkeys(BENCHMARKS, ("path",)),
 }
 
@@ -66,6 +67,9 @@ def _read(options: flags.FlagValues, path: str) -> tuple[list[Pair], list[RowErr
         return native.read_pairs(path) if options.responses else unanswered(native.read(path)), []
     if options.dataset == "hir16k":
         instructions, errors = hir16k.read(path, template=options.template)
+        return unanswered(instructions), errors
+    if options.dataset == "if_rlvr":
+        instructions, errors = if_rlvr.read(path)
         return unanswered(instructions), errors
     return unanswered(BENCHMARKS[options.dataset](path)), []
 

@@ -1,5 +1,7 @@
 """Reads rows, with their "FILE:NUMBER", from JSON Lines, Parquet, directories of the `datasets` library, or the Hub.
 
+`read_each` turns rows into instructions and names those that break their schema.
+
 A path may be a JSON Lines file, a parquet file, a directory that the `datasets` library saved, or a directory of JSON
 Lines or parquet files. A name OWNER/NAME that is not a path is a data set of the Hugging Face hub. No loading script is run
 and no pickle is read.
@@ -8,11 +10,13 @@ and no pickle is read.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hir_jax.checks import registry
 from hir_jax.textfiles import RowError, first_line, read_json, read_jsonl
+from hir_jax.types import Constraint, Instruction
 
 if TYPE_CHECKING:
     import pyarrow
@@ -20,6 +24,60 @@ if TYPE_CHECKING:
 _SUFFIXES = (".jsonl", ".json", ".parquet", ".arrow")  # never a hub id, even where there is no such file
 
 PlacedRow = tuple[str, dict[str, Any]]  # ("FILE:NUMBER", the row); NUMBER is the line or, in a table, the row, from 1
+
+
+class BrokenRowError(RowError):
+    """A row is left out. The message gives its place; `reason` is short and the same for all faults of a kind."""
+
+    def __init__(self, place: str, reason: str, detail: str):
+        super().__init__(f"{place}: {reason}: {detail}")
+        self.reason = reason
+
+
+class FaultError(Exception):
+    """(reason, detail) of what is wrong with a row; `read_each` adds its place."""
+
+
+def read_each(
+    path: str | Path, make: Callable[[dict[str, Any], str], Instruction]
+) -> tuple[list[Instruction], list[BrokenRowError]]:
+    """(`make(row, "FILE:NUMBER")` of every row, one `BrokenRowError` for each row for which it raises a FaultError), both in the
+    order of the rows. A key may occur once. Raises RowError if the path cannot be read at all or holds no rows."""
+    instructions: list[Instruction] = []
+    errors: list[BrokenRowError] = []
+    seen: dict[int | str, str] = {}
+
+    def not_a_row(error: RowError) -> None:
+        place, _, detail = str(error).partition(": ")
+        errors.append(BrokenRowError(place, "not a row", detail))
+
+    for place, row in read_rows(path, not_a_row):
+        try:
+            instruction = make(row, place)
+            if instruction.key in seen:
+                raise FaultError("id used before", f"{instruction.key!r} is the id of {seen[instruction.key]} too")
+        except FaultError as fault:
+            errors.append(BrokenRowError(place, *fault.args))
+            continue
+        seen[instruction.key] = place
+        instructions.append(instruction)
+    if not instructions and not errors:
+        raise RowError(f"{path}: holds no rows")
+    return instructions, errors
+
+
+def validated(constraints: Iterable[Constraint]) -> tuple[Constraint, ...]:
+    """The constraints of a row. Raises FaultError for one that no check can decide."""
+    found: list[Constraint] = []
+    try:
+        for constraint in constraints:
+            registry.validate(constraint)
+            found.append(constraint)
+    except registry.ConstraintError as error:
+        unknown = isinstance(error, registry.UnknownConstraintError)
+        reason = "unknown constraint" if unknown else "unusable arguments"
+        raise FaultError(reason, f"constraint {len(found)}: {error}") from error
+    return tuple(found)
 
 
 def read_rows(path: str | Path, on_error: Callable[[RowError], None]) -> Iterator[PlacedRow]:

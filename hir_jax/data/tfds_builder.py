@@ -28,6 +28,7 @@ CONFIGS = {
     "ifbench": ("The prompts of IFBench (allenai/IFBench).", "ODC-BY-1.0"),
     "muldimif": ("The prompts of MulDimIF (Junjie Ye and others).", "Apache-2.0"),
     "hir16k": ("Training rows of HIR-16K (sastpg/HIR-16K).", "Apache-2.0"),
+    "if_rlvr": ("Training rows of IF-RLVR (allenai/IF_multi_constraints_upto5).", "ODC-BY-1.0"),
 }
 
 

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from hir_jax.data import hir16k
+from hir_jax.data import hir16k, if_rlvr
 from hir_jax.data.readers import read_ifbench, read_ifeval, read_muldimif
 from hir_jax.eval.judged import cfbench, complexbench, followbench, infobench
 from hir_jax.eval.judged.base import JudgedBenchmark
@@ -53,6 +53,7 @@ def _of_config(name: str) -> Callable[..., list[Instruction]]:
 BENCHMARKS: dict[str, RuleBenchmark | JudgedBenchmark | PlainText] = {
     # Published rows name no template. Any will do: a verdict depends on the words of the request, the same in each.
     "hir16k": RuleBenchmark(partial(hir16k.read, template="type1"), id="id", labels=("source",)),
+    "if_rlvr": RuleBenchmark(partial(if_rlvr.read, whole=True)),
     "ifbench": RuleBenchmark(_strictly(read_ifbench), loose=True),
     "ifeval": RuleBenchmark(_strictly(read_ifeval), loose=True),
     "muldimif": RuleBenchmark(_strictly(read_muldimif), id="id", labels=("pattern", "level")),
