@@ -2,7 +2,7 @@
 
     python -m hir_jax.evaluate --workdir=DIR[@STEP],... --benchmark=NAME [--config=configs/X.py] [--prompts=FILE]
         [--limit=N] [--temperature=0.6] [--samples=N] [--control=shuffle|task]
-        [--coordinator=HOST:PORT --processes=N --process=I]
+        [--checks=FILE ...] [--coordinator=HOST:PORT --processes=N --process=I]
 
 Benchmarks:
 - ifeval, ifbench, if_rlvr, muldimif, hir16k (`--prompts` is the published file);
@@ -42,6 +42,7 @@ from rich.console import Console
 
 from hir_jax import config as configs
 from hir_jax import pathflags
+from hir_jax.checks import user
 from hir_jax.eval.answering import CONTROLS, SHUFFLE, Request, evaluate_run
 from hir_jax.eval.benchmarks import BENCHMARKS, JUDGED
 from hir_jax.eval.comparing import differences_of_evaluations, show
@@ -61,6 +62,7 @@ def _run_of(name: str) -> tuple[Path, int | None]:
 
 def main(argv) -> None:
     del argv
+    user.load_all(flags.FLAGS.checks)
     logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax reports through it
     keep_freed_memory()
     with processes.joined(preemption=False):
@@ -106,6 +108,7 @@ def cli() -> None:
     flags.DEFINE_enum(
         "control", SHUFFLE, CONTROLS, "What tells following from meeting: other prompts, or the task alone."
     )
+    user.define_flag()
     processes.define_flags()
     flags.mark_flags_as_required(["workdir"])
     configs.run_program(main, __doc__)

@@ -1,7 +1,7 @@
 """Scores recorded responses with a benchmark's rules; measures a judge against labels.
 
     python -m hir_jax.score --benchmark=ifeval|ifbench|if_rlvr|muldimif|hir16k --prompts=FILE --responses=FILE --output=FILE
-        [--workers=N] [--judge=KIND:MODEL [--judge_option=NAME=VALUE ...]] [--code_checkers]
+        [--workers=N] [--judge=KIND:MODEL [--judge_option=NAME=VALUE ...]] [--code_checkers] [--checks=FILE ...]
     python -m hir_jax.score --judge=KIND:MODEL [--judge_option=NAME=VALUE ...]
 
 `--prompts` is the published file. `--responses` is JSON Lines with `response` and with the prompt's key (`key` or `id`) or
@@ -30,6 +30,7 @@ from contextlib import ExitStack
 from absl import flags
 
 from hir_jax import pathflags
+from hir_jax.checks import user
 from hir_jax.checks.judge.calibration import calibration
 from hir_jax.eval.benchmarks import SCORED
 from hir_jax.eval.responses import RefusedError
@@ -46,6 +47,7 @@ def main(argv) -> int:
         raise RefusedError(f"--benchmark={args.benchmark} needs {', '.join(missing)}")
     if not args.benchmark and not args.judge:
         raise RefusedError(f"give --benchmark, one of {', '.join(SCORED)}, or --judge to measure one")
+    user.load_all(args.checks)
     settings = judge_settings(args.judge, args.judge_option)
     if not args.benchmark:
         with open_judge(settings) as judge:
@@ -71,6 +73,7 @@ def cli() -> None:
     flags.DEFINE_string("judge", "", "endpoint:NAME or local:CHECKPOINT, for soft constraints.")
     flags.DEFINE_multi_string("judge_option", [], "NAME=VALUE, a field of checks.judge.soft.JudgeSettings.")
     flags.DEFINE_bool("code_checkers", False, "Run the Python checkers that HIR-16K rows carry, caged by bubblewrap.")
+    user.define_flag()
     pathflags.run(main, __doc__, prefix="")
 
 

@@ -1,7 +1,7 @@
 """The main program: HiR, its baselines without replay, and supervised fitting.
 
     python -m hir_jax.train --config=configs/X.py --workdir=DIR [--config.key=value ...]
-        [--coordinator=HOST:PORT --processes=N --process=I]
+        [--checks=FILE ...] [--coordinator=HOST:PORT --processes=N --process=I]
 
 The same command again continues a run that was stopped, from its last committed checkpoint. Several processes, each with its
 devices, make one run; DIR is one that all of them see.
@@ -28,6 +28,7 @@ from rich.logging import RichHandler
 
 from hir_jax import config as configs
 from hir_jax import pathflags
+from hir_jax.checks import user
 from hir_jax.checks.device.conditions import encode
 from hir_jax.data import dataset
 from hir_jax.engine import Engine
@@ -362,6 +363,7 @@ def train(config, workdir: Path, make_run: type[Run] = Run) -> None:
 
 def main(argv) -> None:
     del argv
+    user.load_all(flags.FLAGS.checks)
     config = flags.FLAGS.config
     configs.check(config)
     keep_freed_memory()
@@ -377,6 +379,7 @@ def main(argv) -> None:
 def cli() -> None:
     configs.define_flags()
     pathflags.define("workdir", None, "The run's directory.")
+    user.define_flag()
     processes.define_flags()
     flags.mark_flags_as_required(["config", "workdir"])
     configs.run_program(main, __doc__)

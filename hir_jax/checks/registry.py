@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from hir_jax.checks.generation import Generated
+from hir_jax.checks.responses import loose_variants
 from hir_jax.types import Constraint, InputError
 
 
@@ -68,6 +69,7 @@ class Entry:
 
 
 _ENTRIES: dict[str, Entry] = {}
+_registering: list[str] | None = None  # ids, inside `registering`
 _PREPARATIONS: list[Callable[[], None]] = []
 
 
@@ -97,6 +99,7 @@ def register(
             raise ValueError(
                 f"constraint id {id!r} is already registered by {other.__module__ if other else 'declare'}"
             )
+        _note(id)
         takes = {name: p.annotation for name, p in inspect.signature(check).parameters.items()}
         kinds = {
             name: arguments.get(name, _KINDS.get(takes[name])) for name in takes if name not in ("response", "prompt")
@@ -118,7 +121,31 @@ def declare(
 
     `generated` may name several kinds of it, each with the `texts` that belong to it.
     """
+    _note(id)
     _ENTRIES[id] = Entry(id, arguments, text, check=None, decider=decider, generated=_named(id, *generated))
+
+
+@contextlib.contextmanager
+def registering() -> Iterator[list[str]]:
+    """The list of the ids that are registered inside. One that is there already raises ValueError, though elsewhere a
+    module may be imported again. After an error none of them is registered."""
+    global _registering
+    _registering = ids = []
+    try:
+        yield ids
+    except BaseException:
+        for id in ids:
+            _ENTRIES.pop(id, None)
+        raise
+    finally:
+        _registering = None
+
+
+def _note(id: str) -> None:
+    if _registering is not None:
+        if id in _ENTRIES:
+            raise ValueError(f"constraint id {id!r} is already registered")
+        _registering.append(id)
 
 
 def _named(id: str, *generated: Generated | None) -> tuple[Generated, ...]:
@@ -184,6 +211,7 @@ def _entry(id: str) -> Entry:
     if id not in _ENTRIES:
         nearest = difflib.get_close_matches(str(id), _ENTRIES, n=1, cutoff=0.0)
         hint = f"; the nearest known one is {nearest[0]!r}" if nearest else ""
+        hint += "; --checks=FILE adds types of your own"
         raise UnknownConstraintError(f"unknown constraint id {id!r}{hint}")
     return _ENTRIES[id]
 
@@ -235,21 +263,6 @@ def validate_published(constraint: Constraint) -> None:
 def describe(id: str, arguments: Mapping[str, Any]) -> str:
     """This project's own wording of a constraint: one sentence, ending in a period. Raises ConstraintError."""
     return _entry(id).text(**parsed(Constraint(id, arguments)))
-
-
-def loose_variants(response: str) -> Iterator[str]:
-    """The forms of a response of which one has to pass in loose mode, without equal and blank ones.
-
-    The response unchanged; without its first line, its last line, both (these three stripped); each of the four also without
-    any asterisk. In the published code's order (which matters where a check raises ScorerStopsError): the response with and
-    without asterisks, the three cuts, the cuts without asterisks. Source: the loose accuracy of IFEval (arXiv 2311.07911), as
-    scored by the published code.
-    """
-    lines = response.split("\n")
-    cuts = ["\n".join(part).strip() for part in (lines[1:], lines[:-1], lines[1:-1])]
-    forms = (response, response.replace("*", ""), *cuts, *(cut.replace("*", "") for cut in cuts))
-    variants = dict.fromkeys(forms)
-    return (variant for variant in variants if variant.strip())
 
 
 def check(constraint: Constraint, response: str, prompt: str = "", *, loose: bool = False) -> bool:

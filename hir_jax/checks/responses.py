@@ -1,9 +1,10 @@
-"""Turns a response into the text that is checked: decodes its tokens and removes the reasoning before the answer."""
+"""Turns a response into the texts that are checked: decodes tokens, removes the reasoning before the answer, cuts the forms of
+loose mode."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 OPENING, CLOSING = "<think>", "</think>"  # in any case
 _THINKING = re.compile(rf"{OPENING}.*?(?:{CLOSING}|\Z)\s*", re.DOTALL | re.IGNORECASE)
@@ -32,3 +33,18 @@ def decode(tokenizer, sequences: Sequence[Sequence[int]]) -> list[str]:
         dropped = {i for i, content in special.items() if content not in shown}
         sequences = [[int(i) for i in ids if int(i) not in dropped] for ids in sequences]
     return tokenizer.batch_decode(sequences, skip_special_tokens=not shown, clean_up_tokenization_spaces=False)
+
+
+def loose_variants(response: str) -> Iterator[str]:
+    """The forms of a response of which one has to pass in loose mode, without equal and blank ones.
+
+    The response unchanged; without its first line, its last line, both (these three stripped); each of the four also without
+    any asterisk. In the published code's order (which matters where a check raises ScorerStopsError): the response with and
+    without asterisks, the three cuts, the cuts without asterisks. Source: the loose accuracy of IFEval (arXiv 2311.07911), as
+    scored by the published code.
+    """
+    lines = response.split("\n")
+    cuts = ["\n".join(part).strip() for part in (lines[1:], lines[:-1], lines[1:-1])]
+    forms = (response, response.replace("*", ""), *cuts, *(cut.replace("*", "") for cut in cuts))
+    variants = dict.fromkeys(forms)
+    return (variant for variant in variants if variant.strip())

@@ -9,11 +9,12 @@ from __future__ import annotations
 import importlib
 import signal
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from hir_jax.checks import registry
+from hir_jax.checks import registry, user
 from hir_jax.types import Constraint
 
 if TYPE_CHECKING:
@@ -63,11 +64,11 @@ class _OutOfTime(BaseException):
 
 
 def initialise(modules: Sequence[str], ids: Sequence[str] | None) -> None:
-    """Imports the families and prepares the checks of `ids` (see `registry.load`)."""
+    """Imports the families, those of users' files by path, and prepares the checks of `ids` (see `registry.load`)."""
     # pebble's handler runs in Python, so a check that hangs in C would never get to it; the default one kills the process.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     for module in modules:
-        importlib.import_module(module)
+        user.load(module) if module.endswith(".py") else importlib.import_module(module)
     registry.load(ids)
 
 
@@ -104,7 +105,8 @@ def _outcome(check: Check, job: Job, loose: bool, seconds: float) -> Outcome:
     except registry.ConstraintError as error:
         return unknown(check, BAD_ARGUMENTS, str(error))
     except (Exception, SystemExit) as error:
-        return unknown(check, RAISED, f"{type(error).__name__}: {error}"[:500])
+        at = traceback.extract_tb(error.__traceback__)[-1]
+        return unknown(check, RAISED, f"{type(error).__name__}: {error}"[:500] + f" ({at.filename}:{at.lineno})")
     return Outcome(check.row, check.position, satisfied)
 
 

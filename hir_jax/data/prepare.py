@@ -26,7 +26,7 @@ from typing import NamedTuple
 from absl import flags, logging
 
 from hir_jax import config, pathflags
-from hir_jax.checks import registry
+from hir_jax.checks import registry, user
 from hir_jax.data import hir16k, if_rlvr, native, readers
 from hir_jax.data.generate import synthesis
 from hir_jax.data.native import Pair, unanswered
@@ -100,6 +100,7 @@ def _check(options: flags.FlagValues) -> None:
 def main(argv: Sequence[str]) -> None:
     options = flags.FLAGS
     _check(options)
+    user.load_all(options.checks)
     from hir_jax.data import tfds_builder  # slow to import, hence only after the options are checked
 
     logging.set_verbosity(logging.WARNING)
@@ -129,6 +130,7 @@ def _define_flags() -> None:
     flags.DEFINE_integer("min_constraints", 3, "Fewest constraints of a generated row.", lower_bound=1)
     flags.DEFINE_integer("max_constraints", 8, "Most constraints of a generated row.", lower_bound=1)
     flags.DEFINE_list("families", ["ifeval"], f"Families of generated constraints: {', '.join(registry.families())}.")
+    user.define_flag()
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ Families of constraints, drawn evenly by type:
 - soft: requirements that a judge decides, so that a run needs one (rows with them are left out otherwise);
 - ifbench: types of IFBench itself. They are off unless named, because IFBench tests how a model copes with types that it
   has not been trained on, which its score no longer shows after training on them. The published HIR-16K data hold some
-  of them; mention it when you report IFBench.
+  of them; mention it when you report IFBench;
+- those of types in the files that --checks names.
 
     python -m hir_jax.data.generate --count=2000 --seed=0 --split=train --output=train.jsonl
     python -m hir_jax.data.generate --families=ifeval,muldimif,training --max_constraints=10 --output=wide.jsonl
@@ -21,7 +22,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from hir_jax import pathflags
-from hir_jax.checks import registry
+from hir_jax.checks import registry, user
 from hir_jax.data import native
 from hir_jax.data.generate.synthesis import generate
 from hir_jax.data.generate.tasks import SPLITS
@@ -37,11 +38,13 @@ def _define_flags() -> None:
     flags.DEFINE_integer("max_constraints", 8, "Most constraints of a row.", lower_bound=1)
     flags.DEFINE_list("families", ["ifeval"], f"Families of constraints, separated by commas: {families}.")
     pathflags.define("output", None, "Native JSONL file to write.", required=True)
+    user.define_flag()
 
 
 def main(argv: Sequence[str]) -> None:
     del argv
     options = flags.FLAGS
+    user.load_all(options.checks)
     limits = {name: options[name].value for name in ("min_constraints", "max_constraints", "split", "families")}
     rows = generate(options.seed, options.count, **limits)
     try:
