@@ -26,7 +26,7 @@ def run(command, folder):
 
 
 def test_the_documented_example_makes_data_and_is_trained_on(tmp_path):
-    """Takes long because four programs start and the tiny model compiles; it protects that the page can be followed as written."""
+    """Takes long because four programs start and the tiny model compiles; it protects that the page works as written."""
     (tmp_path / "mine.py").write_text(MODULE)
     programs = {"python -m": f"{sys.executable} -m", "hir-train": f"{sys.executable} -m hir_jax.train"}
     commands = COMMANDS
