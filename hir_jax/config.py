@@ -89,7 +89,9 @@ def defaults() -> ml_collections.ConfigDict:
     a.base_dtype = "bfloat16"  # of the frozen parameters, float32 | bfloat16 (that of most published checkpoints)
 
     c.data = d = ml_collections.ConfigDict()
-    d.source = "generated"  # generated | witness (tiny environment) | jsonl (native rows) | hir16k | if_rlvr | tfds (`prepare`)
+    # generated | witness (tiny environment) | jsonl (native rows) | hir16k | if_rlvr | tfds (`prepare`) | mixture
+    d.source = "generated"  # of training rows
+    d.mixture = ()  # for source = mixture: ((source, path, weight[, rows]), ...), see data/mixture.py
     d.path = ""  # of training rows: file, directory (hir16k, if_rlvr, tfds) or hub id (hir16k, if_rlvr)
     d.name = ""  # of the prepared data set, for source = tfds
     d.template = ""  # type1 to type6: of hir16k rows that name none; "": such rows are left out
@@ -198,6 +200,7 @@ def defaults() -> ml_collections.ConfigDict:
     g.distributions_every = 10  # steps between histograms, and replays as texts, in TensorBoard; 0: never
     g.replays_per_step = 2  # pairs written to workdir/replays.jsonl
     g.show_replays = False  # print them too
+    g.profile_steps = ()  # (first, last): steps of which jax.profiler writes a trace to workdir/profile
     return c
 
 
@@ -208,8 +211,12 @@ def flatten(config, prefix: str = "") -> dict[str, object]:
         if isinstance(value, ml_collections.ConfigDict | dict):
             flat |= flatten(value, f"{prefix}{name}.")
         else:
-            flat[prefix + name] = list(value) if isinstance(value, tuple | list) else value
+            flat[prefix + name] = _listed(value)
     return flat
+
+
+def _listed(value):
+    return [_listed(one) for one in value] if isinstance(value, tuple | list) else value
 
 
 def _require(ok: bool, message: str) -> None:
@@ -219,7 +226,9 @@ def _require(ok: bool, message: str) -> None:
 
 def _check_types(config, known) -> None:
     """Command-line overrides have their key's type already; what a file in configs/ sets and what tuples hold has not."""
-    elements = {"data.prompt_buckets": int, "rollout.response_buckets": int}  # of the others: str
+    elements = dict.fromkeys(
+        ("data.prompt_buckets", "rollout.response_buckets", "logging.profile_steps"), int
+    )  # else str
     defaults_flat = flatten(known)
     for key, value in flatten(config).items():
         if key.startswith(ANY_NAME) and key not in defaults_flat:
@@ -232,7 +241,7 @@ def _check_types(config, known) -> None:
             fits and (wanted is bool or type(value) is not bool),
             f"config.{key} is {value!r}; it must be a {wanted.__name__}",
         )
-        for item in value if wanted is list else ():
+        for item in value if wanted is list and key != "data.mixture" else ():
             _require(
                 type(item) is (element := elements.get(key, str)),
                 f"config.{key} = {tuple(value)} holds {item!r}; give a tuple of {element.__name__}",

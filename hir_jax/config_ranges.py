@@ -8,16 +8,17 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
+from hir_jax.data.mixture import FILES, GENERATED, parts_of
 from hir_jax.data.templates import REWRITABLE
 from hir_jax.hir.methods import METHODS
 from hir_jax.model.config import COMPUTE_DTYPES, REMAT_POLICIES
+from hir_jax.types import InputError
 
-FILES = ("jsonl", "hir16k", "if_rlvr")  # the values of data.source that read files as they were published or written
 # A tuple, or "module:NAME" of the table that the words are the keys of: many of these modules import jax, which reading a
 # config must not.
 CHOICES: Mapping[str, Sequence[str] | str] = {
     "method": "hir.methods:METHODS",
-    "data.source": ("generated", "witness", *FILES, "tfds"),
+    "data.source": (*GENERATED, *FILES, "tfds", "mixture"),
     "data.template": ("", *REWRITABLE),
     "model.remat": REMAT_POLICIES,
     "rollout.method": "sampler.sample:DRAWS",
@@ -141,7 +142,16 @@ def _data_conflicts(data) -> Iterator[str]:
         yield f"config.data.source is {data.source!r}: set config.data.path"
     if data.source == "tfds" and not data.name:
         yield "config.data.source is 'tfds': set config.data.name"
-    if data.hold_out and (data.source not in FILES or data.eval_path):
+    if data.mixture or data.source == "mixture":
+        try:
+            parts_of(data.mixture)
+        except InputError as error:
+            yield str(error)
+        if data.source != "mixture":
+            yield f"config.data.mixture is set, but config.data.source is {data.source!r}: make it 'mixture', or the mixture ()"
+        elif data.path or data.eval_path:
+            yield "config.data.path and eval_path do not go with config.data.source 'mixture': its entries name their files"
+    if data.hold_out and (data.source not in (*FILES, "mixture") or data.eval_path):
         yield (
             f"config.data.hold_out = {data.hold_out} takes rows out of the file of source {', '.join(FILES)}, for want of an "
             f"eval_path; with source {data.source!r} and eval_path {data.eval_path!r} set it to 0"
@@ -157,6 +167,9 @@ def conflicts(config) -> Iterator[str]:
             "config.learner.baseline = 'originals' needs config.learner.std_floor above 0 (0.3, say): where no original "
             "succeeds their deviation is 0, and replays would be divided by it"
         )
+    steps = tuple(config.logging.profile_steps)
+    if steps and not (len(steps) == 2 and 1 <= steps[0] <= steps[1]):
+        yield f"config.logging.profile_steps = {steps}: give the first and the last step, (10, 12), say, or () for no trace"
     limit = config.data.max_prompt
     if any(bucket > limit for bucket in config.data.prompt_buckets):
         yield f"config.data.prompt_buckets = {config.data.prompt_buckets}: each must be at most config.data.max_prompt = {limit}"
@@ -176,6 +189,11 @@ def conflicts(config) -> Iterator[str]:
         yield (
             f"config.learner.overlong_tokens = {learner.overlong_tokens} must not be above config.rollout.max_response = "
             f"{rollout.max_response}: it is how many tokens before it the punishment begins"
+        )
+    if rollout.dynamic_rounds and config.data.source == "mixture":
+        yield (
+            f"config.rollout.dynamic_rounds = {rollout.dynamic_rounds} draws further rows without regard to the weights of "
+            "config.data.mixture: set it to 0"
         )
     if rows and rollout.dynamic_rounds:
         yield f"config.buffer.rows = {rows} and config.rollout.dynamic_rounds = {rollout.dynamic_rounds}: set one of them to 0"

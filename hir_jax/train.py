@@ -32,7 +32,7 @@ from hir_jax.checks import user
 from hir_jax.checks.device.conditions import encode
 from hir_jax.data import dataset
 from hir_jax.engine import Engine
-from hir_jax.eval.accuracy import accuracies, control_of_step
+from hir_jax.eval.accuracy import accuracies, by_source, control_of_step
 from hir_jax.eval.verifiers import deciders_of, open_configured
 from hir_jax.export import write_model
 from hir_jax.hir.methods import METHODS
@@ -43,7 +43,7 @@ from hir_jax.run import files, samples
 from hir_jax.run.checkpoints import Checkpoints
 from hir_jax.run.lock import held
 from hir_jax.run.memory import keep_freed_memory
-from hir_jax.run.progress import Compilations, RunProgress, show_replay, use_compilation_cache
+from hir_jax.run.progress import Compilations, RunProgress, StepProfile, show_replay, use_compilation_cache
 from hir_jax.run.report import write_report
 from hir_jax.types import InputError, TrainBatch
 
@@ -286,10 +286,13 @@ def policy_step(run: Run, state, ref_params, step: int, clock: Clock):
     drawn = drawn or [(prompts, rollout)]
     metrics = samples.rollout_metrics(engine, rollout, verdicts, replays, rounds) | run.judge_usage()
     metrics |= samples.sampling_metrics(engine, drawn)
+    control = None
     if run.config.constraints.control:
         clock.lap("report")
-        metrics |= control_of_step(engine, run.verifier, rows, rollout, verdicts, step, conditions)
+        control = control_of_step(engine, run.verifier, rows, rollout, verdicts, step, conditions)
+        metrics |= control.figures()
         clock.lap("control")
+    metrics |= by_source([row.instruction for row in rows], verdicts, control)
     shown = list(samples.replay_rows(engine, rows, rollout, verdicts, replays, run.config.logging.replays_per_step))
     run.observe(step + 1, rows, rollout, verdicts, replays, shown)
     clock.lap("report")
@@ -335,7 +338,9 @@ def train(config, workdir: Path, make_run: type[Run] = Run) -> None:
             found = run.evaluate(state.params, 0)
             clock.lap("evaluate")
             run.record(0, found, clock, 0)
+        profile = stack.enter_context(StepProfile(config.logging.profile_steps, workdir / "profile"))
         for step in range(first, config.total_steps):
+            profile.begin(step + 1)
             clock = Clock()
             if not METHODS[config.method].samples:
                 state, metrics, tokens, replays = sft_step(run, state, step, clock)
@@ -345,6 +350,7 @@ def train(config, workdir: Path, make_run: type[Run] = Run) -> None:
             metrics |= run.evaluate(state.params, done)
             clock.lap("evaluate")
             run.record(done, metrics, clock, tokens, replays)
+            profile.end(done)
             run.refuse_broken(done, metrics)
             stops = run.stops_after(done)
             if stops or run.due(config.checkpoint_every, done):

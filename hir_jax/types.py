@@ -27,6 +27,9 @@ class InputError(ValueError):
     Programs end with that message alone and status 1."""
 
 
+MIXTURE = "mixture"  # the label of an instruction that comes from one of several sources
+
+
 @dataclass(frozen=True)
 class Constraint:
     """One atomic constraint c: its `id` in the registry, the `arguments` of its check, its `text` in the instruction."""
@@ -41,7 +44,7 @@ class Instruction:
     """q = (x, C): a task and its constraints, rendered with one of the templates of `data.templates`.
 
     `source` is the row's origin for messages ("file.jsonl:12"). `labels` are the values by which a benchmark's accuracy is
-    broken down ("level" -> "Level 3").
+    broken down ("level" -> "Level 3"), and under MIXTURE the name of the row's source in a mixture.
     """
 
     task: str

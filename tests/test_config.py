@@ -138,6 +138,8 @@ def test_a_key_newer_than_the_run_was_at_its_default():
         ("method", "ppo", "one of hir, ilr, clr, hir_clr, sft, rft, dpo"),
         ("data.source", "csv", "one of generated, witness, jsonl"),
         ("data.source", "jsonl", "set config.data.path"),
+        ("logging.profile_steps", (12, 10), "give the first and the last step"),
+        ("logging.profile_steps", (3,), "give the first and the last step"),
         ("learner.baseline", "originals", "std_floor above 0"),
         ("total_steps", 0, "positive"),
         ("rollout.temperature", 0.0, "positive"),

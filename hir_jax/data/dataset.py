@@ -6,7 +6,7 @@ import hashlib
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import grain
 import numpy as np
@@ -15,12 +15,13 @@ from hir_jax.checks import registry
 from hir_jax.data import hir16k, if_rlvr, native, prepared
 from hir_jax.data.generate import synthesis
 from hir_jax.data.generate.tiny import witness
+from hir_jax.data.mixture import FILES, Part, parts_of, shares
 from hir_jax.data.native import Pair, unanswered
 from hir_jax.data.rows import BrokenRowError
 from hir_jax.data.segments import ChatFrame, Encoded, EncodeError, PartShapes, encode
 from hir_jax.hir.methods import METHODS
 from hir_jax.pathflags import expanded
-from hir_jax.types import InputError, Instruction
+from hir_jax.types import MIXTURE, InputError, Instruction
 
 log = logging.getLogger(__name__)
 
@@ -122,6 +123,8 @@ def _hold_out(data, pairs: list[Pair]) -> tuple[list[Pair], list[Instruction]]:
 
 def _read(config, left_out: Counter) -> tuple[list[Pair], list[Instruction]]:
     """(pairs to train on, held-out instructions); a file that holds both is read once."""
+    if config.data.source == "mixture":
+        return _read_mixture(config, left_out)
     pairs = _pairs(config, "train", left_out)
     if not config.data.hold_out:
         return pairs, heldout(config, left_out)
@@ -129,10 +132,30 @@ def _read(config, left_out: Counter) -> tuple[list[Pair], list[Instruction]]:
     return pairs, held[: config.data.eval_size]
 
 
+def _read_mixture(config, left_out: Counter) -> tuple[list[Pair], list[Instruction]]:
+    """`_read` of each source of the mixture, with its name as label: the first rows up to its limit, and of its held-out
+    instructions a share of `data.eval_size` by its weight."""
+    pairs, held = [], []
+    parts = parts_of(config.data.mixture)
+    for part, share in zip(parts, shares(parts, config.data.eval_size), strict=True):
+        own = config.copy_and_resolve_references()
+        own.data.update({"source": part.source, "path": part.path, "eval_path": "", "eval_size": share})
+        own.data.hold_out = config.data.hold_out if part.source in FILES else 0
+        own.data.size = part.rows or config.data.size
+        mine, others = _read(own, left_out)
+        pairs += [(_labelled(q, part), response) for q, response in mine[: part.rows or None]]
+        held += [_labelled(q, part) for q in others]
+    return pairs, held
+
+
+def _labelled(instruction: Instruction, part: Part) -> Instruction:
+    return replace(instruction, labels={**instruction.labels, MIXTURE: part.name})
+
+
 def heldout(config, left_out: Counter | None = None) -> list[Instruction]:
     """The config's held-out instructions, `data.eval_size` at most."""
     left_out = Counter() if left_out is None else left_out
-    if config.data.hold_out:
+    if config.data.hold_out or config.data.source == "mixture":
         return _read(config, left_out)[1]
     return [instruction for instruction, _ in _pairs(config, "heldout", left_out)][: config.data.eval_size]
 
@@ -192,6 +215,20 @@ def _encode_rows(fit: _Fit, instructions: Sequence[Instruction], left_out: Count
         left_out[reason] += 1
 
 
+def _order(config, rows: Sequence[Encoded]) -> grain.MapDataset:
+    """The endless stream of indices of rows; of a mixture's sources each has its own, and they are mixed by their weights."""
+    if config.data.source != "mixture":
+        return prepared.epochs(range(len(rows)), config.seed)
+    parts = parts_of(config.data.mixture)
+    of = {part.name: [] for part in parts}
+    for index, row in enumerate(rows):
+        of[row.instruction.labels[MIXTURE]].append(index)
+    if empty := [name for name, indices in of.items() if not indices]:
+        raise DataError(f"config.data.mixture: no training row is left of {', '.join(empty)}")
+    streams = [prepared.epochs(of[part.name], config.seed) for part in parts]
+    return grain.MapDataset.mix(streams, [part.weight for part in parts])
+
+
 def load(config, frame: ChatFrame, end_id: int, deciders: frozenset[str] = frozenset()) -> Dataset:
     """Reads all data before the first step, so that a bad row is an error here and not in the middle of a run.
 
@@ -226,5 +263,5 @@ def load(config, frame: ChatFrame, end_id: int, deciders: frozenset[str] = froze
             f"{len(rows)}: make it {max(0, len(rows) // batch - 1)} or less, or give more training rows"
         )
     constraints = max(len(r.segments) for r in [*rows, *heldout_rows])
-    order = prepared.epochs(range(len(rows)), config.seed).batch(config.data.batch_prompts)
+    order = _order(config, rows).batch(config.data.batch_prompts)
     return Dataset(rows, responses, heldout_rows, PartShapes.of([*rows, *heldout_rows], constraints), left_out, order)

@@ -25,7 +25,7 @@ from hir_jax.eval.statistics import bootstrap
 from hir_jax.hir import following, select
 from hir_jax.parallel import processes
 from hir_jax.rollouts import no_verdicts, verify
-from hir_jax.types import Constraint, Instruction, Rollout, Verdicts
+from hir_jax.types import MIXTURE, Constraint, Instruction, Rollout, Verdicts
 
 _FIXED_SEED = (0,)  # of the control's permutation outside training
 
@@ -60,6 +60,14 @@ class Shuffled(NamedTuple):
     @property
     def overlap(self) -> float:
         return following.overlap(self.codes, self.other)
+
+    def following_of(self, prompts: np.ndarray) -> float:
+        """Mean `following` of these prompts, bool[N]; NaN where no pair of them is decided."""
+        samples = len(self.own.present) // len(self.codes)
+        found = following.per_prompt(self.own, self.others, np.arange(len(self.own.present)) // samples)["following"][
+            prompts
+        ]
+        return float(np.nanmean(found)) if not np.isnan(found).all() else float("nan")
 
     def by_type(self, instructions: Sequence[Instruction]) -> dict[str, dict[str, Any]]:
         """`following.by_type` by the type's id: `asked` and `not_asked`, means over prompts, `gap`, their difference with its
@@ -113,6 +121,7 @@ def accuracies(
     share of distinct responses, and with `control` the figures of `shuffled`."""
     rows = [Response(q, y, q.source).row for q, y in zip(instructions, texts, strict=True)]
     verdicts = verifier.verify(rows, max(len(q.constraints) for q in instructions))
+    shuffle = shuffled(verifier, instructions, texts, verdicts) if control else None
     ila, decided = (np.asarray(x) for x in select.ila(verdicts))
     some = (verdicts.present & verdicts.known).any(-1)
     found = {
@@ -120,12 +129,26 @@ def accuracies(
         "cla": float(np.asarray(select.cla(verdicts))[some].mean()) if some.any() else 0.0,
         "distinct": float(following.distinct(texts).mean()),
     }
-    return found | (shuffled(verifier, instructions, texts, verdicts).figures() if control else {})
+    return found | (shuffle.figures() if shuffle else {}) | by_source(instructions, verdicts, shuffle)
+
+
+def by_source(instructions: Sequence[Instruction], verdicts: Verdicts, control: Shuffled | None) -> dict[str, float]:
+    """`ila/NAME` and, with a control, `following/NAME` of each source of a mixture (`data.mixture`); {} without one. verdicts:
+    bool[B, C] on the samples of N instructions, B / N of each in turn; one with no constraint present is no sample."""
+    names, found = np.array([q.labels.get(MIXTURE, "") for q in instructions]), {}
+    if not names.any():
+        return found
+    ila, decided = (np.asarray(x) for x in select.ila(verdicts))
+    for name in sorted(set(names) - {""}):
+        taken = decided & verdicts.present.any(-1) & np.repeat(names == name, len(decided) // len(names))
+        found[f"ila/{name}"] = float(ila[taken].mean()) if taken.any() else float("nan")
+        found[f"following/{name}"] = control.following_of(names == name) if control else float("nan")
+    return {name: value for name, value in found.items() if not np.isnan(value)}
 
 
 def control_of_step(
     engine: Engine, verifier: Verifier, rows: Sequence[Encoded], rollout: Rollout, own: Verdicts, step: int, conditions
-) -> dict[str, float]:
+) -> Shuffled:
     """The control of a training step's samples, by one shift of its prompts. Arguments, and the division of the checks between
     device and processes, are as in `rollouts.verify`. Responses whose own ILA is undecided are not checked again."""
     seed = engine.config.seed, step
@@ -139,4 +162,4 @@ def control_of_step(
     found = verify(engine, verifier, [rows[j] for j in partner], rollout, wanted, width, step, theirs)
     found = processes.union(found)
     others = found._replace(present=found.present & wanted)
-    return control._replace(others=Verdicts(*(x[None] for x in others))).figures()
+    return control._replace(others=Verdicts(*(x[None] for x in others)))

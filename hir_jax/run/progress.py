@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Self
 
 import jax
 from rich.console import Console
@@ -97,3 +98,33 @@ def show_replay(console: Console, step: int, row: Mapping) -> None:
         console.print(f"  {mark} {escape(verdict['text'])}")
     console.print("[bold]response[/bold]   " + escape(row["response"].strip() or "(empty)"))
     console.print("[bold]rewritten[/bold]  " + escape(row["rewritten"]))
+
+
+class StepProfile:
+    """A jax.profiler trace of some steps of a run, for TensorBoard (`--logdir=DIRECTORY`) and Perfetto. A context manager, which
+    ends a trace that is still going. steps: (first, last), numbered as in metrics.jsonl, or () for no trace."""
+
+    def __init__(self, steps: Sequence[int], directory: Path):
+        self._steps, self._directory, self._on = range(steps[0], steps[1] + 1) if steps else range(0), directory, False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stop()
+
+    def begin(self, step: int) -> None:
+        """Before a step."""
+        if step in self._steps and not self._on:
+            jax.profiler.start_trace(str(self._directory))
+            self._on = True
+
+    def end(self, step: int) -> None:
+        """After a step, when its results have been read."""
+        if self._on and step + 1 not in self._steps:
+            self._stop()
+
+    def _stop(self) -> None:
+        if self._on:
+            jax.profiler.stop_trace()
+            self._on = False

@@ -128,7 +128,7 @@ def test_the_control_of_a_step_equals_a_loop_over_texts_and_checks(device, monke
         given = engine.load_params(), asked, prompts, 3, Clock(), conditions
         rollout, verdicts, _ = roll_out(engine, verifier, *given)
         assert not rollout.filled.all()  # each prompt has a slot without a sample
-        found = control_of_step(engine, verifier, asked, rollout, verdicts, 3, conditions)
+        found = control_of_step(engine, verifier, asked, rollout, verdicts, 3, conditions).figures()
     texts, samples = engine.backbone.texts(rollout), len(rollout.filled) // 8
     counts = np.array([len(row.instruction.constraints) for row in asked])
     other = following.shuffles(counts, (engine.config.seed, 3), 1)[0]
