@@ -36,7 +36,7 @@ def tokenizer(tmp_path_factory):
 
 
 def test_if_rlvr_rows_are_trained_on(tmp_path, tokenizer, caplog):
-    """Takes long because no other test compiles a step of these shapes; it protects the way from the published row to a replay."""
+    """Takes long because no other test compiles a step of these shapes; it protects the way from a published row to a replay."""
     good = [row(COMMA, ONCE, BULLETS, task=f"{TASK} {number}", key=f"row {number}") for number in range(9)]
     path = write(tmp_path / "rows.jsonl", row(COMMA, task="", key="broken"), *good)
     how = {"data__source": "if_rlvr", "data__path": str(path), "data__hold_out": 2, "data__max_prompt": 160}
