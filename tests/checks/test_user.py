@@ -28,7 +28,8 @@ def run(command, folder):
 def test_the_documented_example_makes_data_and_is_trained_on(tmp_path):
     """Takes long because four programs start and the tiny model compiles; it protects that the page works as written."""
     (tmp_path / "mine.py").write_text(MODULE)
-    programs = {"python -m": f"{sys.executable} -m", "hir-train": f"{sys.executable} -m hir_jax.train"}
+    programs = {"python -m": f"{sys.executable} -m"}
+    programs |= {f"hir-{name}": f"{sys.executable} -m hir_jax.{name}" for name in ("train", "evaluate")}
     commands = COMMANDS
     for name, program in programs.items():
         commands = commands.replace(name, program)
@@ -44,7 +45,9 @@ def test_the_documented_example_makes_data_and_is_trained_on(tmp_path):
     checked = run(f"{sys.executable} -c 'from hir_jax.checks import user; user.load_all([\"mine.py\"]); "
                   "import test_mine; test_mine.test_questions()'", tmp_path)  # fmt: skip
     assert checked.returncode == 0, checked.stderr
-    train = commands[commands.index(programs["hir-train"]) :]
+    summary = json.loads(done.stdout.splitlines()[-1])
+    assert summary["rows"] >= 8 and "mine:questions" in summary["family"]
+    train = commands[commands.index(programs["hir-train"]) : commands.index(programs["hir-evaluate"])]
     without = run(train.replace("--checks=mine.py", "").replace("total_steps=2", "total_steps=3"), tmp_path)
     assert without.returncode == 1 and "unknown constraint id 'mine:questions'" in without.stderr
     assert "--checks=FILE adds types of your own" in without.stderr and "Traceback" not in without.stderr
