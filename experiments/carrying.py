@@ -1,8 +1,9 @@
 """Carries files to a machine without network whose calls take only so many bytes: one archive, cut into parts.
 
 Here `pack` writes DIR/part-1, DIR/part-2, ...; each call carries one of them there, with the code. There `unpack` keeps the
-parts that have come. When all are there it joins them, compares the checksum (sha256) and unpacks. `fetch_wheels` gets, here,
-packages that the machine lacks; `install` installs them there. Needs only the standard library and this checkout.
+parts that have come. When all are there it joins them, compares the checksum (sha256) and unpacks. `fetch_wheels` and
+`language_data` get, here, packages and data that the machine lacks; `install` installs the packages there. What runs there
+needs only the standard library and this checkout.
 """
 
 from __future__ import annotations
@@ -27,6 +28,14 @@ CALL_BYTES = 64 << 20  # that a call takes: the checkout, without what git ignor
 _SPARE_BYTES = 1 << 20  # of them, for the names of the files
 _ROOT = Path(__file__).parents[1]
 MANIFEST, _PIECE = "manifest.json", "piece"
+PYTHON = "3.12"  # the machine's
+# What it lacks: packages of any platform, compiled packages, and the data of NLTK that IFEval's checks need
+PURE = (
+    "ml_collections", "gguf", "nltk", "defusedxml", "langdetect", "emoji", "syllapy", "zhconv", "pebble", "portpicker",
+    "tensorboardX",
+)  # fmt: skip
+COMPILED = ("grain", "array_record")
+LANGUAGE = ("tokenizers/punkt_tab/english", "corpora/stopwords/english", "taggers/averaged_perceptron_tagger_eng")
 # What pip calls the machine: x86-64 Linux with glibc 2.28 or newer, and the Python there
 _PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_24_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 
@@ -133,20 +142,30 @@ def _join(pieces: Sequence[Path], manifest: Mapping, contents: Path) -> None:
     draft.rename(contents)
 
 
-def fetch_wheels(pure: Sequence[str], compiled: Sequence[str], python: str, to: Path) -> None:
-    """Gets wheels of packages, in the versions installed here and without what they need themselves. pure: of any platform, built
-    here if there is only a source; compiled: for x86-64 Linux and that version of Python ("3.12"). Needs a package registry."""
+def fetch_wheels(to: Path) -> None:
+    """Gets wheels of PURE and COMPILED, in the versions installed here and without what they need themselves. Those of PURE are
+    built here if there is only a source. Needs a package registry."""
     to.mkdir(parents=True, exist_ok=True)
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
-    wanted = [[f"{name}=={importlib.metadata.version(name)}" for name in names] for names in (pure, compiled)]
-    subprocess.run([*pip, "wheel", "--quiet", "--no-deps", "--wheel-dir", to, *wanted[0]], check=True)
+    pure, compiled = ([f"{name}=={importlib.metadata.version(name)}" for name in names] for names in (PURE, COMPILED))
+    subprocess.run([*pip, "wheel", "--quiet", "--no-deps", "--wheel-dir", to, *pure], check=True)
     if special := [wheel.name for wheel in to.glob("*.whl") if not wheel.name.endswith("-none-any.whl")]:
         raise InputError(
             f"{to}: {', '.join(special)}: fits this machine alone; name its package among the compiled ones"
         )
-    kind = ["--python-version", python, "--implementation", "cp", *(a for p in _PLATFORMS for a in ("--platform", p))]
+    kind = ["--python-version", PYTHON, "--implementation", "cp", *(a for p in _PLATFORMS for a in ("--platform", p))]
     how = ["download", "--quiet", "--no-deps", "--only-binary=:all:", *kind]
-    subprocess.run([*pip, *how, "--dest", to, *wanted[1]], check=True)
+    subprocess.run([*pip, *how, "--dest", to, *compiled], check=True)
+
+
+def language_data() -> dict[str, Path]:
+    """NLTK's data that IFEval's checks need: their names below a directory that NLTK can search, and their places here."""
+    import nltk.data
+
+    from hir_jax.checks import registry
+
+    registry.load()  # names what is missing, and makes NLTK search the wheels that hold data
+    return {f"nltk_data/{name}": Path(str(nltk.data.find(name))) for name in LANGUAGE}
 
 
 def install(wheels: Path, site: Path) -> None:

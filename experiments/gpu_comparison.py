@@ -33,8 +33,9 @@ Plan of calls, each sent as soon as the one before has returned: (1) carries par
 "finished": true. Nothing has been timed on a GPU yet. By the compiler's account for an H100 (`hir_jax.aot`) a step of hir takes
 at least 0.6 s and 13 GB. Expected on an H200 are 2 to 3 s a step and method: sampling 1 s (256 tokens at 3 to 4 ms, most of it
 starting small kernels), log-probs and update 1 s, checks of 512 responses up to 1 s. With half a minute for a start, a minute
-or two for compiling and a minute for an evaluation that makes 12 to 18 minutes for 100 steps of three methods, or 40 to 80
-steps of each where there are 15 minutes in all, the machine's start included.
+or two for compiling and a minute or two for an evaluation that makes 15 to 20 minutes for 100 steps of three methods. Where
+there are 15 minutes in all, the machine's start included: (2) --seconds=580 --reserve=60, which trains some 50 steps of each
+and only saves, (3) --seconds=190, which evaluates.
 
 --tiny makes two steps on small batches, to try all of this on a CPU, where a small model is given by --weights=FILE.gguf. It is
 no result, and comparison.json says so.
@@ -71,13 +72,6 @@ TINY = {
     "total_steps": 2, "checkpoint_every": 1, "constraints.workers": 0,
 }  # fmt: skip
 SAMPLES, TEMPERATURE = 4, 0.6  # of the evaluation
-PYTHON = "3.12"  # the machine's
-PURE = (
-    "ml_collections", "gguf", "nltk", "defusedxml", "langdetect", "emoji", "syllapy", "zhconv", "pebble", "portpicker",
-    "tensorboardX",
-)  # fmt: skip
-COMPILED = ("grain", "array_record")
-LANGUAGE = ("tokenizers/punkt_tab/english", "corpora/stopwords/english", "taggers/averaged_perceptron_tagger_eng")
 CURVES = (
     "step", "ila", "cla", "ila_shuffled", "following", "distinct", "response_tokens", "truncated", "policy_entropy",
     "replays", "generated", "seconds/step", "seconds/compiling",
@@ -104,10 +98,10 @@ def prepare(folder: Path, prompts: Path, weights: Path | None, wheels: Path | No
         native.write(drafts / "rows.jsonl", training_rows(settings["overrides"]))
         (drafts / "settings.json").write_text(json.dumps(settings))
         if wheels is None:
-            carrying.fetch_wheels(PURE, COMPILED, PYTHON, wheels := drafts / "wheels")
+            carrying.fetch_wheels(wheels := drafts / "wheels")
         contents = {name: drafts / name for name in ("settings.json", "rows.jsonl")}
         contents |= {"prompts.jsonl": prompts, "wheels": wheels, "weights.gguf": weights or smollm2_wheel_path()}
-        parts = carrying.pack(contents | language_data(), folder, carrying.room())
+        parts = carrying.pack(contents | carrying.language_data(), folder, carrying.room())
     for part in parts:
         print(f"{part}: {sum(file.stat().st_size for file in part.iterdir()) / 2**20:.1f} MiB")
     print(f"calls that carry them, one part each: {len(parts)}; the last one can train")
@@ -132,16 +126,6 @@ def training_rows(overrides: dict[str, Any]):
     data = parsed.config.data
     limits = {"min_constraints": data.min_constraints, "max_constraints": data.max_constraints}
     return generate(data.seed, data.size, families=tuple(data.families), templates=tuple(data.templates), **limits)
-
-
-def language_data() -> dict[str, Path]:
-    """NLTK's data that IFEval's checks need: their names below a directory that NLTK can search, and their places here."""
-    import nltk.data
-
-    from hir_jax.checks import registry
-
-    registry.load()  # names what is missing, and makes NLTK search the wheels that hold data
-    return {f"nltk_data/{name}": Path(str(nltk.data.find(name))) for name in LANGUAGE}
 
 
 # ---- there
@@ -230,15 +214,23 @@ def train(comparison: Comparison, labels: list[str], report: dict[str, Any]) -> 
     for label, job in jobs.items():
         (command,) = job.commands()
         running[label] = start(command, job.directory / "log.txt", environment)
-    while running and comparison.left() > comparison.reserve:
-        time.sleep(0.5)
-        errors += collect(comparison, running)
-        if time.monotonic() - wrote > EVERY:
-            write(comparison, report)
-            wrote = time.monotonic()
+    try:
+        while running and comparison.left() > comparison.reserve:
+            time.sleep(0.5)
+            errors += collect(comparison, running)
+            if time.monotonic() - wrote > EVERY:
+                write(comparison, report)
+                wrote = time.monotonic()
+    finally:  # at SIGTERM too
+        errors += stop(comparison, running)
+    return errors
+
+
+def stop(comparison: Comparison, running: dict[str, subprocess.Popen]) -> list[str]:
+    """Ends the runs, each after its step and with a checkpoint, or after GRACE without; returns messages of those that failed."""
+    errors, limit = [], time.monotonic() + GRACE
     for process in running.values():
-        process.terminate()  # the run saves after its step, and ends
-    limit = time.monotonic() + GRACE
+        process.terminate()
     while running and time.monotonic() < limit:
         time.sleep(0.2)
         errors += collect(comparison, running, stopped=True)
@@ -276,11 +268,14 @@ def evaluate(comparison: Comparison, labels: list[str]) -> list[str]:
     how = ["--benchmark=ifeval", f"--samples={SAMPLES}", f"--temperature={TEMPERATURE}"]
     how += [f"--prompts={comparison.contents / 'prompts.jsonl'}", f"--workdir={','.join(wanted)}"]
     process = start(["hir_jax.evaluate", *how], log := comparison.workdir / "evaluate.txt", comparison.environment)
-    while process.poll() is None and comparison.left() > 3:
-        time.sleep(0.2)
-    if process.poll() is None:
+    try:
+        while process.poll() is None and comparison.left() > 3:
+            time.sleep(0.2)
+    finally:
+        late = process.poll() is None
         process.kill()
         process.wait()
+    if late:
         print("the time is up: the next call evaluates what is left", flush=True)
         return []
     return [f"hir_jax.evaluate ended with status {process.returncode}; see {log}"] if process.returncode else []
@@ -346,6 +341,7 @@ def bundle(comparison: Comparison) -> None:
 def run(carried: Path, workdir: Path, output: Path, seconds: float, reserve: float, labels: list[str]) -> None:
     """What a call on the machine does, in at most `seconds`."""
     started = time.monotonic()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("error: stopped by SIGTERM; the same command goes on"))
     workdir, output = workdir.resolve(), output.resolve()
     contents, message = carrying.unpack(carried, workdir / "carried")
     if contents is None:

@@ -117,7 +117,7 @@ def test_parts_of_several_calls_are_joined_and_compared(prepared, tmp_path):
     assert message == "" and carrying.unpack(tmp_path / "nothing", into) == (contents, "")
     assert (contents / "weights.gguf").read_bytes() == (prepared / "small.gguf").read_bytes()
     assert (contents / "prompts.jsonl").read_bytes() == (prepared / "prompts.jsonl").read_bytes()
-    for name in gpu_comparison.LANGUAGE:
+    for name in carrying.LANGUAGE:
         assert (contents / "nltk_data" / name).exists()
     assert len(rows(contents / "rows.jsonl")) == gpu_comparison.TINY["data.size"]
     assert json.loads((contents / "settings.json").read_text())["tiny"] is True
@@ -144,13 +144,13 @@ def test_only_packages_that_lack_are_installed(tmp_path):
 def test_wheels_are_asked_for_in_the_tested_versions(monkeypatch, tmp_path):
     asked = []
     monkeypatch.setattr(carrying.subprocess, "run", lambda command, **how: asked.append([str(a) for a in command]))
-    carrying.fetch_wheels(gpu_comparison.PURE, gpu_comparison.COMPILED, "3.12", tmp_path)
+    carrying.fetch_wheels(tmp_path)
     assert all("--no-deps" in command for command in asked)
     named = {a for command in asked for a in command if "==" in a}
-    assert named == {f"{name}=={version(name)}" for name in (*gpu_comparison.PURE, *gpu_comparison.COMPILED)}
+    assert named == {f"{name}=={version(name)}" for name in (*carrying.PURE, *carrying.COMPILED)}
     (tmp_path / "x-1.0-cp311-cp311-linux_x86_64.whl").touch()
     with pytest.raises(InputError, match="fits this machine alone"):
-        carrying.fetch_wheels(["numpy"], [], "3.12", tmp_path)
+        carrying.fetch_wheels(tmp_path)
 
 
 def test_the_variant_is_the_comparison_that_is_asked_for():
