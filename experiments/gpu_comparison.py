@@ -179,8 +179,9 @@ class Comparison(NamedTuple):
         found: dict[int, dict[str, Path]] = {}
         for label in METHODS:
             names = (path.parent.name for path in self.workdir.glob(f"{label}/evaluations/*/summary.json"))
-            for step in sorted(int(match[1]) for name in names if (match := re.search(r"-step-(\d+)", name))):
-                found.setdefault(step, {})[label if step else START] = self.evaluation(label, step)
+            for step in {int(match[1]) for name in names if (match := re.search(r"-step-(\d+)", name))}:
+                if ((directory := self.evaluation(label, step)) / "summary.json").exists():
+                    found.setdefault(step, {})[label if step else START] = directory
         return dict(sorted(found.items()))
 
     def machine(self) -> dict[str, Any]:
