@@ -14,6 +14,11 @@ steps of 4 x 8 samples at the released learning rate are far too few to change a
 `experiments.run reward_signal --only=ilr,hir` compares on these weights: 150 steps of 4 x 8 sequences of up to 96 tokens, two to
 four constraints (so that some samples meet all of them), ten times the released learning rate (150 steps instead of hundreds).
 Two such runs at a time, a core each, take about 40 seconds a step: 100 minutes.
+
+`:accelerator` is what `experiments.gpu_comparison` runs on one GPU: 100 steps of 64 x 8 sequences of up to 256 tokens. It
+samples at temperature 0.7, since samples at 1 are hardly prose, and replays only responses that ended: `:comparison` replays
+those cut at the limit too, and its model unlearnt to end. IFEval's prompts, on which it is evaluated, have up to 386 tokens.
+By the compiler's account for an H100 (`hir_jax.aot`) a step takes at least 0.6 s and 13 of 80 GB. It was not run on a GPU yet.
 """
 
 from hir_jax.config import defaults
@@ -21,8 +26,8 @@ from hir_jax.types import InputError
 
 
 def get_config(variant: str = "full"):
-    if variant not in ("full", "demo", "comparison"):
-        raise InputError(f"configs/smollm2_135m_hir.py:{variant}: no such variant; known: full, demo, comparison")
+    if variant not in (known := ("full", "demo", "comparison", "accelerator")):
+        raise InputError(f"configs/smollm2_135m_hir.py:{variant}: no such variant; known: {', '.join(known)}")
     c = defaults()
     c.model.checkpoint = "smollm2-135m-gguf"
     c.data.size = 1000
@@ -43,6 +48,26 @@ def get_config(variant: str = "full"):
         c.learner.learning_rate = 1e-5
         c.total_steps = 150
         c.eval_every = 50
+    if variant == "accelerator":
+        c.model.compute_dtype = "bfloat16"
+        c.data.min_constraints, c.data.max_constraints = 2, 4
+        c.data.size = 1600  # 25 steps; each start spends about 10 ms a row on tokenising
+        c.data.batch_prompts = 64
+        c.data.max_prompt = 400
+        c.data.prompt_buckets = (160,)  # holds the training rows
+        c.data.eval_batch = 2200  # 4 samples of IFEval's 541 prompts at once: one shape to compile
+        c.rollout.temperature = 0.7
+        c.rollout.max_response = 256
+        c.rollout.response_buckets = (128,)
+        c.rollout.old_logp = "trainer"  # the sampler's log-probs in bfloat16 differ from it
+        c.replay.truncated = False
+        c.learner.learning_rate = 1e-5
+        c.learner.micro_batch_tokens = 32_768
+        c.total_steps = 100
+        c.eval_every = 0
+        c.checkpoint_every = 10
+        c.checkpoint_keep = 3
+        c.save_model = False
     if variant == "demo":
         c.data.size = 100
         c.data.batch_prompts = 3
