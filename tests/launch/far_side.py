@@ -47,7 +47,7 @@ def Path(name):
 """
 
 GCLOUD = '''#!{python} -SE
-import json, os, sys
+import glob, json, os, shutil, signal, sys
 fake = os.environ["FAKE"] + "/"
 argv = sys.argv[1:]
 with open(fake + "calls.jsonl", "a") as calls:
@@ -72,11 +72,22 @@ def shown(states):
         "networkEndpoints": [{{"ipAddress": f"10.0.0.{{2 + i}}"}} for i in range(int(os.environ["WORKERS"]))],
     }}
 
+def wipe():
+    """A new node has new disks, and no processes."""
+    for home in glob.glob(fake + "worker-*"):
+        if os.path.exists(home + "/pid"):
+            try:
+                os.killpg(int(open(home + "/pid").read()), signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        shutil.rmtree(home)
+
 failure = None
 for pattern, (status, message) in json.load(open(fake + "fail.json")).items():
     if all(word in text for word in pattern.split()):
         failure = status, message
 if verb == "create":  # a failed one leaves something half made
+    wipe()
     states = os.environ.get("STATES", "ACTIVE").split(",") if queued else ["READY"]
     nodes[kind] = {{rest[0]: states if not failure else ["FAILED"]}}
     if queued and not failure and "ACTIVE" in states:
@@ -275,10 +286,8 @@ class FarSide:
             self.on_worker(index, "systemctl", "start", "hir_jax")
 
     def pre_empt(self) -> None:
-        """Takes the node away, with its disks."""
+        """Takes the node away."""
         self.stop_all()
-        for home in self.directory.glob("worker-*"):
-            shutil.rmtree(home)
         self.nodes(node=["PREEMPTED"])
 
     def stop_all(self) -> None:

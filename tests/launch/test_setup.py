@@ -38,7 +38,6 @@ def test_setup_copies_the_commit_and_installs_on_every_worker(fresh):
 def test_the_default_python_is_312_and_another_replaces_it(fresh):
     for given, version in (((), "3.12"), ((), "3.12"), (("--python=3.11",), "3.11")):
         assert tpu_vm(fresh, "setup", *given).returncode == 0
-        assert fresh.on_worker(1, "hir_jax/.venv/bin/python", "--version").stderr == ""
         assert (fresh.worker(1) / ".venv" / "version").read_text() == f"Python {version}.1\n"
     made = [call[4] for call in fresh.calls("uv", "venv")]
     assert sorted(made) == ["3.11", "3.11", "3.12", "3.12"]  # the second setup makes none
@@ -82,7 +81,7 @@ def test_systemd_takes_the_unit(fresh, share):
     assert (checked.returncode, checked.stderr) == (0, "")
     unit.write_text(unit.read_text().replace("KillMode=mixed", "KillMode=mixt"))
     checked = subprocess.run(["systemd-analyze", "verify", "--man=no", unit], capture_output=True, text=True)
-    assert "KillMode" in checked.stderr
+    assert "Failed to parse kill mode" in checked.stderr
 
 
 def test_setup_again_removes_what_the_commit_no_longer_has(fresh):

@@ -207,10 +207,10 @@ def test_a_dry_run_is_what_a_run_does(far):
     far.install(0, 1)
     script = tpu_vm(far, "run", "--dry_run", "--workers=2", "--", *NASTY).stdout
     assert tpu_vm(far, "run", "--", *NASTY).returncode == 0
-    real = far.calls()
+    real = far.calls("gcloud")
     (far.directory / "calls.jsonl").unlink()
     subprocess.run(["bash", "-c", script], env=far.environment, check=True, capture_output=True)
-    assert sorted(far.calls()) == sorted(real)
+    assert sorted(far.calls("gcloud")) == sorted(real)
     (shell,) = [c for c in far.calls("ssh") if "--worker=0" in c]
     (command,) = [a for a in shell if a.startswith("--command=")]
     assert shlex.split(command.split("=", 1)[1])[4:] == NASTY
