@@ -25,7 +25,8 @@ install() {
 
 if [ -n "$share" ]; then
     command -v mount.nfs > /dev/null || install nfs-common
-    mount="mountpoint -q $PWD/runs || { mount -t nfs -o hard $share $PWD/runs && chown $(id -u):$(id -g) $PWD/runs; }"
+    # nolock: the server would keep the locks of a node that is gone. The run's own lock is a lease then (hir_jax/run/lock.py).
+    mount="mountpoint -q $PWD/runs || { mount -t nfs -o hard,nolock $share $PWD/runs && chown $(id -u):$(id -g) $PWD/runs; }"
     if [ -f .launch/mount.sh ] && [ "$(cat .launch/mount.sh)" != "$mount" ] && mountpoint -q runs; then
         sudo umount "$PWD/runs" # another share
     fi

@@ -47,6 +47,8 @@ def workdir_of(arguments: list[str]):
     """The run's directory; a relative one is in the checkout."""
     name = next(a for a in reversed(arguments) if a.startswith("--workdir=")).split("=", 1)[1]
     if "://" in name:
+        # else gcsfs asks for the kind of the bucket, which takes a further permission
+        os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
         from etils import epath
 
         return epath.Path(name)

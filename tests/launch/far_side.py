@@ -137,7 +137,7 @@ os.execvp("bash", ["bash", "-c", {lines!r}, *sys.argv])
 """
 
 
-# What a worker's `sudo` and `mount -t nfs -o hard SHARE DIRECTORY` do: a share is mounted as a link to it.
+# What a worker's `sudo` and `mount -t nfs -o OPTIONS SHARE DIRECTORY` do: a share is mounted as a link to it.
 SUDO = """
 [ "$1" != -n ] || shift
 case "$1" in

@@ -19,12 +19,20 @@ def commands(text):
     return [line.strip() for line in lines if line.startswith("    ")]
 
 
-def dry_run(page_lines, line):
-    """What a command of the page prints with --dry_run."""
-    names = [one for one in page_lines if one.startswith("TPU=(")]
-    command, behind, program = line.split("  #")[0].partition(" -- ")
-    script = "\n".join([*names, f"{command} --dry_run{behind}{program}"])
-    return subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, text=True)
+@pytest.fixture
+def dry_run(tmp_path):
+    """Gives what a command of the page prints with --dry_run, where there is a file of keys."""
+    (tmp_path / "launch").symlink_to(ROOT / "launch")
+    (tmp_path / "my.env").write_text("HF_TOKEN=x\n")
+    lines = commands(PAGE.read_text())
+    names = [one for one in lines if one.startswith("TPU=(")]
+
+    def call(line):
+        command, behind, program = line.split("  #")[0].partition(" -- ")
+        script = "\n".join([*names, f"{command} --dry_run{behind}{program}"])
+        return subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True)
+
+    return call
 
 
 def test_the_page_leads_to_a_running_job_in_ten_commands():
@@ -35,21 +43,21 @@ def test_the_page_leads_to_a_running_job_in_ten_commands():
     assert begun[0].startswith("gcloud auth login") and any("buckets create" in line for line in begun)
 
 
-def test_every_command_of_ours_takes_a_dry_run():
+def test_every_command_of_ours_takes_a_dry_run(dry_run):
     lines = commands(PAGE.read_text())
     ours = [line for line in lines if line.startswith("launch/tpu_vm.py ")]
     assert {line.split()[1] for line in ours} == {"create", "setup", "run", "status", "logs", "stop", "fetch", "delete"}
     for line in ours:
-        done = dry_run(lines, line)
+        done = dry_run(line)
         assert done.returncode == 0 and "gcloud " in done.stdout, (line, done.stderr)
 
 
-def test_the_real_gcloud_knows_every_command(far, tmp_path):
+def test_the_real_gcloud_knows_every_command(far, tmp_path, dry_run):
     """Google's own parser, offline, where the SDK is installed: `gcloud meta lint-gcloud-commands` runs nothing."""
     if not shutil.which("gcloud"):
         pytest.skip("no Google Cloud SDK on the PATH")
     lines = commands(PAGE.read_text())
-    printed = [dry_run(lines, line).stdout for line in lines if line.startswith("launch/tpu_vm.py ")]
+    printed = [dry_run(line).stdout for line in lines if line.startswith("launch/tpu_vm.py ")]
     for command in DRY:
         # the linter cannot read all that a shell can: `run` with plain arguments
         flags = command[1:] if command[:2] != ("run", "--workers=2") else ("--", "--workdir=runs/x")

@@ -62,7 +62,7 @@ def test_the_share_is_mounted_once_and_again_when_the_machine_boots(fresh, share
     for given in ((NFS,), (NFS,), ()):  # without --nfs the share stays
         assert tpu_vm(fresh, "setup", *given).returncode == 0
     mounts = fresh.calls("mount", "-t")
-    assert [call[1:6] for call in mounts] == [["-t", "nfs", "-o", "hard", "10.0.0.9:/share"]] * 2
+    assert [call[1:6] for call in mounts] == [["-t", "nfs", "-o", "hard,nolock", "10.0.0.9:/share"]] * 2
     runs = fresh.worker(1) / "runs"
     fresh.power_off(1)
     assert not runs.is_symlink()
