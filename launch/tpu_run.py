@@ -82,18 +82,27 @@ def revision(name: str, node: Node) -> str:
     return node.must(git("rev-parse", name)).strip() or name  # a dry run has no answer
 
 
+def pack(node: Node, commit: str) -> tuple[str, str]:
+    """(commit, path of its archive); the last commit if none is given. HopelessError if git cannot do it."""
+    archive = str(ROOT / "runs" / f"{node.name}.tar.gz")
+    without = (".", ":(exclude)experiments/results", ":(exclude)docs")
+    try:
+        if not node.dry_run and not commit and node.must(git("status", "--porcelain")):
+            say("note: the last commit is copied, without the changes since")
+        commit = commit or revision("HEAD", node)
+        node.must(["mkdir", "-p", str(ROOT / "runs")])
+        node.must(git("archive", "--format=tar.gz", f"--output={archive}", commit, "--", *without))
+    except LaunchError as error:
+        raise HopelessError(str(error)) from error
+    return commit, archive
+
+
 def setup(node: Node, args, workers: list[Worker] | None = None) -> None:
     """Installs `args.commit` of this checkout (if none, the last) and its environment on the workers (None: on all). SetupError
     names those on which that failed."""
     if args.nfs and not re.fullmatch(r"[\w.:\[\]-]+:/[\w./-]*", args.nfs):
-        raise LaunchError(f"--nfs={args.nfs}: give HOST:/SHARE")
-    if not node.dry_run and not args.commit and node.must(git("status", "--porcelain")):
-        say("note: the last commit is copied, without the changes since")
-    commit = args.commit or revision("HEAD", node)
-    archive = str(ROOT / "runs" / f"{node.name}.tar.gz")
-    node.must(["mkdir", "-p", str(ROOT / "runs")])
-    without = (".", ":(exclude)experiments/results", ":(exclude)docs")
-    node.must(git("archive", "--format=tar.gz", f"--output={archive}", commit, "--", *without))
+        raise HopelessError(f"--nfs={args.nfs}: give HOST:/SHARE")
+    commit, archive = pack(node, args.commit)
     # The code under a run must not change; a run holds the lock (worker.py). Keys pass through .launch: only the user reads it.
     refuse = "{ echo 'error: a run is under way here: stop it first' >&2; exit 1; }"
     free = f"mkdir -p hir_jax/.launch && chmod 700 hir_jax/.launch && {{ flock -n hir_jax/.launch/lock true || {refuse}; }}"

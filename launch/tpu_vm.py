@@ -110,7 +110,7 @@ def fetch(node: Node, args) -> None:
         output = args.output or f"runs/{args.workdir.rstrip('/').split('/')[-1]}"
         node.must(["mkdir", "-p", output])
         without = [] if args.checkpoints else ["--exclude=^checkpoints/.*"]
-        copy = ["gcloud", "storage", "rsync", args.workdir, output, "--recursive", *without]
+        copy = ["gcloud", "storage", "rsync", args.workdir, output, *without, "--recursive"]
         node.must([*copy, f"--project={node.project}"])
         return None if node.dry_run else say(f"{args.workdir} is in {output}")
     without = "" if args.checkpoints else " --exclude=./checkpoints"

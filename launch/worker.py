@@ -190,7 +190,7 @@ def start(arguments: list[str], pause: float) -> None:
         if time.monotonic() > end:
             sys.exit(f"error: the run did not start: see `systemctl status {UNIT}` and {STATE / 'log.txt'}")
         time.sleep(0.05)
-    print(f"started (process {pid})")
+    print(f"started (process {pid})" if pid else f"started, and {outcome()} already")
 
 
 def as_root(*command: str) -> None:
@@ -204,7 +204,7 @@ def keep() -> None:
     if not run or outcome() in ENDED:
         return
     with open(STATE / "lock", "a") as lock, open(STATE / "log.txt", "ab") as log:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(lock, fcntl.LOCK_EX)  # `holder` of another process may have it for a moment
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()

@@ -12,7 +12,7 @@ import pytest
 from far_side import ROOT, WHERE, tpu_vm, until
 
 NFS = "--nfs=10.0.0.9:/share"
-BUCKET = ("--", "--workdir=gs://b/x")
+BUCKET, SHARE = ("--", "--workdir=gs://b/x"), (NFS, "--", "--workdir=runs/x")
 
 
 @pytest.fixture
@@ -53,20 +53,20 @@ def one_worker(far):
 # ---- setup
 
 
-def test_a_setup_that_failed_is_made_again(fresh, keeping):
+def test_a_setup_that_failed_is_made_again(fresh, keeping, share):
     """On one worker of two, the first time. The other must not start alone: it would wait for its peer."""
     fresh.record("uv", 'if [ "$1" = venv ] && [ ! -e "$FAKE/failed" ] && mkdir "$FAKE/failed"; then exit 1; fi; '
                  'mkdir -p .venv/bin && cp "$FAKE/python" .venv/bin/ && cp "$FAKE/program.py" hir_jax/train.py')  # fmt: skip
     assert tpu_vm(fresh, "setup").returncode == 1
-    end = keeping(*BUCKET, "--all").wait(120)
+    end = keeping(*SHARE, "--all").wait(120)
     said = (fresh.directory / "keep.txt").read_text()
     assert end == 0 and "worker 0: finished; worker 1: finished" in said, said
     assert len([call for call in fresh.calls("pip") if "jax[tpu]" in call]) == 2
 
 
-def test_a_setup_that_fails_again_and_again_ends(fresh, keeping):
+def test_a_setup_that_fails_again_and_again_ends(fresh, keeping, share):
     fresh.record("uv", "exit 1")
-    assert keeping(*BUCKET).wait(120) == 1
+    assert keeping(*SHARE).wait(120) == 1
     said = (fresh.directory / "keep.txt").read_text()
     assert "setup failed on 2 of 2 workers" in said and "setup failed 3 times in a row" in said
     assert "node hir is there and costs money until you `delete` it" in said and fresh.left()
@@ -82,6 +82,16 @@ def test_a_host_whose_disk_was_wiped_is_set_up_alone(fresh, keeping):
     until(lambda: starts(fresh, 1))
     assert (fresh.worker(1) / ".launch" / "ready").read_text() == (fresh.worker(0) / ".launch" / "ready").read_text()
     assert len([call for call in fresh.calls("pip") if "jax[tpu]" in call]) == 3
+
+
+def test_code_that_is_not_here_ends_it(far, keeping):
+    """Worker 0 has a commit that this checkout does not know, so worker 1 cannot get the same."""
+    far.nodes(node=["READY"])
+    far.install(0)
+    assert keeping(*BUCKET).wait(120) == 1
+    assert "Not a valid object name 0123abc" in (far.directory / "keep.txt").read_text().replace(
+        "not a valid", "Not a valid"
+    )
 
 
 # ---- reboot

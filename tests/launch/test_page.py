@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+import tomllib
 
 import pytest
 from far_side import ROOT, tpu_vm
@@ -39,7 +40,8 @@ def test_the_page_leads_to_a_running_job_in_ten_commands():
     """The first section, up to the command that starts the run."""
     section = PAGE.read_text().split("\n## ")[1]
     begun = [line for line in commands(section) if line.startswith(("gcloud ", "launch/"))]
-    assert len(begun) <= 10 and " run " in begun[-1] and "--workdir=gs://" in begun[-1]
+    begun = begun[: 1 + next(i for i, line in enumerate(begun) if " run " in line)]
+    assert len(begun) <= 10 and "--workdir=gs://" in begun[-1]
     assert begun[0].startswith("gcloud auth login") and any("buckets create" in line for line in begun)
 
 
@@ -52,6 +54,13 @@ def test_every_command_of_ours_takes_a_dry_run(dry_run):
         assert done.returncode == 0 and "gcloud " in done.stdout, (line, done.stderr)
 
 
+def test_the_page_offers_jax_for_every_cuda_that_the_package_does():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    offered = {name for name in re.findall(r"pip install .*'jax\[(\w+)\]'", PAGE.read_text())}
+    assert offered == {name for name in extras if name.startswith("cuda")} == {"cuda12", "cuda13"}
+
+
+@pytest.mark.slow
 def test_the_real_gcloud_knows_every_command(far, tmp_path, dry_run):
     """Google's own parser, offline, where the SDK is installed: `gcloud meta lint-gcloud-commands` runs nothing."""
     if not shutil.which("gcloud"):

@@ -291,7 +291,7 @@ def test_fetch_from_a_bucket_needs_no_node(far):
         assert tpu_vm(far, "fetch", "--workdir=gs://b/runs/x/", *more, "--dry_run").returncode == 0
         done = tpu_vm(far, "fetch", "--workdir=gs://b/runs/x/", f"--output={far.directory}/out", *more[:1])
         (call,) = far.calls("rsync")
-        expected = ["gcloud", "storage", "rsync", "gs://b/runs/x/", f"{far.directory}/out", "--recursive", *without]
+        expected = ["gcloud", "storage", "rsync", "gs://b/runs/x/", f"{far.directory}/out", *without, "--recursive"]
         assert done.returncode == 0 and call == [*expected, "--project=my-project"]
         (far.directory / "calls.jsonl").unlink()
 
