@@ -23,7 +23,7 @@
 #SBATCH --output=slurm-%j.txt
 set -u
 
-# By default jax takes three quarters of a GPU's memory; a run that fits by `hir_jax.aot` may need nearly all of it (README.md)
+# By default jax takes three quarters of a GPU's memory; a run that fits by `hir_jax.aot` may need nearly all of it (docs/launch.md)
 if [ -z "${XLA_CLIENT_MEM_FRACTION:-}${XLA_PYTHON_CLIENT_MEM_FRACTION:-}" ]; then
     export XLA_CLIENT_MEM_FRACTION=0.95
 fi

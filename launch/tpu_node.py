@@ -6,8 +6,11 @@ all at the same time, instead of one with `--worker=all`: a failure then names i
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -22,6 +25,10 @@ LOST = {
     QUEUED: ("FAILED", "SUSPENDING", "SUSPENDED", "DELETING"),
 }
 TRIES = 6  # of a look or a deletion before it counts as failed
+CONNECT = 20  # seconds that ssh has for a connection
+# Seconds in which a worker must answer: gcloud's ssh tries to connect 10 times and waits 5 s between two tries
+ANSWER = 10 * (CONNECT + 5) + 60
+SSH_OPTIONS = (f"-oConnectTimeout={CONNECT}", "-oServerAliveInterval=30", "-oServerAliveCountMax=4")
 
 Worker = tuple[int, str]  # index, internal address
 
@@ -49,6 +56,16 @@ def reason(done: subprocess.CompletedProcess) -> str:
     return next((line for line in reversed(lines) if line.lower().startswith("error")), lines[-1])
 
 
+RUNNING: set[subprocess.Popen] = set()  # commands under way, each in a session of its own
+
+
+def end_commands() -> None:
+    """Kills the commands under way with all the processes that they have started (gcloud's ssh)."""
+    for process in tuple(RUNNING):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
 @dataclass(frozen=True)
 class Node:
     """Identifies a node, and runs commands about it and on its workers. A dry run prints them and has no answers."""
@@ -56,31 +73,53 @@ class Node:
     name: str
     zone: str
     project: str
-    poll: float  # seconds between two looks at a state
-    dry_run: bool
-    assumed_workers: int  # in a dry run
+    poll: float = 30.0  # seconds between two looks at a state
+    dry_run: bool = False
+    assumed_workers: int = 1  # in a dry run
+    connection: tuple[str, ...] = ()  # flags of gcloud's ssh and scp
 
     # ---- commands
 
     def gcloud(self, kind: str, verb: str, *rest: str) -> list[str]:
-        return ["gcloud", "compute", "tpus", kind, verb, *rest, f"--zone={self.zone}", f"--project={self.project}"]
+        # Only the alpha commands can tunnel through IAP (SDK 528)
+        track = ["alpha"] if "--tunnel-through-iap" in rest else []
+        where = (f"--zone={self.zone}", f"--project={self.project}")
+        return ["gcloud", *track, "compute", "tpus", kind, verb, *rest, *where]
 
     def ssh(self, worker: int, remote: str) -> list[str]:
         """The command that runs `remote` in the worker's shell; gcloud and ssh hand it on unchanged."""
-        rest = (self.name, "--quiet", "--ssh-flag=-oConnectTimeout=20", f"--worker={worker}", f"--command={remote}")
-        return self.gcloud(NODE, "ssh", *rest)
+        rest = ("--quiet", *(f"--ssh-flag={one}" for one in SSH_OPTIONS), *self.connection)
+        return self.gcloud(NODE, "ssh", self.name, *rest, f"--worker={worker}", f"--command={remote}")
+
+    def scp(self, worker: int, path: str, remote: str) -> list[str]:
+        """The command that copies a file to the worker; `remote` is relative to the home directory there."""
+        rest = ("--quiet", *(f"--scp-flag={one}" for one in SSH_OPTIONS), *self.connection)
+        return self.gcloud(NODE, "scp", path, f"{self.name}:{remote}", *rest, f"--worker={worker}")
 
     def call(self, command: list[str], timeout: float | None = None) -> subprocess.CompletedProcess:
-        """Runs a command and captures its output. Status 127: it cannot run; 124: it took longer than `timeout` seconds."""
+        """Runs a command and captures its output. Status 127: it cannot run; 124: it took longer than `timeout` seconds. What it
+        has started ends with it when it takes too long or this program is interrupted."""
         if self.dry_run:
             print(shlex.join(command), flush=True)
             return subprocess.CompletedProcess(command, 0, "", "")
+        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         try:
-            return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout)
+            process = subprocess.Popen(command, start_new_session=True, **pipes)
         except FileNotFoundError:
             return subprocess.CompletedProcess(command, 127, "", f"{command[0]}: not installed, or not on the PATH")
-        except subprocess.TimeoutExpired:
+        RUNNING.add(process)
+        try:
+            out, err = process.communicate(timeout=timeout)
+            return subprocess.CompletedProcess(command, process.returncode, out, err)
+        except BaseException as error:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            if not isinstance(error, subprocess.TimeoutExpired):
+                raise
             return subprocess.CompletedProcess(command, 124, "", f"no answer within {timeout:g} s")
+        finally:
+            RUNNING.discard(process)
 
     def must(self, command: list[str]) -> str:
         """Runs a command and returns its stdout. LaunchError with its stderr if it fails."""
@@ -99,6 +138,11 @@ class Node:
                 if one["name"].split("/")[-1] == self.name:
                     found[kind] = one
         return found
+
+    def state(self) -> str:
+        """The node's state, or "not there"."""
+        found = self.find()
+        return state_of(NODE, found[NODE]) if NODE in found else "not there"
 
     def remove(self, found: dict[str, dict]) -> None:
         """Deletes what was found, and tries again until all is gone: some states do not allow it at once."""
@@ -157,14 +201,18 @@ class Node:
             return done
 
         with ThreadPoolExecutor(1 if self.dry_run else max(1, len(workers))) as pool:
-            done = dict(zip(workers, pool.map(one, workers)))
+            try:
+                done = dict(zip(workers, pool.map(one, workers)))
+            except BaseException:  # an interrupt: the pool waits for its threads, and these for their commands
+                end_commands()
+                raise
         failed = [f"worker {i} ({address}): {reason(d)}" for (i, address), d in done.items() if d.returncode]
         return {i: d.stdout.strip() for (i, _), d in done.items() if not d.returncode and not self.dry_run}, failed
 
-    def tell(self, workers: list[Worker], commands, what: str) -> None:
-        """Runs commands as `ask` does and prints the answers. LaunchError if one fails."""
+    def tell(self, workers: list[Worker], commands, what: str, error: type[LaunchError] = LaunchError) -> None:
+        """Runs commands as `ask` does and prints the answers. Raises `error` if one fails."""
         said, failed = self.ask(workers, commands)
         for index, text in said.items():
             say(f"worker {index}: {text}")
         if failed:
-            raise LaunchError(f"{what} failed on {len(failed)} of {len(workers)} workers:\n" + "\n".join(failed))
+            raise error(f"{what} failed on {len(failed)} of {len(workers)} workers:\n" + "\n".join(failed))

@@ -1,73 +1,31 @@
 #!/usr/bin/env python3
-"""Makes a Cloud TPU node and trains on it, from your own machine, through `gcloud compute tpus` (see README.md beside this file).
+"""Makes a Cloud TPU node and trains on it, from your own machine, through `gcloud compute tpus` (see docs/launch.md).
 
-    launch/tpu_vm.py create --type=v5p-16 [--version=V] [--spot] [--queued [--wait=6h]]
-    launch/tpu_vm.py setup  [--python=3.11] [--nfs=HOST:/SHARE]
-    launch/tpu_vm.py run    [--keep] -- --config=configs/X.py --workdir=runs/X [--config.key=value ...]
+    launch/tpu_vm.py create --type=v5p-16 [--version=V] [--spot] [--queued [--wait=6h]] [--service-account=A]
+    launch/tpu_vm.py setup  [--python=3.12] [--nfs=HOST:/SHARE]
+    launch/tpu_vm.py run    [--keep] [--env=FILE] -- --config=configs/X.py --workdir=gs://BUCKET/X [--config.key=value ...]
     launch/tpu_vm.py status|stop
     launch/tpu_vm.py logs   [--lines=20] [--follow [--worker=0]]
-    launch/tpu_vm.py fetch  --workdir=runs/X [--output=runs/X] [--checkpoints]
+    launch/tpu_vm.py fetch  --workdir=gs://BUCKET/X [--output=runs/X] [--checkpoints]
     launch/tpu_vm.py delete [--yes]
 
-each with --name=N --zone=Z --project=P. `run --keep` stays until the run has ended, and replaces a lost node by a new one (with
-the flags of create and setup). --dry_run only prints the commands, as a shell script; it cannot know how many workers there are:
---workers=W. Standard library only.
+each with --name=N --zone=Z --project=P, and with --internal-ip or --tunnel-through-iap where the node has no external addresses.
+`run --keep` stays until the run has ended, and replaces a lost node by a new one (with the flags of create and setup). --dry_run
+only prints the commands, as a shell script; it cannot know how many workers there are: --workers=W. Standard library only.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
-import time
-from pathlib import Path
 
-from tpu_node import LOST, NODE, QUEUED, LaunchError, Node, Worker, listed, say, state_of
-
-ROOT = Path(__file__).resolve().parents[1]
-# Runtime version by type (cloud.google.com/tpu/docs/runtimes)
-VERSIONS = {
-    "v6e": "v2-alpha-tpuv6e",
-    "v5p": "v2-alpha-tpuv5",
-    "v5litepod": "v2-alpha-tpuv5-lite",
-    "v4": "tpu-ubuntu2204-base",
-}
-WORKER = "hir_jax/.venv/bin/python hir_jax/launch/worker.py"  # relative to the home directory on a worker
-ENDED = ("finished", "stopped", "given up")  # states of a worker's run (worker.py) after which `--keep` starts nothing
-ANSWER = 120  # seconds in which a worker must answer
-
-
-def create(node: Node, args) -> None:
-    """Makes a node and waits until it is READY. If that fails, deletes what was made and raises LaunchError."""
-    version = args.version or VERSIONS.get((args.type or "").split("-")[0])
-    if not args.type or not version:
-        known = ", ".join(f"{name}-N" for name in VERSIONS)
-        raise LaunchError(f"--type={args.type or ''}: give a type of {known}, or of another family with its --version")
-    found = node.find()
-    if found:
-        raise LaunchError(f"{listed(found)} in {node.zone}: is there already; delete it, or take another --name")
-    rest = [node.name, f"--accelerator-type={args.type}", *(["--spot"] if args.spot else [])]
-    try:
-        if args.queued:
-            rest += [f"--node-id={node.name}", f"--runtime-version={version}", f"--valid-until-duration={args.wait}"]
-            node.must(node.gcloud(QUEUED, "create", *rest))
-            node.wait_for(QUEUED, "ACTIVE")
-        else:
-            node.must(node.gcloud(NODE, "create", *rest, f"--version={version}"))
-        node.wait_for(NODE, "READY")
-    except BaseException as error:  # an interrupt from the keyboard too
-        say(f"{node.name} was not created ({type(error).__name__}): looking for what was left behind")
-        try:
-            left = node.find()
-            if left:
-                node.remove(left)
-        except LaunchError as second:
-            raise LaunchError(f"{node.name} was not created, and what is left was not deleted: {second}") from error
-        say(f"deleted {listed(left)}" if left else "nothing was left behind")
-        raise
+import env_file
+from tpu_node import ANSWER, NODE, QUEUED, LaunchError, Node, listed, say
+from tpu_run import WORKER, costs, create, keep, reports, setup, start
 
 
 def delete(node: Node, args) -> None:
@@ -83,84 +41,32 @@ def delete(node: Node, args) -> None:
     say(f"deleted: {node.name}")
 
 
-def setup(node: Node, args) -> None:
-    """Installs the last commit of this checkout and its environment on every worker."""
-    git = ["git", "-C", str(ROOT)]
-    if not node.dry_run and node.must([*git, "status", "--porcelain"]):
-        say("note: the last commit is copied, without the changes since")
-    archive = str(ROOT / "runs" / f"{node.name}.tar.gz")
-    node.must(["mkdir", "-p", str(ROOT / "runs")])
-    without = (".", ":(exclude)experiments/results", ":(exclude)docs")
-    node.must([*git, "archive", "--format=tar.gz", f"--output={archive}", "HEAD", "--", *without])
-    install = shlex.join(["bash", "hir_jax/launch/setup_worker.sh", args.python, *([args.nfs] if args.nfs else [])])
-    # The code under a run must not change; a run holds the lock (worker.py).
-    refuse = "{ echo 'error: a run is under way here: stop it first' >&2; exit 1; }"
-    free = f"mkdir -p hir_jax/.launch && {{ flock -n hir_jax/.launch/lock true || {refuse}; }}"
-    unpack = f"{free} && tar -xzf hir_jax.tar.gz -C hir_jax && {install}"
-    scp = node.gcloud(NODE, "scp", archive, f"{node.name}:hir_jax.tar.gz", "--quiet")
-    workers = node.workers()
-    # The first connection makes the ssh key and sends it to the node. It comes alone: several at once would each make one.
-    node.tell(workers[:1], lambda i: [node.ssh(i, "echo connected")], "ssh")
-    node.tell(workers, lambda i: [[*scp, f"--worker={i}"], node.ssh(i, unpack)], "setup")
-
-
 def run(node: Node, args) -> None:
-    if not any(a.startswith("--workdir=") for a in args.program):
+    workdir = next((a.split("=", 1)[1] for a in reversed(args.program) if a.startswith("--workdir=")), "")
+    if not workdir:
         raise LaunchError("give the program's arguments after `--`, --workdir=DIR among them")
-    if any("=gs://" in a for a in args.program):
-        raise LaunchError("the program reads and writes mounted file systems, not gs:// (see launch/README.md)")
+    if args.env:
+        args.env = os.path.expanduser(args.env)
+        env_file.read(args.env)
     if not args.keep:
-        return start(node, node.workers(), args.program)
-    if node.dry_run:
-        raise LaunchError("--keep does what it finds necessary: try create, setup and run one by one with --dry_run")
-    while not (end := kept(node, args)):
-        time.sleep(node.poll)
-    say(end)
+        return start(node, node.workers(), args)
+    if not workdir.startswith("gs://") and not (args.nfs and workdir.startswith("runs/")):
+        raise LaunchError(
+            f"--workdir={workdir}: --keep makes a lost node anew, which has only a bucket or the share: give "
+            "--workdir=gs://BUCKET/NAME, or --workdir=runs/NAME with --nfs=HOST:/SHARE"
+        )
+    if node.dry_run:  # what happens where there is no node
+        create(node, args)
+        setup(node, args)
+        return start(node, node.workers(), args)
+    end = keep(node, args)
+    say(f"{end}; {costs(node)}")
     if "given up" in end:
         raise LaunchError("given up: `logs` says why")
 
 
-def start(node: Node, workers: list[Worker], program: list[str]) -> None:
-    """Starts the run on these workers, except where it is under way already."""
-    node.tell(workers, lambda i: [node.ssh(i, f"{WORKER} start -- {shlex.join(program)}")], "start")
-
-
 def stop(node: Node, args) -> None:
     node.tell(node.workers(), lambda i: [node.ssh(i, f"{WORKER} stop")], "stop")
-
-
-def reports(node: Node, workers: list[Worker]) -> tuple[dict[int, dict], list[str]]:
-    """(the output of `worker.py status` by worker, a line for each worker that does not answer)."""
-    said, failed = node.ask(workers, lambda i: [node.ssh(i, f"{WORKER} status")], ANSWER)
-    return {index: json.loads(text) for index, text in said.items()}, failed
-
-
-def kept(node: Node, args) -> str:
-    """Looks after the run once: replaces a lost node and starts the run there; starts it on a worker that was rebooted. Returns
-    how the run has ended on all workers, or ""."""
-    try:
-        found = node.find()
-        state = state_of(NODE, found[NODE]) if NODE in found else "not there"
-        if state in (*LOST[NODE], "not there"):
-            say(f"node {node.name} is {state}")
-            if found:
-                node.remove(found)
-            create(node, args)
-            setup(node, args)
-            start(node, node.workers(), args.program)
-        elif state == "READY":
-            workers = node.workers()
-            states, failed = reports(node, workers)
-            for line in failed:
-                say(line)
-            if not failed and all(one["state"] in ENDED for one in states.values()):
-                return "; ".join(f"worker {i}: {one['state']}" for i, one in states.items())
-            again = [w for w in workers if w[0] in states and states[w[0]]["state"] not in (*ENDED, "running")]
-            if again:
-                start(node, again, args.program)
-    except LaunchError as error:  # no capacity, no network: try again at the next look
-        say(str(error))
-    return ""
 
 
 def status(node: Node, args) -> None:
@@ -199,7 +105,14 @@ def logs(node: Node, args) -> None:
 
 
 def fetch(node: Node, args) -> None:
-    """Copies the run's directory from worker 0. Its files may grow meanwhile, which tar reports with status 1."""
+    """Copies the run's directory from the bucket, or from worker 0: its files may grow meanwhile (tar's status 1)."""
+    if args.workdir.startswith("gs://"):
+        output = args.output or f"runs/{args.workdir.rstrip('/').split('/')[-1]}"
+        node.must(["mkdir", "-p", output])
+        without = [] if args.checkpoints else ["--exclude=^checkpoints/.*"]
+        copy = ["gcloud", "storage", "rsync", args.workdir, output, *without, "--recursive"]
+        node.must([*copy, f"--project={node.project}"])
+        return None if node.dry_run else say(f"{args.workdir} is in {output}")
     without = "" if args.checkpoints else " --exclude=./checkpoints"
     there = shlex.quote(args.workdir)
     if args.workdir.startswith("~/"):  # the home directory on the worker, as for the program
@@ -219,6 +132,7 @@ def fetch(node: Node, args) -> None:
 
 COMMANDS = (create, setup, run, status, stop, logs, fetch, delete)
 ON = {"action": "store_true"}
+MORE = {"action": "append", "default": []}
 # flag: (the commands that have it, "" for all; argparse's arguments)
 FLAGS = {
     "--name": ("", {"required": True, "help": "of the node, and of its queued resource"}),
@@ -226,14 +140,23 @@ FLAGS = {
     "--project": ("", {"required": True}),
     "--dry_run": ("", ON | {"help": "print the commands as a shell script"}),
     "--workers": ("", {"type": int, "default": 1, "help": "of a dry run"}),
+    "--internal-ip": ("", ON | {"help": "the node has no external addresses; from a machine in its network"}),
+    "--tunnel-through-iap": ("", ON | {"help": "reach it through Identity-Aware Proxy (gcloud alpha)"}),
+    "--gcloud_ssh": ("", MORE | {"help": "other flags of gcloud's ssh and scp, as =--plain"}),
     "--poll": ("", {"type": float, "default": 30.0, "help": "seconds between two looks at a state"}),
     "--type": ("create run", {"help": "accelerator type: v5litepod-16, v5p-16, v6e-16, ..."}),
     "--version": ("create run", {"help": "runtime version, if not the usual one of the type"}),
     "--spot": ("create run", ON | {"help": "cheaper; may be taken away at any time"}),
     "--queued": ("create run", ON | {"help": "wait in the queue until there is room"}),
     "--wait": ("create run", {"default": "6h", "help": "how long a queued request stands: 90m, 6h, 2d"}),
-    "--python": ("setup run", {"default": "3.11", "help": "3.11 or 3.12; requirements.txt has a jax for each"}),
+    "--reserved": ("create run", ON | {"help": "from the project's reservation"}),
+    "--network": ("create run", {"help": "if not `default`"}),
+    "--subnetwork": ("create run", {}),
+    "--service-account": ("create run", {"help": "as which the workers act; it needs access to the bucket"}),
+    "--gcloud_create": ("create run", MORE | {"help": "other flags of gcloud's create, as =--labels=team=x"}),
+    "--python": ("setup run", {"default": "3.12", "help": "3.11 or 3.12; requirements.txt has a jax for each"}),
     "--nfs": ("setup run", {"help": "HOST:/SHARE, mounted at hir_jax/runs on every worker"}),
+    "--env": ("run", {"help": "file of lines NAME=VALUE: the program's environment, copied to every worker"}),
     "--keep": ("run", ON | {"help": "stay until the run has ended, and make a lost node anew"}),
     "--lines": ("logs", {"type": int, "default": 20}),
     "--follow": ("logs", ON | {"help": "go on, for one worker"}),
@@ -257,7 +180,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         for flag, (where, settings) in FLAGS.items():
             if not where or act.__name__ in where.split():
                 command.add_argument(flag, **settings)
-    args = parser.parse_args(argv, argparse.Namespace(program=program))
+    args = parser.parse_args(argv, argparse.Namespace(program=program, commit=""))
     if program and args.act is not run:
         parser.error(f"{args.act.__name__} takes nothing after `--`")
     return args
@@ -265,12 +188,15 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 def main() -> None:
     args = parse(sys.argv[1:])
-    node = Node(args.name, args.zone, args.project, args.poll, args.dry_run, args.workers)
+    route = ["--tunnel-through-iap"] if args.tunnel_through_iap else ["--internal-ip"] if args.internal_ip else []
+    connection = (*route, *args.gcloud_ssh)
+    node = Node(args.name, args.zone, args.project, args.poll, args.dry_run, args.workers, connection)
     if node.dry_run:
         print("#!/usr/bin/env bash\n# shellcheck disable=SC2016  # what is quoted is meant for the far end")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C: a node half made is deleted, no ssh stays
     try:
         args.act(node, args)
-    except (LaunchError, OSError) as error:
+    except (LaunchError, env_file.EnvError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit(130)

@@ -113,8 +113,13 @@ def write_jsonl(path: Path | str, rows: Iterable[Mapping[str, Any]]) -> None:
 # --- the run that a directory belongs to -----------------------------------------------------------------------------
 
 
+_ARCHIVED = "$Format:%h$"  # the commit in a tree that `git archive` has written (.gitattributes)
+
+
 def commit() -> str:
-    """The commit of this checkout, with "-dirty" if files differ from it, or "unknown" outside a checkout."""
+    """The commit of this checkout, with "-dirty" if files differ from it; that of an archive; or "unknown" outside both."""
+    if not _ARCHIVED.startswith("$"):
+        return _ARCHIVED
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

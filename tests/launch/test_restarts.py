@@ -18,16 +18,22 @@ LIMIT = 600  # seconds, far more than it takes: the machine may be busy
 @pytest.fixture
 def worker(tmp_path):
     """worker.py in a directory of its own that links to the repository's packages: its files stay out of the repository."""
-    (tmp_path / "launch").mkdir()
-    shutil.copy(ROOT / "launch" / "worker.py", tmp_path / "launch")
+    for folder in ("launch", ".launch", "bin"):
+        (tmp_path / folder).mkdir()
+    for name in ("worker.py", "env_file.py"):
+        shutil.copy(ROOT / "launch" / name, tmp_path / "launch")
+    (tmp_path / ".launch" / "ready").write_text("0123abc\n")
     for name in ("hir_jax", "configs"):
         (tmp_path / name).symlink_to(ROOT / name)
+    # in place of `sudo systemctl restart`
+    keep = f"cd '{tmp_path}' && setsid -f '{sys.executable}' launch/worker.py keep > journal 2>&1 < /dev/null"
+    (tmp_path / "bin" / "sudo").write_text(f"#!/bin/sh\n{keep}\n")
+    (tmp_path / "bin" / "sudo").chmod(0o755)
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
 
     def call(*given):
         command = [sys.executable, tmp_path / "launch" / "worker.py", *given]
-        return subprocess.run(
-            command, env=os.environ | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True, check=True
-        ).stdout
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
 
     yield call
     call("stop")

