@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from pathlib import Path
 
 import jax
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from hir_jax.pathflags import expanded
 
 log = logging.getLogger(__name__)
 
@@ -18,7 +19,7 @@ log = logging.getLogger(__name__)
 def use_compilation_cache(directory: str) -> None:
     """Stores functions that take over 0.2 s to compile in `directory` for later processes; "" keeps jax's own setting."""
     if directory:
-        jax.config.update("jax_compilation_cache_dir", str(Path(directory).expanduser()))
+        jax.config.update("jax_compilation_cache_dir", expanded(directory))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
