@@ -9,6 +9,7 @@ import http.client
 import itertools
 import json
 import os
+import re
 import subprocess
 import threading
 import time
@@ -21,8 +22,15 @@ NAME = "hir-test"
 ROOT = f"gs://{NAME}"
 
 
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, *_):
+        """Nothing: a client was killed in the middle of a request."""
+
+
 class Proxy(BaseHTTPRequestHandler):
-    """Passes requests on. `Server` makes a subclass with the attributes."""
+    """Passes requests on to the server's `upstream`."""
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
@@ -30,6 +38,8 @@ class Proxy(BaseHTTPRequestHandler):
     def pass_on(self):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         path = urllib.parse.unquote(self.path)
+        if "/upload/" in path and (name := re.search(rb'"name": ?"([^"]+)"', body[:4096])):
+            path += " " + name[1].decode()  # the name of an object that comes with its content
         with self.server.lock:
             self.server.seen.append((self.command, path))
             mishap = self.server.mishap(self.command, path)
@@ -58,9 +68,8 @@ class Proxy(BaseHTTPRequestHandler):
         if status != 204:
             self.send_header("Content-Length", str(len(content)))
         self.end_headers()
-        with contextlib.suppress(BrokenPipeError):  # the program was killed
-            if self.command != "HEAD":
-                self.wfile.write(content)
+        if self.command != "HEAD":
+            self.wfile.write(content)
 
     do_GET = do_POST = do_PUT = do_DELETE = do_PATCH = do_HEAD = pass_on  # noqa: N815
 
@@ -72,8 +81,7 @@ class Proxy(BaseHTTPRequestHandler):
 def proxy(upstream: int, mishap=lambda method, path: None):
     """A proxy to the port `upstream`. `mishap(method, path)`, called once a request, gives None, "refuse" (503), "forbid" (403),
     "lose" (done, without an answer) or seconds to wait. Has `url`, `environment` for programs, and `seen`, its requests."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Proxy)
-    server.daemon_threads = True
+    server = Server(("127.0.0.1", 0), Proxy)
     server.upstream, server.mishap, server.seen, server.lock = upstream, mishap, [], threading.Lock()
     server.url = f"http://127.0.0.1:{server.server_port}"
     server.environment = environment(server.url)

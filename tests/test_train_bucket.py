@@ -11,8 +11,8 @@ import time
 import bucket_server
 import pytest
 from bucket_server import ROOT
+from small_runs import CONFIG, arguments, small_config
 from small_runs import ROOT as CHECKOUT
-from small_runs import arguments, small_config
 
 from hir_jax import paths
 from hir_jax.data import dataset, native
@@ -22,7 +22,10 @@ from hir_jax.textfiles import read_jsonl
 from hir_jax.train import train
 
 STEPS = 6
-RUN = {"total_steps": STEPS, "eval_every": 3, "checkpoint_every": 2, "checkpoint_keep": 2, "lora__rank": 2}
+IMPORTS = {
+    "PYTHONPATH": f"{CHECKOUT}:{os.environ.get('PYTHONPATH', '')}"
+}  # of this checkout, wherever a program starts
+RUN = {"total_steps": STEPS, "eval_every": 3, "checkpoint_every": 3, "checkpoint_keep": 2, "lora__rank": 2}
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +53,9 @@ def local(data, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def bucket(port, local, data):
-    """(its directory in the bucket, the proxy's environment) of the same run, killed in the save after the first and resumed, on a
-    server that fails one request in ten. Takes long because the program starts twice, and waits before each request that it
-    makes again; it protects that a run in a bucket is the run on a disk."""
+    """(its directory in the bucket, the environment of a sound server) of the same run, killed in its second save and resumed,
+    on a server that fails one request in ten. Takes long because the program starts twice, and waits before each request that
+    it makes again; it protects that a run in a bucket is the run on a disk."""
     with bucket_server.proxy(port) as sound, bucket_server.used_here(sound.url):
         paths.at(f"{ROOT}/rows.jsonl").write_text(data.read_text())
         workdir, first = paths.at(f"{ROOT}/runs/a"), len(sound.seen)
@@ -74,7 +77,7 @@ def bucket(port, local, data):
 
 
 def saving_the_second(seen):
-    return any(method == "POST" and "runs/a/checkpoints/4" in path for method, path in seen)
+    return any(method == "POST" and "runs/a/checkpoints/6" in path for method, path in seen)
 
 
 def begin(server, workdir, changes):
@@ -83,6 +86,15 @@ def begin(server, workdir, changes):
     return subprocess.Popen(
         command, cwd=CHECKOUT, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
+
+
+def programs(requests, variables, directory=CHECKOUT):
+    """[status, stdout, stderr] of each program, by a server of programs: one process imports jax for all."""
+    done = subprocess.run(
+        [sys.executable, str(CHECKOUT / "tests" / "program_server.py")], input=json.dumps(requests), cwd=directory,
+        env=os.environ | variables | IMPORTS, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return json.loads(done.stdout)
 
 
 def lines(path):
@@ -101,35 +113,30 @@ def test_killed_and_resumed_it_is_the_run_on_a_disk(local, bucket):
     for name in files - {"config.json"}:
         assert (workdir / "model" / name).read_bytes() == (local / "model" / name).read_bytes(), name
     steps = {path.name for path in (local / "checkpoints").iterdir()}
-    assert {path.name for path in (workdir / "checkpoints").iterdir()} == steps == {"4", "6"}
+    assert {path.name for path in (workdir / "checkpoints").iterdir()} == steps == {"3", "6"}
     assert len(list((workdir / "tensorboard").iterdir())) == 2
     assert "</html>" in (workdir / "report.html").read_text() and not (workdir / LOCK).exists()
 
 
 def test_the_other_programs_read_and_write_the_bucket(local, bucket, tmp_path):
-    """Each on the local run and on that in the bucket: the same results. Started by a server of programs, so that only one process
-    imports jax."""
+    """Each on the local run and on that in the bucket: the same results."""
     workdir, variables = bucket
     asked = ["--benchmark=heldout", "--temperature=1", "--samples=2"]
     requests = []
     for run, out in ((local, tmp_path), (workdir, f"{ROOT}/out")):
         requests += [
-            ["hir_jax.evaluate", [f"--workdir={run}@4,{run}", *asked]],
-            ["hir_jax.export", [f"--workdir={run}", f"--output={out}/whole", "--step=4"]],
+            ["hir_jax.evaluate", [f"--workdir={run}@3,{run}", *asked]],
+            ["hir_jax.export", [f"--workdir={run}", f"--output={out}/whole", "--step=3"]],
             ["hir_jax.export", [f"--workdir={run}", f"--output={out}/adapter", "--adapter"]],
             ["hir_jax.run.report", [f"a={run}", f"--output={out}/page.html"]],
         ]
     requests.append(["hir_jax.export", [f"--workdir={workdir}", f"--output={ROOT}/out/whole"]])
-    done = subprocess.run(
-        [sys.executable, str(CHECKOUT / "tests" / "program_server.py")], input=json.dumps(requests), cwd=CHECKOUT,
-        env=os.environ | variables, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    *ended, refused = json.loads(done.stdout)
+    *ended, refused = programs(requests, variables)
     assert [status for status, _, _ in ended] == [0] * 8, ended
     assert refused[0] == 1 and "gs://hir-test/out/whole: exists and is not empty" in refused[2], refused
     here, there = (json.loads(ended[place][1].splitlines()[-1]) for place in (0, 4))
     assert [*here["runs"].values()] == [*there["runs"].values()]
-    for step in (4, STEPS):
+    for step in (3, STEPS):
         name = f"evaluations/heldout-step-{step}-t1-n2/responses.jsonl"
         assert lines(workdir / name) == lines(local / name)
     out = paths.at(f"{ROOT}/out")
@@ -141,7 +148,7 @@ def test_the_other_programs_read_and_write_the_bucket(local, bucket, tmp_path):
 def test_a_model_in_a_bucket_is_trained_and_the_lock_refuses_a_second(bucket, port):
     """Uploads of rows take two seconds, which the steps do not wait for; SIGTERM leaves all of them there."""
     workdir, changes = paths.at(f"{ROOT}/runs/b"), RUN | {"total_steps": 100_000, "checkpoint_every": 100_000}
-    changes |= {"model__checkpoint": f"{ROOT}/runs/a/model", "lora__rank": 0, "save_model": False}
+    changes |= {"model__checkpoint": f"{ROOT}/runs/a/model", "save_model": False}
 
     def slow(method, path):
         return 2.0 if method == "POST" and "runs/b/" in path and "jsonl" in path else None
@@ -163,14 +170,23 @@ def test_a_model_in_a_bucket_is_trained_and_the_lock_refuses_a_second(bucket, po
     assert not (workdir / LOCK).exists()
 
 
-@pytest.mark.parametrize("flag", ["--workdir=gs://no-such/run", f"--config.data.path={ROOT}/absent.jsonl"])
-def test_what_is_not_there_is_one_message_and_leaves_nothing(port, tmp_path, flag):
-    with bucket_server.proxy(port) as server:
-        given = arguments(tmp_path / "run", **RUN | {"data__source": "jsonl", "data__path": "x"})
-        command = [sys.executable, "-m", "hir_jax.train", *given, flag, f"--config={CHECKOUT}/configs/tiny_hir.py"]
-        variables = os.environ | server.environment | {"PYTHONPATH": f"{CHECKOUT}:{os.environ.get('PYTHONPATH', '')}"}
-        done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True)
-    assert done.returncode == 1 and "Traceback" not in done.stdout + done.stderr
-    assert re.search(r"error: gs://no-such: no such bucket|error: gs://hir-test/absent.jsonl: cannot be read: No such file",
-                     done.stderr.splitlines()[-1]), done.stderr  # fmt: skip
+def test_what_is_not_there_is_one_message_and_leaves_nothing(port, tmp_path):
+    given = arguments(tmp_path / "run", **RUN | {"data__source": "jsonl", "data__path": "x"})[1:]
+    given = [f"--config={CHECKOUT / CONFIG}", *given]
+    absent = f"--config.data.path={ROOT}/absent.jsonl"
+    requests = [
+        ["hir_jax.train", [*given, "--workdir=gs://no-such/run"]],
+        ["hir_jax.train", [*given, absent]],
+        ["hir_jax.train", [*given, absent, f"--workdir={ROOT}/runs/empty"]],
+        ["hir_jax.evaluate", [f"--workdir={ROOT}/runs/empty", "--benchmark=heldout"]],
+        ["hir_jax.run.report", [f"{ROOT}/runs/empty"]],
+    ]
+    with bucket_server.proxy(port) as server, bucket_server.used_here(server.url):
+        ended = programs(requests, server.environment, tmp_path)
+        assert not paths.at(f"{ROOT}/runs/empty").exists()
+    words = ["error: gs://no-such: no such bucket", *[f"error: {ROOT}/absent.jsonl: cannot be read: No such file"] * 2]
+    words += [f"error: {ROOT}/runs/empty: no such run", f"error: {ROOT}/runs/empty: not a directory"]
+    for (status, output, errors), wanted in zip(ended, words, strict=True):
+        assert status == 1 and "Traceback" not in output + errors, errors
+        assert wanted in errors.splitlines()[-1], errors
     assert not list(tmp_path.iterdir())
