@@ -78,7 +78,7 @@ def open_backbone(config) -> Backbone:
         tokenizer, stop_ids, model = checkpoint.tokenizer, tuple(checkpoint.stop_ids), checkpoint.config
     else:
         name, checkpoint = expanded(m.tokenizer), None
-        tokenizer = lexicon.build_tokenizer() if name == "lexicon" else read_tokenizer(paths.local_copy(paths.at(name)))
+        tokenizer = lexicon.build_tokenizer() if name == "lexicon" else read_tokenizer(paths.local_copy(name))
         if tokenizer.eos_token_id is None:
             raise InputError(f"config.model.tokenizer = {name!r}: it names no eos_token, with which a response ends")
         stop_ids, model = (tokenizer.eos_token_id,), _random_model(config, ids_of(tokenizer))

@@ -24,9 +24,9 @@ from hir_jax.types import InputError
 
 log = logging.getLogger(__name__)
 
-# A file is put up whole, so the thread rests between two uploads: for a second (Cloud Storage allows one write a second to an
-# object), or for nine times what the last one took.
-_REST_SECONDS, _REST_SHARE = 1.0, 9.0
+# Between two uploads of a file, which is put up whole; Cloud Storage allows one write a second to an object. The thread rests at
+# least as long as the last upload took, so that a large file does not keep it busy all the time.
+_REST_SECONDS = 1.0
 
 
 class ChangedError(InputError):
@@ -150,13 +150,14 @@ class Mirror:
     def __enter__(self):
         return self
 
-    def __exit__(self, kind, *_):
+    def __exit__(self, kind, error, *_):
         try:
-            self.put_up()
-        except (OSError, ChangedError) as error:
+            if not isinstance(error, OSError):  # else the bucket may be what failed
+                self.put_up()
+        except (OSError, ChangedError) as own:
             if kind is None:
                 raise
-            log.warning("%s", error)  # what ended the run is raised
+            log.warning("%s", own)  # what ended the run is raised
         finally:
             with self._busy:
                 self._ended.set()
@@ -203,4 +204,4 @@ class Mirror:
             except OSError as error:
                 log.warning("%s; it is tried again, at the latest at the next checkpoint", error)
                 self._wake.set()
-            self._ended.wait(max(_REST_SECONDS, _REST_SHARE * (time.monotonic() - began)))
+            self._ended.wait(max(_REST_SECONDS, time.monotonic() - began))

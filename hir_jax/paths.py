@@ -38,7 +38,10 @@ _FAILURES = (  # what the clients raise that is no OSError; looked up where they
 
 
 def is_url(name: str | os.PathLike[str]) -> bool:
-    """Whether a name begins with a scheme, as in gs://bucket/name."""
+    """Whether a name begins with a scheme, as in gs://bucket/name. Raises InputError for gs: without two slashes, which would be
+    the name of a local directory."""
+    if re.match("gs:(?!//)", os.fspath(name)):
+        raise InputError(f"{name}: the name of a bucket begins with gs://")
     return re.match(r"[A-Za-z][\w+.-]*://", os.fspath(name)) is not None
 
 

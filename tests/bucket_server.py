@@ -43,6 +43,8 @@ class Proxy(BaseHTTPRequestHandler):
         with self.server.lock:
             self.server.seen.append((self.command, path))
             mishap = self.server.mishap(self.command, path)
+        if isinstance(mishap, threading.Event):
+            mishap.wait()
         if mishap == "refuse":
             return self.answer(503, [], b'{"error": {"code": 503, "message": "try again"}}')
         if mishap == "forbid":
@@ -80,7 +82,7 @@ class Proxy(BaseHTTPRequestHandler):
 @contextlib.contextmanager
 def proxy(upstream: int, mishap=lambda method, path: None):
     """A proxy to the port `upstream`. `mishap(method, path)`, called once a request, gives None, "refuse" (503), "forbid" (403),
-    "lose" (done, without an answer) or seconds to wait. Has `url`, `environment` for programs, and `seen`, its requests."""
+    "lose" (done, without an answer), seconds to wait, or an event to wait for. Has `url`, `environment` for programs, and `seen`, its requests."""
     server = Server(("127.0.0.1", 0), Proxy)
     server.upstream, server.mishap, server.seen, server.lock = upstream, mishap, [], threading.Lock()
     server.url = f"http://127.0.0.1:{server.server_port}"

@@ -112,6 +112,6 @@ def test_schemes_without_their_package(monkeypatch):
         read("s3://b/x.jsonl")
 
 
-@pytest.mark.parametrize("name", ["runs/a", "/x/gs:/y", "c:x", "~/a", "OWNER/NAME"])
+@pytest.mark.parametrize("name", ["runs/a", "/x/gs:/y", "c:x", "~/a", "OWNER/NAME", "gsx:/y"])
 def test_local_names_stay_local(name):
     assert not paths.is_url(name) and str(paths.at(name)) == name and paths.local_copy(name) == paths.at(name)

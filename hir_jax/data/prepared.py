@@ -91,7 +91,7 @@ def _versions(folder: Path) -> list[str]:
 
 
 def _folder(directory: str | Path, name: str) -> Path:
-    place = paths.local_copy(paths.at(directory)) / DATASET
+    place = paths.local_copy(directory) / DATASET
     if not place.is_dir():
         raise InputError(f"{directory}: no directory of prepared instructions; {_WRITE_IT}")
     there = {folder.name: _versions(folder) for folder in sorted(place.iterdir()) if folder.is_dir()}

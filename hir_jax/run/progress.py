@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from hir_jax import paths
 from hir_jax.pathflags import expanded
 
 log = logging.getLogger(__name__)
@@ -19,7 +20,7 @@ log = logging.getLogger(__name__)
 def use_compilation_cache(directory: str) -> None:
     """Stores functions that take over 0.2 s to compile in `directory` for later processes; "" keeps jax's own setting."""
     if directory:
-        jax.config.update("jax_compilation_cache_dir", expanded(directory))
+        jax.config.update("jax_compilation_cache_dir", str(paths.at(expanded(directory))))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 

@@ -90,19 +90,27 @@ def test_growing_files_are_put_up_and_fetched_again(there):
     assert len([path for path in (there / "tensorboard").iterdir() if path.stat().length > 0]) == 2
 
 
-def test_the_thread_puts_up_by_itself_and_joins_steps(port, request):
-    """Uploads take half a second, and many steps go by meanwhile."""
-    slow = lambda method, path: 0.5 if method == "POST" and "metrics" in path else None  # noqa: E731
-    with bucket_server.proxy(port, slow) as found, bucket_server.used_here(found.url):
+def test_steps_do_not_wait_for_uploads_which_join_them(port, request):
+    going_on = threading.Event()
+
+    def mishap(method, path):
+        return going_on if method == "POST" and "metrics" in path else None
+
+    with bucket_server.proxy(port, mishap) as found, bucket_server.used_here(found.url):
         there = empty(request)
+
+        def uploads():
+            return sum(method == "POST" and "metrics" in path for method, path in found.seen)
+
         with files.RunFiles(there, 0, tensorboard=False) as run:
             run.metrics(1, {})
-            while not (there / "metrics.jsonl").exists():
+            while not uploads():
                 time.sleep(0.01)
             for step in range(2, 200):
                 run.metrics(step, {})
-        assert steps(there / "metrics.jsonl") == list(range(1, 200))
-        assert sum(method == "POST" and "metrics" in path for method, path in found.seen) < 20
+            assert not (there / "metrics.jsonl").exists()
+            going_on.set()
+        assert steps(there / "metrics.jsonl") == list(range(1, 200)) and uploads() == 2
 
 
 def test_a_run_that_lost_its_directory_writes_over_nothing(there):
@@ -249,6 +257,8 @@ def test_a_bucket_that_cannot_be_used_is_one_message(port, monkeypatch, tmp_path
 def test_urls_that_no_run_can_be_in():
     with pytest.raises(InputError, match="s3://b/run: give a local path or one in a Cloud Storage bucket"):
         paths.at("s3://b/run")
+    with pytest.raises(InputError, match="gs:/b/run: the name of a bucket begins with gs://"):
+        paths.at("gs:/b/run")
     with pytest.raises(InputError, match="gs://b/data: a local path is needed here"):
         paths.local("gs://b/data")
     with pytest.raises(ValueError, match="gs://b/data: a local path is needed here"):

