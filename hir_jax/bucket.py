@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import io
 import logging
+import math
 import os
 import tempfile
 import threading
@@ -24,9 +25,10 @@ from hir_jax.types import InputError
 
 log = logging.getLogger(__name__)
 
-# Between two uploads of a file, which is put up whole; Cloud Storage allows one write a second to an object. The thread rests at
-# least as long as the last upload took, so that a large file does not keep it busy all the time.
-_REST_SECONDS = 1.0
+# A file that has grown is put up whole: not more often than once a second, which is Cloud Storage's limit for an object, and
+# a large one not more often than this rate allows, because a bucket bills what was overwritten for seven days more (its soft
+# deletion, on by default).
+_EVERY_SECONDS, _BYTES_PER_SECOND = 1.0, 1e5
 
 
 class ChangedError(InputError):
@@ -132,18 +134,20 @@ def put_directory(local: Path, remote: Path) -> None:
 class Mirror:
     """A temporary local directory, `local`, whose files only grow, and a thread that puts them up into one of a bucket.
 
-    A step only calls `notify`. Files are put up whole when they have grown, whichever steps they then hold. `put_up` waits until
-    all that was written is there. The files `names` are fetched at first. Use as a context manager.
+    Writes go to local files, so a step waits for no upload; the thread puts up whole files, whichever steps they then hold.
+    `put_up` waits until all that was written is there. The files `names` are fetched at first. Use as a context manager.
     """
 
     def __init__(self, remote: Path, names: Iterable[str]):
         self._remote, self._directory = remote, tempfile.TemporaryDirectory(prefix="hir_jax_")
         self.local = Path(self._directory.name)
         self._objects: dict[Path, Object] = {}
-        self._sizes: dict[Path, int] = {}  # of what is up
+        self._up: dict[
+            Path, tuple[int, float]
+        ] = {}  # the size that is up, and the time from which it may be put up again
         for name in names:
             self._fetch(self.local / name)
-        self._busy, self._wake, self._ended = threading.Lock(), threading.Event(), threading.Event()
+        self._busy, self._ended = threading.Lock(), threading.Event()
         self._changed: ChangedError | None = None
         threading.Thread(target=self._work, name="bucket", daemon=True).start()
 
@@ -161,7 +165,6 @@ class Mirror:
         finally:
             with self._busy:
                 self._ended.set()
-                self._wake.set()
                 self._directory.cleanup()
 
     def _object(self, file: Path) -> Object:
@@ -171,37 +174,32 @@ class Mirror:
 
     def _fetch(self, file: Path) -> None:
         if seen := self._object(file).read():
-            self._sizes[file] = file.write_bytes(seen[1])
+            self._up[file] = file.write_bytes(seen[1]), 0.0
 
-    def notify(self) -> None:
-        """Says that files have grown. Raises ChangedError if another process writes them, too."""
+    def check(self) -> None:
+        """Raises ChangedError if another process writes these files, too."""
         if self._changed:
             raise self._changed
-        self._wake.set()
 
-    def put_up(self) -> None:
-        """Puts up all that was written so far and returns when it is there. Raises OSError, and ChangedError."""
+    def put_up(self, due: float = math.inf) -> None:
+        """Puts up all that was written so far and returns when it is there. Raises OSError, and ChangedError.
+
+        due: only files that may be put up at this time."""
         with self._busy:
-            for file in sorted(self.local.rglob("*")):  # none after the end
-                size = file.stat().st_size
-                if file.is_file() and size != self._sizes.get(file):
+            # none after the end; a name with a dot is a draft of `write_atomically`
+            for file in sorted(one for one in self.local.rglob("[!.]*") if one.is_file()):
+                size, (before, after) = file.stat().st_size, self._up.get(file, (None, 0.0))
+                if size != before and after <= due:
                     with file.open("rb") as content:
                         self._object(file).put(content, size)
-                    self._sizes[file] = size
+                    self._up[file] = size, time.monotonic() + size / _BYTES_PER_SECOND
 
     def _work(self) -> None:
-        while True:
-            self._wake.wait()
-            if self._ended.is_set():
-                return
-            self._wake.clear()
-            began = time.monotonic()
+        while not self._ended.wait(_EVERY_SECONDS):
             try:
-                self.put_up()
+                self.put_up(time.monotonic())
             except ChangedError as error:
                 self._changed = error
                 return
             except OSError as error:
                 log.warning("%s; it is tried again, at the latest at the next checkpoint", error)
-                self._wake.set()
-            self._ended.wait(max(_REST_SECONDS, time.monotonic() - began))

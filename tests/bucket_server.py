@@ -81,8 +81,11 @@ class Proxy(BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def proxy(upstream: int, mishap=lambda method, path: None):
-    """A proxy to the port `upstream`. `mishap(method, path)`, called once a request, gives None, "refuse" (503), "forbid" (403),
-    "lose" (done, without an answer), seconds to wait, or an event to wait for. Has `url`, `environment` for programs, and `seen`, its requests."""
+    """A proxy to the port `upstream`. It has `url`, `environment` for programs, and `seen`, its requests.
+
+    `mishap(method, path)`, called once a request, gives None, "refuse" (503), "forbid" (403), "lose" (done, without an answer),
+    seconds to wait, or an event to wait for.
+    """
     server = Server(("127.0.0.1", 0), Proxy)
     server.upstream, server.mishap, server.seen, server.lock = upstream, mishap, [], threading.Lock()
     server.url = f"http://127.0.0.1:{server.server_port}"
@@ -106,6 +109,7 @@ def environment(url: str) -> dict[str, str]:
         "TENSORSTORE_GCS_HTTP_URL": url,
         "GOOGLE_AUTH_TOKEN_FOR_TESTING": "a token",  # else tensorstore asks for one of the VM
         "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # as `paths` has it; here gcsfs is imported before
+        "NO_GCE_CHECK": "true",  # no search for a VM's metadata server
     }
 
 

@@ -274,8 +274,7 @@ class RunFiles:
             self._mirror.put_up()
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Writes one object for a step, after its other rows. Values that are not finite become null, since JSON has neither NaN
-        nor infinity."""
+        """Writes one object for a step. Values that are not finite become null, since JSON has neither NaN nor infinity."""
         clean = {k: (v if math.isfinite(v) else None) for k, v in values.items()}
         self._files["metrics"].write({"step": step, **clean})
         if self._board:
@@ -284,7 +283,7 @@ class RunFiles:
         if self._wandb:
             self._wandb.log(clean, step=step)
         if self._mirror:
-            self._mirror.notify()
+            self._mirror.check()
 
     def distributions(self, step: int, values: Mapping[str, Any], replays: Iterable[Mapping[str, Any]]) -> None:
         """Writes histograms of arrays, and replayed pairs as texts, to TensorBoard."""
