@@ -92,13 +92,20 @@ def require_bucket(bucket: str) -> None:
         import fsspec
         import gcsfs  # noqa: F401  so that a missing package shows here
         from google.api_core import exceptions
+        from google.auth.exceptions import DefaultCredentialsError
         from google.cloud.storage.retry import DEFAULT_RETRY
     except ImportError as error:
         raise InputError(
             f"{where}: buckets need a package that is not here ({error.name}): pip install gcsfs"
         ) from None
-    for talkative in ("fsspec", "gcsfs"):
-        logging.getLogger(talkative).setLevel(logging.WARNING)
+    # What they log is raised, too; retries are not worth a warning.
+    for talkative, level in (
+        ("fsspec", "WARNING"),
+        ("gcsfs", "CRITICAL"),
+        ("urllib3", "ERROR"),
+        ("google.auth", "ERROR"),
+    ):
+        logging.getLogger(talkative).setLevel(level)
     # Lists are asked for anew: tensorstore and other processes write there too.
     fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
     credentials = (
@@ -106,7 +113,7 @@ def require_bucket(bucket: str) -> None:
         "service account"
     )
     try:
-        client().get_bucket(bucket, timeout=REACH_SECONDS, retry=DEFAULT_RETRY.with_timeout(REACH_SECONDS))
+        client().get_bucket(bucket, timeout=REACH_SECONDS / 3, retry=DEFAULT_RETRY.with_timeout(REACH_SECONDS))
     except exceptions.NotFound:
         raise InputError(f"{where}: no such bucket; make it with `gcloud storage buckets create {where}`") from None
     except (exceptions.Forbidden, exceptions.Unauthorized) as error:
@@ -114,10 +121,10 @@ def require_bucket(bucket: str) -> None:
             f"{where}: no permission ({reason(error)}). The account needs the roles storage.objectUser and "
             f"storage.legacyBucketReader on the bucket; {credentials}"
         ) from None
+    except DefaultCredentialsError:
+        raise InputError(f"{where}: no credentials were found: {credentials}") from None
     except (OSError, *failures()) as error:
-        raise InputError(
-            f"{where}: the bucket cannot be reached ({reason(error)}). Credentials: {credentials}"
-        ) from None
+        raise InputError(f"{where}: the bucket cannot be reached: {reason(error)}") from None
 
 
 def failures() -> tuple[type[Exception], ...]:

