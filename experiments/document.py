@@ -26,6 +26,7 @@ from experiments import report
 from experiments.report import plt
 from hir_jax.bench.table import markdown_table
 from hir_jax.pathflags import expanded
+from hir_jax.paths import local
 from hir_jax.run import files
 from hir_jax.textfiles import read_json, read_text
 from hir_jax.types import InputError
@@ -123,7 +124,7 @@ def picture(text: str, results: Path, path: Path) -> None:
 
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.document", allow_abbrev=False)
-    path = {"type": lambda name: Path(expanded(name))}
+    path = {"type": lambda name: local(expanded(name))}
     parser.add_argument("--results", default=ROOT / "experiments" / "results" / "tiny", **path)
     parser.add_argument("--document", default=ROOT / "docs" / "results.md", **path)
     parser.add_argument("--check", action="store_true", help="only say whether the tables are the ones of the results")

@@ -40,6 +40,7 @@ from experiments.suites import SUITES
 from hir_jax.bench.table import markdown_table
 from hir_jax.eval.statistics import area_under_curve, first_reaching, over_seeds, standard_error
 from hir_jax.pathflags import expanded
+from hir_jax.paths import local
 from hir_jax.run import files
 from hir_jax.textfiles import read_json, read_text
 from hir_jax.types import InputError
@@ -326,9 +327,9 @@ def write(root: Path, output: Path, level: float) -> str:
 
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.report", allow_abbrev=False)
-    parser.add_argument("workdir", type=lambda name: Path(expanded(name)))
+    parser.add_argument("workdir", type=lambda name: local(expanded(name)))
     parser.add_argument("--level", type=float, default=0.2, help="held-out following that 'samples to reach' is about")
-    parser.add_argument("--output", type=lambda name: Path(expanded(name)))
+    parser.add_argument("--output", type=lambda name: local(expanded(name)))
     args = parser.parse_args(arguments)
     output = args.output or args.workdir / "report"
     print(write(args.workdir, output, args.level))

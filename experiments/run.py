@@ -44,6 +44,7 @@ from hir_jax import config as configs
 from hir_jax.data.generate.tiny.witness import MAX_CONSTRAINTS
 from hir_jax.eval.statistics import area_under_curve
 from hir_jax.pathflags import expanded
+from hir_jax.paths import local
 from hir_jax.run import files
 from hir_jax.textfiles import read_json, read_jsonl, read_text
 from hir_jax.types import InputError
@@ -340,7 +341,7 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.run", allow_abbrev=False)
     parser.add_argument("suite", choices=SUITES)
     parser.add_argument("--config", required=True, type=expanded)
-    parser.add_argument("--workdir", required=True, type=lambda name: Path(expanded(name)))
+    parser.add_argument("--workdir", required=True, type=lambda name: local(expanded(name)))
     parser.add_argument("--seeds", type=seeds, default="5", help="how many (0, 1, ...), or which: 1001,1002")
     parser.add_argument("--only", default="", help="variants by the names of their directories, separated by commas")
     parser.add_argument("--jobs", type=int, help="runs at a time")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from hir_jax import paths
 from hir_jax.checks import responses
 from hir_jax.data.generate.tiny import lexicon
 from hir_jax.data.segments import ChatFrame, chat_frame
@@ -78,7 +78,7 @@ def open_backbone(config) -> Backbone:
         tokenizer, stop_ids, model = checkpoint.tokenizer, tuple(checkpoint.stop_ids), checkpoint.config
     else:
         name, checkpoint = expanded(m.tokenizer), None
-        tokenizer = lexicon.build_tokenizer() if name == "lexicon" else read_tokenizer(Path(name))
+        tokenizer = lexicon.build_tokenizer() if name == "lexicon" else read_tokenizer(paths.local_copy(name))
         if tokenizer.eos_token_id is None:
             raise InputError(f"config.model.tokenizer = {name!r}: it names no eos_token, with which a response ends")
         stop_ids, model = (tokenizer.eos_token_id,), _random_model(config, ids_of(tokenizer))

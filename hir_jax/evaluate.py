@@ -41,7 +41,7 @@ from absl import flags
 from rich.console import Console
 
 from hir_jax import config as configs
-from hir_jax import pathflags
+from hir_jax import pathflags, paths
 from hir_jax.checks import user
 from hir_jax.eval.answering import CONTROLS, SHUFFLE, Request, evaluate_run
 from hir_jax.eval.benchmarks import BENCHMARKS, JUDGED
@@ -55,9 +55,9 @@ from hir_jax.run.progress import use_compilation_cache
 def _run_of(name: str) -> tuple[Path, int | None]:
     """The workdir and step of DIR or DIR@STEP; a directory of the whole name comes first."""
     directory, _, step = name.rpartition("@")
-    if Path(name).is_dir() or not (directory and step.isdecimal()):
-        return Path(name), None
-    return Path(directory), int(step)
+    if (whole := paths.at(name)).is_dir() or not (directory and step.isdecimal()):
+        return whole, None
+    return paths.at(directory), int(step)
 
 
 def main(argv) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from absl import flags
 
 from hir_jax import config as configs
-from hir_jax import pathflags
+from hir_jax import pathflags, paths
 from hir_jax.engine import Engine
 from hir_jax.eval.answering import restored_params
 from hir_jax.model import decoder
@@ -71,9 +71,9 @@ def main(argv) -> None:
     args = flags.FLAGS
     logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax logs through it
     keep_freed_memory()
-    output = Path(args.output)
+    output = paths.at(args.output)
     how = {"adapter": args.adapter, "dtype": args.dtype, "shard_gb": args.shard_gb}
-    step = export_run(Path(args.workdir), output, args.step, **how)
+    step = export_run(paths.at(args.workdir), output, args.step, **how)
     print(f"step {step} of {args.workdir}, {args.dtype}: {output}")
 
 

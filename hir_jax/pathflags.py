@@ -1,4 +1,5 @@
-"""Defines flags that are paths ("~" is the user's home, names may contain any character), and starts a program."""
+"""Defines flags that are paths ("~" is the user's home, names may contain any character, gs://... is in a bucket), and starts a
+program."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from pathlib import Path
 
 from absl import app, flags
 
+from hir_jax import paths
 from hir_jax.types import InputError
 
 
@@ -33,8 +35,11 @@ def split_names(text: str, exists: Callable[[str], bool]) -> list[str]:
 class _Path(flags.ArgumentParser):
     syntactic_help = "a path"
 
+    def __init__(self, local: bool = False):
+        self._local = local
+
     def parse(self, argument: str) -> str:
-        return expanded(argument)
+        return str(paths.local(expanded(argument))) if self._local and argument else expanded(argument)
 
 
 class _Paths(flags.ArgumentParser):
@@ -47,16 +52,16 @@ class _Paths(flags.ArgumentParser):
         return split_names(argument, self._exists) if isinstance(argument, str) else list(argument)
 
 
-def define(name: str, default: str | None, help: str, required: bool = False) -> None:
-    """Defines a flag that is one path."""
-    flags.DEFINE(_Path(), name, default, help, required=required)
+def define(name: str, default: str | None, help: str, required: bool = False, local: bool = False) -> None:
+    """Defines a flag that is one path; local: not in a bucket."""
+    flags.DEFINE(_Path(local), name, default, help, required=required)
 
 
 def define_list(
     name: str,
     default: Sequence[str] | None,
     help: str,
-    exists: Callable[[str], bool] = lambda name: Path(name).exists(),
+    exists: Callable[[str], bool] = lambda name: paths.at(name).exists(),
     required: bool = False,
 ) -> None:
     """Defines a flag that is several paths, split by `split_names`."""
@@ -75,7 +80,7 @@ def run(
             if argv[1:] and not positional:
                 raise InputError(f"unexpected argument {argv[1]!r}: flags are given as --name=value")
             return main(argv)
-        except (InputError, OSError) as error:
+        except (InputError, OSError, *paths.failures()) as error:
             sys.exit(f"{prefix}{error}")
 
     sys.modules["__main__"].__doc__ = doc

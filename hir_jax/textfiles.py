@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from hir_jax import paths
 from hir_jax.types import InputError
 
 _HALF_NAMED = re.compile(r"\\u[dD][89a-fA-F]")  # in JSON: half of a surrogate pair, with or without the other half
@@ -45,9 +46,10 @@ def _without_mark(start: bytes, path: str | Path) -> bytes:
 def read_text(path: str | Path) -> str:
     """The whole text of a file, all line ends as "\\n". Raises RowError."""
     try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise RowError(f"{path}: cannot be read: {error.strerror}") from error
+        with paths.open_bytes(path) as file:
+            data = file.read()
+    except (OSError, *paths.failures()) as error:
+        raise RowError(f"{path}: cannot be read: {paths.reason(error)}") from error
     data = _without_mark(data, path)
     try:
         return data.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
@@ -60,13 +62,13 @@ def read_lines(path: str | Path) -> Iterator[tuple[int, bytes]]:
     """(number from 1, line with its end) of each line that is not blank. Raises RowError if the file cannot be read."""
     try:
         # Bytes, because Python would split text at other separators than newlines too.
-        with open(path, "rb") as file:
+        with paths.open_bytes(path) as file:
             for number, line in enumerate(file, start=1):
                 line = _without_mark(line, path) if number == 1 else line
                 if line.strip():
                     yield number, line
-    except OSError as error:
-        raise RowError(f"{path}: cannot be read: {error.strerror}") from error
+    except (OSError, *paths.failures()) as error:
+        raise RowError(f"{path}: cannot be read: {paths.reason(error)}") from error
 
 
 def parse_json(text: str | bytes, place: str, *, halves: bool = False) -> Any:

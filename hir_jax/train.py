@@ -13,7 +13,6 @@ import dataclasses
 import itertools
 import logging
 import math
-import shutil
 import signal
 from contextlib import ExitStack
 from functools import partial
@@ -27,7 +26,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from hir_jax import config as configs
-from hir_jax import pathflags
+from hir_jax import pathflags, paths
 from hir_jax.checks import user
 from hir_jax.checks.device.conditions import encode
 from hir_jax.data import dataset
@@ -36,6 +35,7 @@ from hir_jax.eval.accuracy import accuracies, by_source, control_of_step
 from hir_jax.eval.verifiers import deciders_of, open_configured
 from hir_jax.export import write_model
 from hir_jax.hir.methods import METHODS
+from hir_jax.model.files import hf
 from hir_jax.parallel import mesh as meshes
 from hir_jax.parallel import processes
 from hir_jax.rollouts import Clock, SharedVerifier, roll_out, roll_out_dynamic
@@ -220,6 +220,8 @@ class Run:
         prompts = self.engine.prompts([self.data.rows[i] for i in self.data.indices(step - 1)], self.data.shapes)
         if not self.engine.is_finite(self.engine.policy(state.params), prompts):
             self.refuse_diverged(step)
+        if processes.first():
+            self.files.put_up()  # a resume from this step keeps its rows
         meta = {"step": step, "mesh": dict(self.engine.mesh.shape), "config": configs.flatten(self.config)}
         self.checkpoints.save(step, state, meta | self.engine.base)
 
@@ -230,8 +232,7 @@ class Run:
             return
         model = self.workdir / "model"
         for old in (model, model.with_name("model.unfinished")):
-            if old.exists():
-                shutil.rmtree(old)
+            hf.remove(old)
         write_model(self.engine, params, model)
         self.say(f"trained weights, for transformers: {model}")
 
@@ -239,11 +240,12 @@ class Run:
         """Writes DIR/report.html; a failure is only logged."""
         if not processes.first():
             return
+        self.files.put_up()
         path = self.workdir / "report.html"
         try:
             for note in write_report(path, {self.workdir.resolve().name: [self.workdir]}):
                 log.warning("%s", note)
-        except (InputError, OSError) as error:
+        except (InputError, OSError, *paths.failures()) as error:
             log.warning("no report page: %s", error)
         else:
             self.say(f"report: {path}")
@@ -379,7 +381,7 @@ def main(argv) -> None:
         level = logging.INFO if processes.first() else logging.WARNING
         logging.basicConfig(level=level, format="%(message)s", handlers=[RichHandler(show_path=False)], force=True)
         use_compilation_cache(config.compilation_cache)
-        train(config, Path(flags.FLAGS.workdir))
+        train(config, paths.at(flags.FLAGS.workdir))
 
 
 def cli() -> None:

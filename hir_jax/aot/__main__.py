@@ -160,7 +160,7 @@ def main(_) -> None:
 def cli() -> None:
     configs.define_flags("topology", "functions")
     for name in ("output", "text", "collect"):
-        pathflags.define(name, None, f"See the program's docstring: {name}.")
+        pathflags.define(name, None, f"See the program's docstring: {name}.", local=True)
     flags.DEFINE_integer("layers", 0, "Compile a model of so many layers; 0: all.", lower_bound=0)
     configs.run_program(main, __doc__)
 

@@ -119,12 +119,12 @@ def main(argv) -> None:
 
 def cli() -> None:
     configs.define_flags()
-    pathflags.define("output", None, "A file for the figures.")
+    pathflags.define("output", None, "A file for the figures.", local=True)
     flags.DEFINE_enum("peer", None, list(PEERS), "Measure transformers and torch, or TRL, too, in turn with ours.")
     flags.DEFINE_list(
         "phase", [], f"What to measure: {', '.join(table.PHASES)}. Without: rollout,learner; with --peer=trl: grpo."
     )
-    pathflags.define("trace", None, f"A directory for profiles of {' and '.join(TRACED)}.")
+    pathflags.define("trace", None, f"A directory for profiles of {' and '.join(TRACED)}.", local=True)
     flags.DEFINE_boolean("scaling", False, "Measure the phase scaling (too, where --phase names others).")
     for field in fields(Sizes):
         flags.DEFINE_integer(field.name, field.default, **field.metadata)

@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 from absl import flags, logging
 
-from hir_jax import config, pathflags
+from hir_jax import config, pathflags, paths
 from hir_jax.checks import registry, user
 from hir_jax.data import hir16k, if_rlvr, native, readers
 from hir_jax.data.generate import synthesis
@@ -75,15 +75,15 @@ def _read(options: flags.FlagValues, path: str) -> tuple[list[Pair], list[RowErr
 
 
 def _from_files(options: flags.FlagValues) -> Made:
-    paths = {"test" if options.dataset in BENCHMARKS else "train": options.path, "heldout": options.heldout_path}
+    sources = {"test" if options.dataset in BENCHMARKS else "train": options.path, "heldout": options.heldout_path}
     made = Made({}, [], {})
-    for split, path in paths.items():
+    for split, path in sources.items():
         if path:
             made.splits[split], errors = _read(options, path)
             made.left_out.extend(errors)
             made.facts[split] = {"path": Path(path).name, "left_out": len(errors)}
-            if Path(path).is_file():
-                made.facts[split]["sha256"] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+            if (copy := paths.local_copy(path)).is_file():
+                made.facts[split]["sha256"] = hashlib.sha256(copy.read_bytes()).hexdigest()
     return made
 
 
@@ -119,7 +119,7 @@ def main(argv: Sequence[str]) -> None:
 
 def _define_flags() -> None:
     flags.DEFINE_enum("dataset", None, list(_OPTIONS), "What to prepare.", required=True)
-    pathflags.define("directory", None, "Directory of prepared data sets.", required=True)
+    pathflags.define("directory", None, "Directory of prepared data sets.", required=True, local=True)
     pathflags.define("path", "", "What to read: native JSONL or a published file.")
     pathflags.define("heldout_path", "", "The same, for held-out rows.")
     flags.DEFINE_boolean("responses", False, "Keep the responses of native rows; every row must have one.")

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 import grain
 
+from hir_jax import paths
 from hir_jax.checks import registry
 from hir_jax.data.native import Pair
 from hir_jax.textfiles import first_line
@@ -90,7 +91,7 @@ def _versions(folder: Path) -> list[str]:
 
 
 def _folder(directory: str | Path, name: str) -> Path:
-    place = Path(directory) / DATASET
+    place = paths.local_copy(directory) / DATASET
     if not place.is_dir():
         raise InputError(f"{directory}: no directory of prepared instructions; {_WRITE_IT}")
     there = {folder.name: _versions(folder) for folder in sorted(place.iterdir()) if folder.is_dir()}

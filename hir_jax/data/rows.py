@@ -3,8 +3,8 @@
 `read_each` turns rows into instructions and names those that break their schema.
 
 A path may be a JSON Lines file, a parquet file, a directory that the `datasets` library saved, or a directory of JSON
-Lines or parquet files. A name OWNER/NAME that is not a path is a data set of the Hugging Face hub. No loading script is run
-and no pickle is read.
+Lines or parquet files; or a URL of one of these (gs://, s3://, ... whatever fsspec has a package for), which is copied first. A
+name OWNER/NAME that is not a path is a data set of the Hugging Face hub. No loading script is run and no pickle is read.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hir_jax import paths
 from hir_jax.checks import registry
 from hir_jax.textfiles import RowError, first_line, read_json, read_jsonl
 from hir_jax.types import Constraint, Instruction
@@ -86,7 +87,19 @@ def read_rows(path: str | Path, on_error: Callable[[RowError], None]) -> Iterato
     In a table every row has all columns, at all depths, with None for missing values. Raises RowError if the path cannot be
     read at all.
     """
-    for file in _files(Path(path)):
+    if not paths.is_url(path):
+        yield from _read(Path(path), on_error)
+        return
+    copy, url = str(paths.local_copy(path)), str(path)
+    try:
+        for place, row in _read(Path(copy), lambda error: on_error(RowError(str(error).replace(copy, url, 1)))):
+            yield place.replace(copy, url, 1), row
+    except RowError as error:
+        raise RowError(str(error).replace(copy, url, 1)) from error
+
+
+def _read(path: Path, on_error: Callable[[RowError], None]) -> Iterator[PlacedRow]:
+    for file in _files(path):
         if file.suffix == ".parquet":
             yield from _numbered(file, _parquet(file))
         elif file.suffix == ".arrow":

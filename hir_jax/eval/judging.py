@@ -27,6 +27,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from hir_jax import paths
 from hir_jax.checks.judge.replies import shown
 from hir_jax.checks.judge.soft import JudgeSettings, Unanswered, digest
 from hir_jax.eval.benchmarks import BENCHMARKS
@@ -227,7 +228,7 @@ def judge_files(
     """
     benchmark = BENCHMARKS[name]
     if settings:
-        check_output(Path(output), (prompts, responses))
+        check_output(paths.local(output), (prompts, responses))  # appended to row by row
     rows = benchmark.read_judged(prompts)
     texts, errors = _responses(benchmark, rows, responses)
     answered = Answered(benchmark, rows, texts)

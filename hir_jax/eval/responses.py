@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from hir_jax import paths
 from hir_jax.checks.verifier import Row
 from hir_jax.data.templates import render
 from hir_jax.run.files import is_stream
@@ -76,6 +77,8 @@ def check_output(output: Path, inputs: Sequence[str]) -> None:
         raise RefusedError(f"{output}: the output must not be one of the input files")
     if output.is_dir():
         raise RefusedError(f"{output}: the output must be a file, not a directory")
+    if paths.in_bucket(output):
+        return
     target = output if is_stream(output) else Path(os.path.realpath(output)).parent
     if not os.access(target, os.W_OK):
         what = "it" if target == output else "its directory"

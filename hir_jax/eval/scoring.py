@@ -5,13 +5,13 @@ from __future__ import annotations
 import collections
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
+from hir_jax import paths
 from hir_jax.checks import registry
 from hir_jax.checks.verifier import Decider, Verifier
 from hir_jax.eval.benchmarks import BENCHMARKS, RuleBenchmark
@@ -138,7 +138,7 @@ def score_files(
     With errors, an output file that exists is left as it is, and the rows go to OUTPUT.partial. RowError if the prompts
     cannot be read, RefusedError if no row can be scored or the output cannot be written.
     """
-    benchmark, target = BENCHMARKS[name], Path(output)
+    benchmark, target = BENCHMARKS[name], paths.at(output)
     check_output(target, (prompts, responses))
     instructions, errors = benchmark.read(prompts)
     readable, bad = read_responses(responses, instructions, benchmark.id)

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
+from hir_jax import paths
 from hir_jax.textfiles import first_line
 from hir_jax.types import InputError
 
@@ -59,7 +60,7 @@ class Checkpoints:
     """
 
     def __init__(self, directory: Path, keep: int | None = None):
-        self.directory = Path(directory).absolute()
+        self.directory = directory if paths.in_bucket(directory) else Path(directory).absolute()
         writes = keep is not None
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, enable_async_checkpointing=True, create=writes, cleanup_tmp_directories=writes
@@ -91,7 +92,7 @@ class Checkpoints:
         """Calls a function that writes, or that reports earlier writes. Raises CheckpointError for its errors."""
         try:
             act()
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, *paths.failures()) as error:
             self._failed = True
             raise CheckpointError(
                 f"{self.directory}: a checkpoint cannot be written: {_reason(error)}; the same command resumes from the last one"
@@ -141,7 +142,7 @@ class Checkpoints:
     def _read(self, step: int, state_args) -> tuple[Any, dict]:
         try:
             found = self._manager.restore(step, args=ocp.args.Composite(state=state_args, meta=ocp.args.JsonRestore()))
-        except (ValueError, KeyError, FileNotFoundError, OSError) as error:
+        except (ValueError, KeyError, OSError, *paths.failures()) as error:
             raise CheckpointError(
                 f"{self.directory / str(step)}: cannot be read ({first_line(error)[:200]}); delete that directory to resume "
                 "from the step before it"

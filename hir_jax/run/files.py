@@ -1,4 +1,4 @@
-"""Writes files atomically, and the files of a run's directory: metrics, replays and kept.jsonl, TensorBoard events, W&B."""
+"""Writes files atomically, and the files of a run's directory: metrics, replays, kept, starts.jsonl, TensorBoard events, W&B."""
 
 from __future__ import annotations
 
@@ -7,19 +7,23 @@ import hashlib
 import json
 import math
 import os
+import platform
 import secrets
 import stat
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from hir_jax import bucket, paths
 from hir_jax.textfiles import RowError, read_json
 from hir_jax.types import InputError
 
-LINES = ("metrics", "replays", "kept")  # JSON Lines files, each row with its step
+LINES = ("metrics", "replays", "kept", "starts")  # JSON Lines files, each row with its step
 
 
 class RunError(InputError):
@@ -50,7 +54,7 @@ def _status(path: Path) -> os.stat_result | None:
 
 def is_stream(path: Path | str) -> bool:
     """Whether the path is a device, a pipe or a socket, which can be written to but neither read back nor replaced."""
-    found = _status(Path(path))
+    found = None if paths.in_bucket(path) else _status(Path(path))
     return found is not None and not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode)
 
 
@@ -59,9 +63,11 @@ def write_atomically(path: Path | str, text: str | Iterable[str]) -> None:
 
     A symbolic link is kept and its target replaced; permissions are kept. A device or a pipe cannot be replaced and is written
     to directly; if `path` is this program's own standard output or error (/dev/stdout), the text follows what is there
-    already. Missing directories are made. Raises OSError that names `path`.
+    already. Missing directories are made. An object in a bucket is replaced whole. Raises OSError that names `path`.
     """
-    path, parts = Path(path), [text] if isinstance(text, str) else text
+    path, parts = paths.at(path), [text] if isinstance(text, str) else text
+    if paths.in_bucket(path):
+        return bucket.replace(path, "".join(parts).encode("utf-8"))
     with named_in_errors(path):
         old = _status(path)
         own = next((f for f in (1, 2) if old and _is_open(f, old)), None)
@@ -127,6 +133,15 @@ def commit() -> str:
         return "unknown"
 
 
+def versions() -> dict[str, str]:
+    """The commit, and the versions of this package (if it is installed), of jax and of Python."""
+    found = {"commit": commit()}
+    for name in ("hir_jax", "jax"):
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found | {"python": platform.python_version()}
+
+
 def refuse_file(workdir: Path) -> None:
     """Raises RunError if the path exists and is not a directory."""
     if workdir.exists() and not workdir.is_dir():
@@ -135,7 +150,7 @@ def refuse_file(workdir: Path) -> None:
 
 def read_config(workdir: Path) -> dict[str, Any] | None:
     """The flattened config of the run in the directory, or None if there is none. Raises RunError if it cannot be read."""
-    path = Path(workdir) / "config.json"
+    path = paths.at(workdir) / "config.json"
     refuse_file(path.parent)
     if not path.exists():
         return None
@@ -161,7 +176,7 @@ def refuse_other_config(workdir: Path, changed: Iterable[str]) -> None:
 def refuse_foreign(workdir: Path) -> None:
     """Raises RunError if a directory without config.json holds files that a run would overwrite."""
     names = (*(f"{name}.jsonl" for name in LINES), "checkpoints", "model")
-    found = [name for name in names if (Path(workdir) / name).exists()]
+    found = [name for name in names if (paths.at(workdir) / name).exists()]
     if found:
         raise RunError(
             f"{workdir} holds {', '.join(found)} but no config.json: it is not known whose they are. "
@@ -190,12 +205,21 @@ def truncate_after(path: Path, step: int) -> None:
 
 
 def _start_wandb(project: str, workdir: Path, config: Mapping | None):
-    """A Weights & Biases run named after the directory; an existing one is resumed."""
+    """A Weights & Biases run named after the directory; an existing one is resumed. Its own files are in the directory
+    or, for one in a bucket, where wandb puts them."""
     import wandb
 
-    name = str(workdir.resolve())
+    place = None if paths.in_bucket(workdir) else str(workdir)
+    name = str(workdir.resolve() if place else workdir)
     key = hashlib.sha256(name.encode()).hexdigest()[:16]  # the same for the same directory
-    return wandb.init(project=project, name=name, id=key, resume="allow", dir=str(workdir), config=dict(config or {}))
+    return wandb.init(
+        project=project,
+        name=name,
+        id=key,
+        resume="allow",
+        dir=place,
+        config=dict(config or {}),
+    )
 
 
 class Appender:
@@ -219,7 +243,8 @@ class Appender:
 
 
 class RunFiles:
-    """Appends to the run's files, one row at a time. On resume rows after `step` are dropped; a fresh run drops all."""
+    """Appends to the run's files, one row at a time. On resume rows after `step` are dropped; a fresh run drops all. Those of a
+    run in a bucket are kept locally and put up by `bucket.Mirror`."""
 
     def __init__(
         self,
@@ -230,30 +255,43 @@ class RunFiles:
         wandb: str = "",
         config: Mapping | None = None,
     ):
-        self.workdir = Path(workdir)
-        self.workdir.mkdir(parents=True, exist_ok=True)
+        self.workdir, self._mirror = paths.at(workdir), None
+        if paths.in_bucket(workdir):
+            self._mirror = bucket.Mirror(self.workdir, [f"{name}.jsonl" for name in LINES])
+        directory = self._mirror.local if self._mirror else self.workdir
+        directory.mkdir(parents=True, exist_ok=True)
         self._files = {}
         for name in LINES:
-            path = self.workdir / f"{name}.jsonl"
+            path = directory / f"{name}.jsonl"
             truncate_after(path, -1 if fresh else step)
             self._files[name] = Appender(path)
+        self._files["starts"].write(
+            {"step": step, "date": datetime.now(UTC).isoformat(timespec="seconds")} | versions()
+        )
         self._board = None
         if tensorboard:
             from hir_jax.run.board import Board  # slow to import
 
-            self._board = Board(self.workdir / "tensorboard", step + 1)
+            self._board = Board(directory / "tensorboard", step + 1)
         self._wandb = _start_wandb(wandb, self.workdir, config) if wandb else None
 
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *failure):
         for file in self._files.values():
             file.__exit__()
         if self._board:
             self._board.close()
         if self._wandb:
             self._wandb.finish()
+        if self._mirror:
+            self._mirror.__exit__(*failure)
+
+    def put_up(self) -> None:
+        """Returns when all that was written is in the run's directory, which takes time only for one in a bucket."""
+        if self._mirror:
+            self._mirror.put_up()
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Writes one object for a step. Values that are not finite become null, since JSON has neither NaN nor infinity."""
@@ -264,6 +302,8 @@ class RunFiles:
             self._board.flush()
         if self._wandb:
             self._wandb.log(clean, step=step)
+        if self._mirror:
+            self._mirror.check()
 
     def distributions(self, step: int, values: Mapping[str, Any], replays: Iterable[Mapping[str, Any]]) -> None:
         """Writes histograms of arrays, and replayed pairs as texts, to TensorBoard."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import shutil
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,13 +15,16 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from hir_jax import bucket, paths
+from hir_jax.pathflags import expanded
+
 log = logging.getLogger(__name__)
 
 
 def use_compilation_cache(directory: str) -> None:
     """Stores functions that take over 0.2 s to compile in `directory` for later processes; "" keeps jax's own setting."""
     if directory:
-        jax.config.update("jax_compilation_cache_dir", str(Path(directory).expanduser()))
+        jax.config.update("jax_compilation_cache_dir", str(paths.at(expanded(directory))))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
@@ -105,7 +110,8 @@ class StepProfile:
     ends a trace that is still going. steps: (first, last), numbered as in metrics.jsonl, or () for no trace."""
 
     def __init__(self, steps: Sequence[int], directory: Path):
-        self._steps, self._directory, self._on = range(steps[0], steps[1] + 1) if steps else range(0), directory, False
+        self._steps, self._on = range(steps[0], steps[1] + 1) if steps else range(0), False
+        self._directory = directory
 
     def __enter__(self) -> Self:
         return self
@@ -116,7 +122,11 @@ class StepProfile:
     def begin(self, step: int) -> None:
         """Before a step."""
         if step in self._steps and not self._on:
-            jax.profiler.start_trace(str(self._directory))
+            # The profiler writes local files alone.
+            self._local = (
+                Path(tempfile.mkdtemp(prefix="hir_jax_")) if paths.in_bucket(self._directory) else self._directory
+            )
+            jax.profiler.start_trace(str(self._local))
             self._on = True
 
     def end(self, step: int) -> None:
@@ -126,5 +136,8 @@ class StepProfile:
 
     def _stop(self) -> None:
         if self._on:
-            jax.profiler.stop_trace()
             self._on = False
+            jax.profiler.stop_trace()
+            if self._local != self._directory:
+                bucket.put_directory(self._local, self._directory)
+                shutil.rmtree(self._local)

@@ -19,7 +19,7 @@ from typing import Any
 
 from absl import flags
 
-from hir_jax import pathflags
+from hir_jax import pathflags, paths
 from hir_jax.run import report_data as data
 from hir_jax.run import report_replays
 from hir_jax.run.files import RunError, write_atomically
@@ -34,11 +34,11 @@ def page_data(
     """The data that the page's scripts read, and the same as JSON of about `most` bytes or fewer; `runs` as in `write_report`."""
     notes, groups = [], []
     for group, (name, directories) in enumerate(runs.items()):
-        paths = [Path(directory) for directory in directories]
-        names = [p.name if len(paths) > 1 else name for p in paths]
+        places = [paths.at(directory) for directory in directories]
+        names = [p.name if len(places) > 1 else name for p in places]
         if len(set(names)) < len(names):
-            names = list(map(str, paths))
-        groups.append([data.read_run(p, one, group, notes) for p, one in zip(paths, names, strict=True)])
+            names = list(map(str, places))
+        groups.append([data.read_run(p, one, group, notes) for p, one in zip(places, names, strict=True)])
     every = [run for group in groups for run in group]
     found = {
         "title": title, "made": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"), "groups": list(runs),
@@ -69,7 +69,7 @@ def write_report(path: Path | str, runs: Mapping[str, Sequence[Path | str]], tit
         raise RunError("give one or more run directories for every name")
     title = title or " and ".join(runs)
     found, code = page_data(runs, title)
-    write_atomically(Path(path), page(title, code))
+    write_atomically(path, page(title, code))
     return found["notes"]
 
 
@@ -78,12 +78,12 @@ def _grouped(arguments: Sequence[str]) -> dict[str, list[Path]]:
     first "=" that a directory follows."""
     groups: dict[str, list[Path]] = {}
     for argument in arguments:
-        path = Path(pathflags.expanded(argument))
+        path = paths.at(pathflags.expanded(argument))
         name = path.resolve().name
         name = argument if name in groups else name
         if "=" in argument and not path.is_dir():
             ends = [i for i, sign in enumerate(argument) if sign == "="]
-            splits = [(argument[:i], Path(pathflags.expanded(argument[i + 1 :]))) for i in ends]
+            splits = [(argument[:i], paths.at(pathflags.expanded(argument[i + 1 :]))) for i in ends]
             name, path = next((one for one in splits if one[1].is_dir()), splits[0])
         groups.setdefault(name, []).append(path)
     return groups
@@ -96,7 +96,7 @@ def main(argv: Sequence[str]) -> int:
     if len(given) > 1 and not args.output:
         raise InputError("several directories: say with --output=FILE where the page goes")
     groups = _grouped(given)
-    output = Path(args.output) if args.output else next(iter(groups.values()))[0] / "report.html"
+    output = paths.at(args.output) if args.output else next(iter(groups.values()))[0] / "report.html"
     notes = write_report(output, groups, args.title)
     print(f"report: {output}")
     for note in notes:

@@ -16,6 +16,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
+from hir_jax import paths
 from hir_jax.run.files import RunError, read_config
 from hir_jax.textfiles import RowError, read_jsonl
 
@@ -145,7 +146,7 @@ def read_run(path: Path, name: str, group: int, notes: list[str]) -> Run:
     metrics = {step: _metrics(row) for step, row in _by_step(rows).items()}
     replays = [_replay(row) for row in _rows(path / "replays.jsonl", notes)]
     kept = {step: _kept(row.get("kept")) for step, row in _by_step(_rows(path / "kept.jsonl", notes)).items()}
-    return Run(name, group, path, config, metrics, replays, kept, max(file.stat().st_mtime for file in found))
+    return Run(name, group, path, config, metrics, replays, kept, max(map(paths.modified, found)))
 
 
 def _model(config: Mapping[str, Any]) -> str:

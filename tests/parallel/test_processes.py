@@ -15,12 +15,14 @@ import sys
 import time
 from pathlib import Path
 
+import bucket_server
 import jax
 import numpy as np
 import pytest
 from jax._src.clusters import cloud_tpu_cluster
 from small_runs import ROOT, arguments, small_config
 
+from hir_jax import paths
 from hir_jax.engine import Engine
 from hir_jax.parallel import processes
 from hir_jax.run.checkpoints import Checkpoints
@@ -241,6 +243,36 @@ def test_a_run_goes_on_with_fewer_devices_and_says_so(place, split):
     assert f"from step {kept}; {moved}" in group.said(0)
     for row, other in zip(trajectory(split), trajectory(workdir), strict=True):
         assert other == pytest.approx(row, rel=1e-5, abs=1e-7)
+
+
+def test_of_a_run_in_a_bucket_only_the_first_process_writes_more_than_its_shards(place, two):
+    """Each process has a proxy of its own, so that its requests can be told apart.
+
+    Takes long because two processes start; it protects that several hosts can have their run in a bucket.
+    """
+    workdir = f"{bucket_server.ROOT}/run"
+    with (
+        bucket_server.serving() as port,
+        bucket_server.proxy(port) as first,
+        bucket_server.proxy(port) as second,
+        bucket_server.used_here(first.url),
+    ):
+        members = first, second
+        group = Group(
+            place / "unused", place / "cache", total_steps=COMPARED,
+            each=lambda i: ([f"--workdir={workdir}"], members[i].environment),
+        )  # fmt: skip
+        group.wait(0, 0)
+        assert "metrics:" in group.said(0) and "metrics:" not in group.said(1), group.all_said()
+        assert trajectory(paths.at(workdir)) == trajectory(two)
+        for a, b in zip(*(jax.tree.leaves(state(run, COMPARED)) for run in (paths.at(workdir), two)), strict=True):
+            assert a.tobytes() == b.tobytes()
+        assert {path.name for path in paths.at(workdir).iterdir()} == {path.name for path in two.iterdir()}
+    assert not (place / "unused").exists()
+    written = [path for method, path in second.seen if method != "GET"]
+    assert written and all("checkpoints" in path and "process_1" in path for path in written), written
+    for name in ("run.lock", "config.json", "metrics.jsonl", "replays.jsonl", "model.safetensors", "report.html"):
+        assert any(method == "POST" and name in path for method, path in first.seen), name
 
 
 def test_what_one_process_cannot_do_ends_all(place, two):

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given
@@ -65,6 +66,9 @@ def test_resume_appends_after_the_last_kept_step(tmp_path):
     assert [r["step"] for r in rows(tmp_path / "replays.jsonl")] == [0, 0, 1, 1, 2, 2]
     assert rows(tmp_path / "kept.jsonl") == [{"step": step, "kept": {"kind:0": [step, 5]}} for step in (0, 2)]
     assert "é" in (tmp_path / "replays.jsonl").read_text(encoding="utf-8")
+    starts = rows(tmp_path / "starts.jsonl")
+    assert [start["step"] for start in starts] == [0, 2]
+    assert all(start["commit"] == files.commit() and start["jax"] == jax.__version__ for start in starts)
 
 
 def test_a_run_without_a_checkpoint_begins_empty(tmp_path):

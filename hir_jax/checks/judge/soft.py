@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
 
+from hir_jax import paths
 from hir_jax.checks import registry, worker
 from hir_jax.checks.judge.wordings import GENERATED
 from hir_jax.checks.worker import Outcome
@@ -146,7 +147,7 @@ class VerdictCache:
         try:
             path = expanded(str(path))
             if path:
-                Path(path).parent.mkdir(parents=True, exist_ok=True)
+                paths.local(path).parent.mkdir(parents=True, exist_ok=True)
             self._connection = sqlite3.connect(
                 path or ":memory:", timeout=30.0, isolation_level=None, check_same_thread=False
             )

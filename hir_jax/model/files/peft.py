@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
+from hir_jax import paths
 from hir_jax.model import decoder
 from hir_jax.model.files import hf
 from hir_jax.model.lora import LoraSettings
@@ -49,7 +50,7 @@ def save(
             stacked = np.asarray(params["layers"][f"{name}_lora_{factor}"]).astype(jnp.dtype(dtype))
             for layer, array in enumerate(stacked):
                 tensors[f"{_module(name).format(layer)}.lora_{factor.upper()}.weight"] = np.ascontiguousarray(array.T)
-    with hf.new_directory(Path(path)) as unfinished:
+    with hf.new_directory(paths.at(path)) as unfinished:
         tokenizer.save_pretrained(str(unfinished))
         hf.write_json(unfinished / "adapter_config.json", adapter_config(settings, base))
         save_file(tensors, unfinished / "adapter_model.safetensors", metadata={"format": "pt"})
