@@ -36,11 +36,10 @@ class ChangedError(InputError):
 
 
 class Found(NamedTuple):
-    """What an object is now: its generation, its last write by the server's clock, its size in bytes and CRC32C in base64."""
+    """What an object is now: its generation, its last write by the server's clock, and its CRC32C in base64."""
 
     generation: int
     updated: datetime
-    size: int
     crc32c: str
 
 
@@ -62,17 +61,15 @@ class Object:
         with paths.named(self.path):
             found = paths.client().bucket(self._bucket).get_blob(self._name)
         self.generation = found.generation if found else 0
-        return found and Found(found.generation, found.updated, found.size, found.crc32c)
+        return found and Found(found.generation, found.updated, found.crc32c)
 
     def read(self) -> tuple[Found, bytes] | None:
         """The object and its content, None if there is none."""
         from google.api_core import exceptions
 
         while found := self.look():
-            with (
-                paths.named(self.path),
-                suppress(exceptions.NotFound, exceptions.PreconditionFailed),
-            ):  # replaced meanwhile
+            # what is not found was replaced or deleted meanwhile
+            with paths.named(self.path), suppress(exceptions.NotFound, exceptions.PreconditionFailed):
                 return found, self._handle().download_as_bytes(if_generation_match=found.generation)
         return None
 
@@ -95,7 +92,7 @@ class Object:
                     raise ChangedError(f"{self.path}: another process has written it meanwhile") from None
                 return found
         self.generation = handle.generation
-        return Found(handle.generation, handle.updated, handle.size, handle.crc32c)
+        return Found(handle.generation, handle.updated, handle.crc32c)
 
     def put_bytes(self, content: bytes) -> Found:
         return self.put(io.BytesIO(content), len(content))
@@ -142,9 +139,8 @@ class Mirror:
         self._remote, self._directory = remote, tempfile.TemporaryDirectory(prefix="hir_jax_")
         self.local = Path(self._directory.name)
         self._objects: dict[Path, Object] = {}
-        self._up: dict[
-            Path, tuple[int, float]
-        ] = {}  # the size that is up, and the time from which it may be put up again
+        # The size that is up, and the time from which the file may be put up again
+        self._up: dict[Path, tuple[int, float]] = {}
         for name in names:
             self._fetch(self.local / name)
         self._busy, self._ended = threading.Lock(), threading.Event()

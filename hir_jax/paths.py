@@ -148,7 +148,8 @@ def named(path: str | os.PathLike[str]) -> Iterator[None]:
     except (OSError, *failures()) as error:
         if getattr(error, "errno", None):
             raise
-        raise OSError(errno.EIO, reason(error), os.fspath(path)) from error
+        code = errno.EACCES if getattr(error, "code", None) in (401, 403) else errno.EIO
+        raise OSError(code, reason(error), os.fspath(path)) from error
 
 
 # ---- reading
@@ -194,8 +195,9 @@ def local_copy(name: str | os.PathLike[str]) -> Path:
     `open_bytes`; if there is nothing at the URL, there is nothing at the path."""
     if not is_url(name):
         return Path(name)
-    files, place = _filesystem(os.fspath(name))
-    root = _copies() / f"{files.protocol if isinstance(files.protocol, str) else files.protocol[0]}"
+    name = os.fspath(name)
+    files, place = _filesystem(name)
+    root = _copies() / name.partition("://")[0]
     with named(name):
         for one, found in files.find(place, detail=True).items():
             copy = root / one.lstrip("/")

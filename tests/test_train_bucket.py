@@ -22,10 +22,12 @@ from hir_jax.textfiles import read_jsonl
 from hir_jax.train import train
 
 STEPS = 6
-IMPORTS = {
-    "PYTHONPATH": f"{CHECKOUT}:{os.environ.get('PYTHONPATH', '')}"
-}  # of this checkout, wherever a program starts
-RUN = {"total_steps": STEPS, "eval_every": 3, "checkpoint_every": 3, "checkpoint_keep": 2, "lora__rank": 2}
+# wherever a program starts, it is that of this checkout
+IMPORTS = {"PYTHONPATH": f"{CHECKOUT}:{os.environ.get('PYTHONPATH', '')}"}
+RUN = {
+    "total_steps": STEPS, "eval_every": 3, "checkpoint_every": 3, "checkpoint_keep": 2, "lora__rank": 2,
+    "replay__fill": "mask",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +108,7 @@ def lines(path):
 def test_killed_and_resumed_it_is_the_run_on_a_disk(local, bucket):
     workdir, _ = bucket
     for name in ("metrics", "replays", "kept"):
-        assert lines(workdir / f"{name}.jsonl") == lines(local / f"{name}.jsonl")
+        assert lines(workdir / f"{name}.jsonl") == lines(local / f"{name}.jsonl") != []
     assert [row["step"] for row in lines(workdir / "metrics.jsonl")] == list(range(STEPS + 1))
     files = {path.name for path in (local / "model").iterdir()}
     assert {path.name for path in (workdir / "model").iterdir()} == files and "model.safetensors" in files

@@ -252,6 +252,16 @@ def test_a_holder_that_lost_the_lock_is_told(there, monkeypatch):
 # ---- refusals
 
 
+def test_a_bucket_that_is_only_readable(port, request):
+    with (
+        bucket_server.proxy(port, lambda method, path: "forbid" if method == "POST" else None) as found,
+        bucket_server.used_here(found.url),
+        pytest.raises(PermissionError, match=f"403 .*no permission of this account.*'{empty(request)}/{lock.NAME}'"),
+        lock.held(empty(request)),
+    ):
+        pass
+
+
 def refused(url, words, name=f"{ROOT}/run"):
     with bucket_server.used_here(url), pytest.raises(InputError, match=f"^{words}"):
         paths.at(name)
