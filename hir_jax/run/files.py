@@ -212,14 +212,7 @@ def _start_wandb(project: str, workdir: Path, config: Mapping | None):
     place = None if paths.in_bucket(workdir) else str(workdir)
     name = str(workdir.resolve() if place else workdir)
     key = hashlib.sha256(name.encode()).hexdigest()[:16]  # the same for the same directory
-    return wandb.init(
-        project=project,
-        name=name,
-        id=key,
-        resume="allow",
-        dir=place,
-        config=dict(config or {}),
-    )
+    return wandb.init(project=project, name=name, id=key, resume="allow", dir=place, config=dict(config or {}))
 
 
 class Appender:

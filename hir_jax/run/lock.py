@@ -184,7 +184,7 @@ class Lock:
 class BucketLock:
     """The lock on a directory of a bucket: an object that its holder writes anew every BEAT_SECONDS.
 
-    It is made, renewed and taken over under preconditions on its generation, so two processes never both hold it. It is taken
+    It is made, renewed and taken over under preconditions on its generation, so of two starts one gets it. It is taken
     over at once if its process no longer exists on this machine; if that is of another machine, when by the server's clock it
     was not renewed for SILENT_SECONDS. A start waits until it is known which, and is refused as soon as it is renewed.
     Limits: a holder that was suspended, or did not reach the bucket, for longer than SILENT_SECONDS can lose it, and may save
@@ -253,15 +253,14 @@ class BucketLock:
 
     def _beat(self) -> None:
         while not self._over.wait(BEAT_SECONDS):
-            try:
-                self._put()
-            except OSError:  # the bucket does not answer: try again at the next beat
-                continue
-            except ChangedError:
-                seen = self._seen()
-                if seen and seen[1].get("token") != self._me["token"]:
-                    self._lost = seen[1]
-                    return
+            with suppress(OSError):  # the bucket does not answer: try again at the next beat
+                try:
+                    self._put()
+                except ChangedError:
+                    seen = self._seen()
+                    if seen and seen[1].get("token") != self._me["token"]:
+                        self._lost = seen[1]
+                        return
 
 
 @contextmanager
