@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 import traceback
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -206,6 +207,8 @@ class _Group:
     def _end(self) -> NoReturn:
         with suppress(Exception):
             self._client.wait_at_barrier("hir_jax/failed", _FAREWELL_SECONDS * 1000)
+            if first():
+                time.sleep(2.0)  # it serves the group, and jax aborts a process that is still there when the server ends
         self._witness.close()
         sys.stdout.flush()
         sys.stderr.flush()
