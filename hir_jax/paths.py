@@ -212,3 +212,9 @@ def modified(path: Path) -> float:
     """The time at which a file was last written, in seconds since 1970."""
     found = path.stat()
     return found.mtime if in_bucket(path) else found.st_mtime
+
+
+def remove(directory: Path) -> None:
+    """Removes a directory with all that is in it, if it is there."""
+    if directory.exists():
+        directory.rmtree() if in_bucket(directory) else shutil.rmtree(directory)

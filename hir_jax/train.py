@@ -35,7 +35,6 @@ from hir_jax.eval.accuracy import accuracies, by_source, control_of_step
 from hir_jax.eval.verifiers import deciders_of, open_configured
 from hir_jax.export import write_model
 from hir_jax.hir.methods import METHODS
-from hir_jax.model.files import hf
 from hir_jax.parallel import mesh as meshes
 from hir_jax.parallel import processes
 from hir_jax.rollouts import Clock, SharedVerifier, roll_out, roll_out_dynamic
@@ -232,7 +231,7 @@ class Run:
             return
         model = self.workdir / "model"
         for old in (model, model.with_name("model.unfinished")):
-            hf.remove(old)
+            paths.remove(old)
         write_model(self.engine, params, model)
         self.say(f"trained weights, for transformers: {model}")
 

@@ -102,7 +102,7 @@ def test_a_directory_is_filled_and_copied_back(tmp_path, remote):
     assert abs(paths.modified(target / "config.json") - (copy / "config.json").stat().st_mtime) <= 1
     with pytest.raises(hf.CheckpointError, match="exists and is not empty"), hf.new_directory(target):
         pass
-    hf.remove(target)
+    paths.remove(target)
     assert not target.exists()
 
 

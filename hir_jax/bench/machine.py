@@ -6,10 +6,8 @@ Also the arithmetic of timings: medians, ranges and ratios.
 from __future__ import annotations
 
 import datetime
-import importlib.metadata
 import importlib.util
 import os
-import platform
 import resource
 import shlex
 import statistics
@@ -23,6 +21,16 @@ import jax.numpy as jnp
 
 from hir_jax.run import files
 from hir_jax.types import InputError
+
+_COMPARED = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "torch",
+    "transformers",
+    "trl",
+    "accelerate",
+)  # packages whose versions a report names
 
 # (edge of the matrices, bytes of the array that is read): far larger than the caches, and slow against a dispatch
 _SIZES = {"cpu": (2048, 1 << 29), "gpu": (8192, 1 << 32), "tpu": (8192, 1 << 32)}
@@ -99,18 +107,12 @@ def peak_memory_gb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
-def versions() -> dict[str, str]:
-    """Versions of Python and of the compared packages, without those that are not installed."""
-    names = filter(importlib.util.find_spec, ("jax", "jaxlib", "flax", "torch", "transformers", "trl", "accelerate"))
-    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in names}
-
-
 def description() -> dict[str, object]:
     """Date (UTC), device, versions, commit and command, for the head of a report."""
     return {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "device": jax.devices()[0].device_kind, "devices": jax.device_count(), "cpus": os.cpu_count(),
-        "versions": versions(), "commit": files.commit(), "command": shlex.join(["python", *sys.orig_argv[1:]]),
+        "versions": files.versions(*_COMPARED), "commit": files.commit(), "command": shlex.join(["python", *sys.orig_argv[1:]]),
     }  # fmt: skip
 
 

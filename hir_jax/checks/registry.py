@@ -316,6 +316,12 @@ def _position(value: Any) -> int:
     return number
 
 
+def _drawn(value: Any) -> int:
+    if value == 0:
+        raise DrawnValueError
+    return _position(value)
+
+
 def _text(value: Any) -> str:
     if not isinstance(value, str) or not value.strip():
         raise ValueError
@@ -363,6 +369,7 @@ def require_pattern(pattern: str) -> None:
 
 COUNT = Argument("an integer >= 0", _count)
 POSITION = Argument("an integer >= 1", _position)
+DRAWN_IF_0 = Argument(POSITION.what, _drawn)  # the published scorers take 0 for missing, and draw a number
 TEXT = Argument("a non-blank string", _text)
 WORD = Argument("one word of letters and digits", _word)
 LETTER = Argument("one letter from a to z", _letter)

@@ -39,9 +39,9 @@ def load(path: str) -> None:
     nothing, or an id that is registered already."""
     if path in sys.modules:
         return
-    spec = importlib.util.spec_from_file_location(path, path)
-    if spec is None or spec.loader is None or not Path(path).is_file():
+    if not (path.endswith(".py") and Path(path).is_file()):
         raise InputError(f"--checks={path}: no such file; give a Python file (.py) that registers constraint types")
+    spec = importlib.util.spec_from_file_location(path, path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[path] = module
     try:

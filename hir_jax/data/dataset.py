@@ -53,9 +53,9 @@ def other_rows(rows: int, own: np.ndarray, rounds: int, seed: Sequence[int]) -> 
     return np.random.default_rng(seed).permutation(others)[: rounds * len(own)].reshape(rounds, len(own))
 
 
-def _published(read: tuple[list[Instruction], list[BrokenRowError]], left_out: Counter) -> list[Pair]:
+def _published(found: tuple[list[Instruction], list[BrokenRowError]], left_out: Counter) -> list[Pair]:
     """Rows of a published file; those that break its schema are counted by reason, and the first for each reason is logged."""
-    instructions, errors = read
+    instructions, errors = found
     for error in errors:
         if not left_out[reason := f"broken row, {error.reason}"]:
             log.warning("left out (broken row): %s", error)
@@ -139,9 +139,10 @@ def _read_mixture(config, left_out: Counter) -> tuple[list[Pair], list[Instructi
     parts = parts_of(config.data.mixture)
     for part, share in zip(parts, shares(parts, config.data.eval_size), strict=True):
         own = config.copy_and_resolve_references()
-        own.data.update({"source": part.source, "path": part.path, "eval_path": "", "eval_size": share})
-        own.data.hold_out = config.data.hold_out if part.source in FILES else 0
-        own.data.size = part.rows or config.data.size
+        own.data.update({
+            "source": part.source, "path": part.path, "eval_path": "", "eval_size": share, "size": part.rows or config.data.size,
+            "hold_out": config.data.hold_out if part.source in FILES else 0,
+        })  # fmt: skip
         mine, others = _read(own, left_out)
         pairs += [(_labelled(q, part), response) for q, response in mine[: part.rows or None]]
         held += [_labelled(q, part) for q in others]

@@ -35,7 +35,7 @@ from hir_jax.checks import registry
 from hir_jax.checks.judge import soft as judge
 from hir_jax.checks.muldimif import rules as muldimif
 from hir_jax.checks.sandbox import code
-from hir_jax.data.rows import BrokenRowError, FaultError, read_each, validated
+from hir_jax.data.rows import BrokenRowError, FaultError, read_each, valid_key, validated
 from hir_jax.data.templates import REWRITABLE, render
 from hir_jax.textfiles import RowError, parse_json
 from hir_jax.types import Constraint, Instruction
@@ -155,9 +155,7 @@ def _lines(text: str) -> str:
 def _instruction(row: Mapping[str, Any], place: str, template: str | None) -> Instruction:
     row = {name: value for name, value in row.items() if value is not None}
     extra = _object(row.get("extra_info", {}), "extra_info")
-    key = row.get("id")
-    if isinstance(key, bool) or not isinstance(key, int | str):
-        raise FaultError("field", f"id must be an integer or a string, not {key!r:.80}")
+    key = valid_key(row.get("id"), "id")
     criteria = _criteria(row, extra)
     truth = row.get("ground_truth", _object(row.get("reward_model", {}), "reward_model").get("ground_truth"))
     source = row.get("source", row.get("data_source"))

@@ -26,7 +26,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hir_jax.data.rows import BrokenRowError, FaultError, read_each, validated
+from hir_jax.data.rows import BrokenRowError, FaultError, read_each, valid_key, validated
 from hir_jax.data.templates import render
 from hir_jax.textfiles import RowError, parse_json
 from hir_jax.types import Constraint, Instruction
@@ -184,9 +184,7 @@ def cut(request: str, constraints: tuple[Constraint, ...]) -> tuple[str, tuple[C
 def _instruction(row: Mapping[str, Any], place: str, *, whole: bool) -> Instruction:
     request, constraints = _request(row.get("messages")), validated(_constraints(_truth(row.get("ground_truth"))))
     key = row.get("key")
-    key = place if key is None or key == "" else key
-    if isinstance(key, bool) or not isinstance(key, int | str):
-        raise FaultError("field", f"key must be an integer or a string, not {key!r:.80}")
+    key = place if key is None or key == "" else valid_key(key, "key")
     if whole:
         return Instruction(request, constraints, "verbatim", key, place)
     task, constraints = cut(request, constraints)

@@ -39,6 +39,13 @@ class FaultError(Exception):
     """(reason, detail) of what is wrong with a row; `read_each` adds its place."""
 
 
+def valid_key(key: Any, name: str) -> int | str:
+    """The key of a row, in its field `name`. Raises FaultError for one that is neither an integer nor a string."""
+    if isinstance(key, bool) or not isinstance(key, int | str):
+        raise FaultError("field", f"{name} must be an integer or a string, not {key!r:.80}")
+    return key
+
+
 def read_each(
     path: str | Path, make: Callable[[dict[str, Any], str], Instruction]
 ) -> tuple[list[Instruction], list[BrokenRowError]]:

@@ -61,13 +61,11 @@ class Shuffled(NamedTuple):
     def overlap(self) -> float:
         return following.overlap(self.codes, self.other)
 
-    def following_of(self, prompts: np.ndarray) -> float:
-        """Mean `following` of these prompts, bool[N]; NaN where no pair of them is decided."""
+    def following_by_prompt(self) -> np.ndarray:
+        """f64[N]: `following` of each prompt, NaN where no pair of it is decided."""
         samples = len(self.own.present) // len(self.codes)
-        found = following.per_prompt(self.own, self.others, np.arange(len(self.own.present)) // samples)["following"][
-            prompts
-        ]
-        return float(np.nanmean(found)) if not np.isnan(found).all() else float("nan")
+        prompt = np.arange(len(self.own.present)) // samples
+        return following.per_prompt(self.own, self.others, prompt)["following"]
 
     def by_type(self, instructions: Sequence[Instruction]) -> dict[str, dict[str, Any]]:
         """`following.by_type` by the type's id: `asked` and `not_asked`, means over prompts, `gap`, their difference with its
@@ -139,11 +137,14 @@ def by_source(instructions: Sequence[Instruction], verdicts: Verdicts, control: 
     if not names.any():
         return found
     ila, decided = (np.asarray(x) for x in select.ila(verdicts))
+    gaps = control.following_by_prompt() if control else np.full(len(names), np.nan)
     for name in sorted(set(names) - {""}):
         taken = decided & verdicts.present.any(-1) & np.repeat(names == name, len(decided) // len(names))
-        found[f"ila/{name}"] = float(ila[taken].mean()) if taken.any() else float("nan")
-        found[f"following/{name}"] = control.following_of(names == name) if control else float("nan")
-    return {name: value for name, value in found.items() if not np.isnan(value)}
+        own = gaps[(names == name) & ~np.isnan(gaps)]
+        found |= {
+            f"{figure}/{name}": float(x.mean()) for figure, x in (("ila", ila[taken]), ("following", own)) if len(x)
+        }
+    return found
 
 
 def control_of_step(

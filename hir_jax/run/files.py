@@ -133,13 +133,13 @@ def commit() -> str:
         return "unknown"
 
 
-def versions() -> dict[str, str]:
-    """The commit, and the versions of this package (if it is installed), of jax and of Python."""
-    found = {"commit": commit()}
-    for name in ("hir_jax", "jax"):
+def versions(*names: str) -> dict[str, str]:
+    """Versions of Python and of these packages, without those that are not installed."""
+    found = {"python": platform.python_version()}
+    for name in names:
         with suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
-    return found | {"python": platform.python_version()}
+    return found
 
 
 def refuse_file(workdir: Path) -> None:
@@ -258,9 +258,8 @@ class RunFiles:
             path = directory / f"{name}.jsonl"
             truncate_after(path, -1 if fresh else step)
             self._files[name] = Appender(path)
-        self._files["starts"].write(
-            {"step": step, "date": datetime.now(UTC).isoformat(timespec="seconds")} | versions()
-        )
+        made = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "commit": commit()}
+        self._files["starts"].write({"step": step} | made | versions("hir_jax", "jax"))
         self._board = None
         if tensorboard:
             from hir_jax.run.board import Board  # slow to import

@@ -9,11 +9,10 @@ import re
 import string
 import unicodedata
 from collections.abc import Sequence
-from typing import Any
 
 from hir_jax.checks import english
 from hir_jax.checks.english import bare
-from hir_jax.checks.registry import POSITION, Argument, DrawnValueError, ScorerStopsError, register
+from hir_jax.checks.registry import DRAWN_IF_0, POSITION, ScorerStopsError, register
 
 
 @register("custom:multiples", lambda: "Count from 10 to 50, but write only the multiples of 7.")
@@ -211,19 +210,13 @@ def repeat_simple(response: str) -> bool:
     return response.strip().lower() == _SENTENCE.lower()
 
 
-def _start(value: Any) -> int:
-    if value == 0:
-        raise DrawnValueError  # the published scorer treats 0 as missing and draws a number; one published prompt has it
-    return POSITION.parse(value)
-
-
 @register(
     "repeat:repeat_span",
     lambda prompt_to_repeat, n_start, n_end: (
         f"Answer with nothing but the words from number {n_start} up to but not including number {n_end}, counted "
         f'from 0 and separated by white space, of this text: "{prompt_to_repeat.strip()}".'
     ),
-    n_start=Argument(POSITION.what, _start),
+    n_start=DRAWN_IF_0,  # one published prompt has 0
     n_end=POSITION,
 )
 def repeat_span(response: str, prompt_to_repeat: str, n_start: int, n_end: int) -> bool:

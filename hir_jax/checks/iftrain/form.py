@@ -6,8 +6,7 @@ import re
 
 from hir_jax.checks import english
 from hir_jax.checks.ifeval.common import divided
-from hir_jax.checks.iftrain.words import NUMBER
-from hir_jax.checks.registry import pattern, plural, register
+from hir_jax.checks.registry import DRAWN_IF_0, pattern, plural, register
 
 _DIVIDER = r"\s?\*\*\*\s?"
 
@@ -30,8 +29,8 @@ def paragraphs2(response: str) -> bool:
         f"Write 3 paragraphs, divided by the markdown divider ***, of {plural(n_sent, 'sentence')} each, and "
         f"{plural(n_words, 'word')} in each sentence."
     ),
-    n_sent=NUMBER,
-    n_words=NUMBER,
+    n_sent=DRAWN_IF_0,
+    n_words=DRAWN_IF_0,
     needs=(english.sentence_tokenizer,),
 )
 def counting_composition(response: str, n_sent: int, n_words: int) -> bool:
@@ -109,7 +108,7 @@ def copying_simple(response: str, prompt_to_repeat: str) -> bool:
         f"Repeat this request {plural(N, 'time')}, divided by ******, and do not answer it: "
         f'"{prompt_to_repeat.strip()}".'
     ),
-    N=NUMBER,
+    N=DRAWN_IF_0,
 )
 def copying_multiple(response: str, prompt_to_repeat: str, N: int) -> bool:
     copies = response.split("******")
@@ -122,8 +121,8 @@ def copying_multiple(response: str, prompt_to_repeat: str, N: int) -> bool:
         f"Write nothing but the characters from number {n_start} up to but not including number {n_end}, counted from 0, of "
         f'this text: "{prompt_to_repeat}".'
     ),
-    n_start=NUMBER,
-    n_end=NUMBER,
+    n_start=DRAWN_IF_0,
+    n_end=DRAWN_IF_0,
 )
 def copy_span_idx(response: str, prompt_to_repeat: str, n_start: int, n_end: int) -> bool:
     """Quirk: the published wording includes the character at `n_end`, and the check does not. White space around is ignored."""
@@ -141,7 +140,7 @@ def _ends(phrase: str) -> str:
         f'Repeat the phrase "{phrase.strip()}" {plural(small_n, "time")}, with one word in its middle replaced each time.'
     ),
     phrase=pattern(_ends),
-    small_n=NUMBER,
+    small_n=DRAWN_IF_0,
 )
 def repeat_phrase(response: str, phrase: str, small_n: int) -> bool:
     """Passages of one line from the phrase's first word to its last (as patterns), as many words long as the phrase. Quirk: only

@@ -10,24 +10,14 @@ from hir_jax.checks import english
 from hir_jax.checks.ifeval import keywords as ifeval
 from hir_jax.checks.ifeval.common import RELATION, amount, holds
 from hir_jax.checks.registry import (
+    DRAWN_IF_0,
     LETTER,
-    POSITION,
     Argument,
-    DrawnValueError,
     ordinal,
     plural,
     register,
     require_pattern,
 )
-
-
-def _number(value: Any) -> int:
-    if not value:
-        raise DrawnValueError
-    return POSITION.parse(value)
-
-
-NUMBER = Argument(POSITION.what, _number)  # where the published scorer draws a number for 0
 
 
 def _one(value: Any) -> str:
@@ -99,7 +89,7 @@ def exclude_word_harder(response: str, keyword: str) -> bool:
 @register(
     "letters:letter_counting",
     lambda N, relation: f"Write {amount(relation, N, 'letter')}.",
-    N=NUMBER,
+    N=DRAWN_IF_0,
     relation=RELATION,
 )
 def letter_counting(response: str, N: int, relation: str) -> bool:
@@ -122,7 +112,7 @@ def letter_counting2(response: str, letter: str, let_frequency: int, let_relatio
 @register(
     "count:lowercase_counting",
     lambda N: f"Write at most {plural(N, 'word')} in lower case alone.",
-    N=NUMBER,
+    N=DRAWN_IF_0,
 )
 def lowercase_counting(response: str, N: int) -> bool:
     r"""Words are matches of \b[a-z]+\b, so that "it's" is two of them."""
@@ -161,8 +151,8 @@ def no_adjacent_consecutive(response: str) -> bool:
     "keywords:keyword_specific_position",
     lambda keyword, n, m: f'Make "{keyword}" the {ordinal(m)} word of the {ordinal(n)} sentence.',
     keyword=KEYWORD,
-    n=NUMBER,
-    m=NUMBER,
+    n=DRAWN_IF_0,
+    m=DRAWN_IF_0,
     needs=(english.sentence_tokenizer,),
 )
 def keyword_specific_position(response: str, keyword: str, n: int, m: int) -> bool:

@@ -326,12 +326,6 @@ def _write_weights(path: Path, config: ModelConfig, params: decoder.Params, dtyp
         write_json(path / INDEX, {"metadata": {"total_size": sum(sizes)}, "weight_map": weight_map})
 
 
-def remove(path: Path) -> None:
-    """Removes a directory if it is there."""
-    if path.exists():
-        path.rmtree() if paths.in_bucket(path) else shutil.rmtree(path)
-
-
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
