@@ -106,6 +106,8 @@ def require_bucket(bucket: str) -> None:
         ("google.auth", "ERROR"),
     ):
         logging.getLogger(talkative).setLevel(level)
+    for scheme in ("gcs", "gs"):
+        fsspec.register_implementation(scheme, _file_system(), clobber=True)
     # Lists are asked for anew: tensorstore and other processes write there too.
     fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
     credentials = (
@@ -125,6 +127,28 @@ def require_bucket(bucket: str) -> None:
         raise InputError(f"{where}: no credentials were found: {credentials}") from None
     except (OSError, *failures()) as error:
         raise InputError(f"{where}: the bucket cannot be reached: {reason(error)}") from None
+
+
+@functools.cache
+def _file_system() -> type:
+    """The class by which fsspec, so also epath and Orbax, uses Cloud Storage: that of gcsfs, except that a deletion whose answer
+    was lost succeeds. gcsfs deletes again, finds nothing, and reports that nothing was there."""
+    import fsspec
+    from fsspec.asyn import sync_wrapper
+
+    class FileSystem(fsspec.get_filesystem_class("gcs")):
+        async def _rm(self, path, recursive=False, **options):
+            there = await self._exists(path)
+            try:
+                return await super()._rm(path, recursive=recursive, **options)
+            except FileNotFoundError:
+                if not there:
+                    raise
+                return []
+
+        rm = sync_wrapper(_rm)
+
+    return FileSystem
 
 
 def failures() -> tuple[type[Exception], ...]:

@@ -8,8 +8,10 @@ import subprocess
 import sys
 import threading
 import time
+from typing import NamedTuple
 
 import bucket_server
+import jax
 import pytest
 from bucket_server import ROOT
 
@@ -17,6 +19,7 @@ from hir_jax import bucket, pathflags, paths
 from hir_jax.bucket import ChangedError, Mirror, Object
 from hir_jax.eval.responses import RefusedError, check_output
 from hir_jax.run import files, lock
+from hir_jax.run.checkpoints import Checkpoints
 from hir_jax.run.files import RunError
 from hir_jax.textfiles import read_jsonl
 from hir_jax.types import InputError
@@ -33,6 +36,10 @@ def server(request, port):
     mishap = bucket_server.every_tenth() if request.param != "sound" else lambda method, path: None
     with bucket_server.proxy(port, mishap) as found, bucket_server.used_here(found.url):
         yield found
+
+
+class State(NamedTuple):
+    params: jax.Array
 
 
 def empty(request):
@@ -84,6 +91,29 @@ def test_files_are_written_whole(there):
     files.write_jsonl(there / "rows.jsonl", [{"a": "é"}])
     assert [row for _, row in read_jsonl(there / "rows.jsonl")] == [{"a": "é"}]
     assert there.is_dir() and {path.name for path in there.iterdir()} == {"deep", "rows.jsonl"}
+
+
+def test_a_directory_is_removed_though_the_answer_is_lost(port, request):
+    """The client deletes again what is gone by then, and takes that for an error; a run's next checkpoint replaces the remains
+    of an unfinished one in this way."""
+    lost = []
+
+    def mishap(method, path):
+        if method != "DELETE" or lost:
+            return None
+        lost.append(path)
+        return "lose"
+
+    with bucket_server.proxy(port, mishap) as faulty, bucket_server.used_here(faulty.url):
+        directory = empty(request) / "6"
+        (directory / "a").write_text("remains")
+        with Checkpoints(directory.parent, keep=1) as saved:
+            saved.save(6, State(jax.numpy.ones(3)), {"step": 6})
+            saved.wait()
+            assert lost and saved.steps() == [6]
+        assert not (directory / "a").exists()
+        with pytest.raises(FileNotFoundError):
+            (directory.parent / "7").rmtree()
 
 
 def steps(path):
