@@ -32,9 +32,10 @@ PYTHON = "3.12"  # the machine's
 # What it lacks: packages of any platform, compiled packages, and the data of NLTK that IFEval's checks need
 PURE = (
     "ml_collections", "gguf", "nltk", "defusedxml", "langdetect", "emoji", "syllapy", "zhconv", "pebble", "portpicker",
-    "tensorboardX",
+    "tensorboardX", "tokamax", "qwix", "einshape", "typeguard", "immutabledict", "pydantic", "annotated-types",
+    "typing-inspection",
 )  # fmt: skip
-COMPILED = ("grain", "array_record")
+COMPILED = ("grain", "array_record", "pydantic_core")
 LANGUAGE = ("tokenizers/punkt_tab/english", "corpora/stopwords/english", "taggers/averaged_perceptron_tagger_eng")
 # What pip calls the machine: x86-64 Linux with glibc 2.28 or newer, and the Python there
 _PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_24_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")

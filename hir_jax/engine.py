@@ -7,6 +7,7 @@ loaded or compiled before it is asked for.
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
 from typing import Any
@@ -53,6 +54,8 @@ class Engine:
         sampler = {"data": -1, "fsdp": 1, "tensor": config.rollout.tensor} if config.rollout.tensor else config.mesh
         self.sampler_mesh = meshes.make_mesh(**sampler, devices=devices)
         attention = ATTENTION.get(self.mesh.devices.flat[0].platform, "plain")
+        if attention == "triton" and importlib.util.find_spec("tokamax") is None:
+            raise InputError("attention on a GPU needs the package tokamax: pip install 'tokamax>=0.0.12'")
         how = {"compute_dtype": config.model.compute_dtype, "remat": config.model.remat, "attention": attention}
         self.lora = None
         if config.lora.rank:

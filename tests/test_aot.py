@@ -17,7 +17,7 @@ from hir_jax import config as configs
 from hir_jax.aot import __main__ as aot
 from hir_jax.aot import chips, compiling, hlo, programs
 from hir_jax.aot.programs import Work, device_bytes
-from hir_jax.model import counting, decoder
+from hir_jax.model import attention, counting, decoder
 from hir_jax.model.config import MATRICES, ModelConfig
 from hir_jax.model.files.published import Outline, outline
 from hir_jax.parallel import mesh as meshes
@@ -316,11 +316,16 @@ def test_the_table_of_files(tmp_path):
         aot.collected(tmp_path)
 
 
-def compile_for(config: str, topology: str, *arguments: str) -> dict:
-    """The report of `python -m hir_jax.aot`; skips where the compiler is not installed."""
+def need_compiler(topology: str) -> None:
+    """Skips the test where the compiler of the topology's chips is not installed."""
     package = "libtpu" if topology.startswith("v") else "jax_cuda13_plugin"
     if importlib.util.find_spec(package) is None:
         pytest.skip(f"{package} is not installed ({chips.INSTALL})")
+
+
+def compile_for(config: str, topology: str, *arguments: str) -> dict:
+    """The report of `python -m hir_jax.aot`."""
+    need_compiler(topology)
     command = [sys.executable, "-m", "hir_jax.aot", f"--config={ROOT}/configs/{config}.py", f"--topology={topology}"]
     run = subprocess.run([*command, *arguments], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-3000:]
@@ -355,6 +360,30 @@ def test_learning_gathers_a_layer_at_a_time_and_never_makes_all_logits(tmp_path)
         for shape in wide:
             rows = np.prod(shape.sizes) // max(n for n in shape.sizes if n in words)
             assert rows <= batch_columns // 4, shape
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head_size", [64, 128, 256])
+def test_attention_and_its_gradients_compile_for_a_gpu(head_size):
+    """Packed rows of the paper's length in bfloat16. An H100 refuses kernels that want too much shared memory."""
+    need_compiler("h100:1")
+    mesh = jax.sharding.Mesh(np.array(chips.devices(chips.parse("h100:1"))), ("rows",))
+    placed = jax.NamedSharding(mesh, jax.P())
+    q, k, segments = (
+        jax.ShapeDtypeStruct(shape, dtype, sharding=placed)
+        for shape, dtype in (
+            ((1, 6144, 8, head_size), "bfloat16"),
+            ((1, 2, 6144, head_size), "bfloat16"),
+            ((1, 6144), "int32"),
+        )
+    )
+
+    def total(q, k, v, segments):
+        return attention.causal("triton", segments, 6144, decoder.no_shard)(q, k, v).astype("float32").sum()
+
+    with jax.set_mesh(mesh), attention.for_absent_devices():
+        compiled = jax.jit(jax.grad(total, (0, 1, 2))).lower(q, k, k, segments).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 8 * 6144**2 * 2  # no scores of all heads in memory
 
 
 @pytest.mark.slow

@@ -3,8 +3,8 @@ r"""Decoding and learning at the shapes of Qwen3 on one accelerator, against tha
     python -m experiments.benchmarks.gpu --output=FILE [--cases=NAME,...] [--wheels=DIR] [--rounds=5] [--tiny]
 
 Uses the sampler, the learner and the Engine without any tokenizer or data: of this project's requirements it needs jax, flax,
-optax, ml_collections, einops and jaxtyping. If one is missing, --wheels=DIR installs it from the wheels there into a temporary
-directory.
+optax, ml_collections, einops, jaxtyping and tokamax. If one is missing, --wheels=DIR installs those packages into a temporary
+directory that it lacks and that DIR has wheels of (`carrying.fetch_wheels` gets all).
 
 A decode case has `sequences` rows, 8 samples a prompt, no stop tokens. The seconds of a decode step are those of new_tokens
 tokens minus those of one, divided by the steps between. Its floor is the larger of FLOPs / matmul rate and (weights + filled
@@ -30,7 +30,6 @@ import argparse
 import dataclasses
 import importlib.util
 import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -40,7 +39,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-NEEDED = ("jax", "flax", "optax", "ml_collections", "einops", "jaxtyping")
+from experiments import carrying
+
+NEEDED = ("jax", "flax", "optax", "ml_collections", "einops", "jaxtyping", "tokamax")
 PROMPT_SAMPLES = 8
 
 
@@ -101,16 +102,17 @@ TINY = {
 
 
 def install(wheels: str | None) -> None:
-    """Installs the packages of NEEDED that are missing, from wheels. Exits with a message without a directory of wheels."""
+    """Installs what is missing from wheels if a package of NEEDED is. Exits with a message without a directory of wheels."""
     lacking = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if not lacking:
         return
     if wheels is None:
         sys.exit(f"error: this Python lacks {', '.join(lacking)}: install them, or give --wheels=DIR with their wheels")
-    target = tempfile.mkdtemp(prefix="wheels-")
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--find-links", wheels]
-    subprocess.run([*command, "--target", target, *lacking], check=True)
-    sys.path.append(target)  # at the end, so that the machine's own packages stay in use
+    site = Path(tempfile.mkdtemp(prefix="wheels-")) / "site"
+    carrying.install(Path(wheels), site)
+    sys.path.append(str(site))  # at the end, so that the machine's own packages stay in use
+    if lacking := [name for name in lacking if importlib.util.find_spec(name) is None]:
+        sys.exit(f"error: {wheels}: holds no wheel of {', '.join(lacking)}")
 
 
 def make_model(name: str, remat: str = "full"):

@@ -13,6 +13,7 @@ import jax
 from hir_jax.aot import hlo
 from hir_jax.aot.chips import Chip
 from hir_jax.aot.programs import Program, Work, device_bytes
+from hir_jax.model.attention import for_absent_devices
 from hir_jax.run.files import write_atomically
 
 _ALL = re.compile(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm", re.IGNORECASE)
@@ -55,7 +56,7 @@ def compile_program(program: Program) -> tuple[jax.stages.Compiled | str, float]
     """(compiled, or the compiler's message where it refuses a program for its memory; seconds)."""
     start = time.perf_counter()
     try:
-        with jax.set_mesh(program.mesh):
+        with jax.set_mesh(program.mesh), for_absent_devices():
             compiled = program.function.lower(*program.arguments, **program.options).compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):

@@ -4,7 +4,10 @@
 |---|---|---|
 | plain | CPU | XLA, in blocks of queries; scores of a block are in memory |
 | splash | TPU | jax's Pallas splash attention: no scores in memory, blocks that nothing attends to are left out |
-| triton | GPU | jax's Pallas Triton flash attention; unlike cuDNN's it compiles ahead of time: what is proven is what runs |
+| triton | GPU | tokamax's Triton flash attention (Ampere and later); blocks before the segments of all its queries are left out |
+
+cuDNN's and tokamax's Mosaic kernels for GPUs do not compile ahead of time without one, and no interpreter runs them on a CPU, so
+nothing could be proven of them here. jax 0.12 deprecates its Triton backend, on which tokamax's kernel is built too.
 
 All agree within rounding, in tests with numbers of a normal distribution, the kernels interpreted on a CPU: values with float64's
 within 2e-5 in float32 and 3e-2 in bfloat16, gradients with the plain float32 ones within 2e-4 and 2e-2 of the largest
@@ -16,12 +19,15 @@ Letters as in `model.decoder`.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 
 import jax
 import jax.numpy as jnp
-from einops import rearrange, repeat
+from absl import flags
+from einops import rearrange
 from jaxtyping import Bool, Float, Float32, Int, Shaped
 
 from hir_jax.types import Array
@@ -31,7 +37,7 @@ MOST_BLOCKS = 8  # of a pass; each is compiled
 MASKED = -1e30  # finite: a row of padding attends evenly to all columns instead of giving NaN
 LANES = 128  # columns and head sizes of the splash kernel are multiples of it
 SPLASH_BLOCKS = (512, 256, 128)  # columns; the first that divides the sequence
-TRITON_BLOCK = 128  # columns
+TRITON_BLOCK = 64  # columns
 
 Attend = Callable[[Array, Array, Array], Array]
 
@@ -145,13 +151,40 @@ def splash(q, k, v, segments, window: int, *, interpret: bool = False) -> Array:
     return rearrange(found[:, :, :columns, :head_dim], "b (k g) t d -> b k g t d", k=num_kv)
 
 
-def triton(q, k, v, segments, window: int, *, interpret: bool = False) -> Array:
-    """As `splash`. Keys and values are repeated for the queries that share them; `window` spares nothing here."""
-    from jax.experimental.pallas.ops.gpu.attention import mha
+def triton(q, k, v, segments, window: int) -> Array:
+    """As `splash`, for segments of adjacent columns. `window` spares nothing here: no segment is longer."""
+    from jax.experimental import pallas
+    from jax.experimental.pallas import triton as pallas_of_triton
+    from tokamax._src.ops.attention import base, pallas_triton, pallas_triton_vjp  # the public function has no segments
 
-    group, columns, head_dim = q.shape[2:]
+    pallas.dot = pallas_of_triton.dot  # jax has moved it, and tokamax 0.0.12 looks for it in its old place
+    if not flags.FLAGS.is_parsed():  # tokamax would take any program's arguments for flags
+        flags.FLAGS.mark_as_parsed()
+    columns, num_kv = q.shape[3], k.shape[1]
     q = _pad(rearrange(q, "b k g t d -> b t (k g) d"), 1, TRITON_BLOCK)
-    k, v = (_pad(repeat(x, "b k t d -> b t (k g) d", g=group), 1, TRITON_BLOCK) for x in (k, v))
-    segments = _pad(segments.astype(jnp.int32), 1, TRITON_BLOCK, value=-1)
-    found = mha(q, k, v, segments, sm_scale=head_dim**-0.5, causal=True, interpret=interpret)
-    return rearrange(found[:, :columns], "b t (k g) d -> b k g t d", g=group)
+    k, v = (_pad(rearrange(x, "b k t d -> b t k d"), 1, TRITON_BLOCK) for x in (k, v))
+    starts = _starts(_pad(segments.astype(jnp.int32), 1, TRITON_BLOCK, value=-1))
+    # Without a config tokamax looks up one by the device that jax would run on, which is another one ahead of time.
+    few = {"num_warps": 4, "num_stages": 2}
+    forward = pallas_triton.Config(block_q=TRITON_BLOCK, block_k=TRITON_BLOCK, **few)
+    backward = pallas_triton_vjp.Config(block_m1=32, block_n1=64, block_m2=64, block_n2=32, **few)
+    gradient = pallas_triton_vjp.PallasTritonFlashAttentionVjp(config=backward)
+    kernel = pallas_triton.PallasTritonFlashAttention(config=forward, vjp=gradient)
+    found = kernel(q, k, v, mask=base.Mask(is_causal=True, k_start=starts[:, None]))
+    return rearrange(found[:, :columns], "b t (k g) d -> b k g t d", k=num_kv)
+
+
+def _starts(segments: Int[Array, "B T"]) -> Int[Array, "B T"]:
+    """The first column of each column's segment, whose columns are adjacent."""
+    columns = jnp.arange(segments.shape[1])
+    first = jnp.diff(segments, axis=1, prepend=segments[:, :1] - 1) != 0
+    return jax.lax.cummax(jnp.where(first, columns, 0), axis=1)
+
+
+def for_absent_devices():
+    """A context in which kernels may be compiled for devices that are not here."""
+    if importlib.util.find_spec("tokamax") is None:
+        return nullcontext()
+    from tokamax import config
+
+    return config.cross_compile(True)

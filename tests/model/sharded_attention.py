@@ -8,6 +8,7 @@ prints their largest differences, of the largest number, as one line of JSON.
 import json
 from functools import partial
 
+import interpreted
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -60,9 +61,6 @@ def one_column(rng) -> float:
 
 
 if __name__ == "__main__":
-    for kernel in ("splash", "triton"):
-        setattr(attention, kernel, partial(getattr(attention, kernel), interpret=True))
-    decode_attention._filled_part = partial(decode_attention._filled_part, interpret=True)
     rng = np.random.default_rng(7)
-    with jax.set_mesh(SHARD.mesh):
+    with jax.set_mesh(SHARD.mesh), interpreted.kernels():
         print(json.dumps(whole_sequences(rng) | {"decoding": one_column(rng)}))
