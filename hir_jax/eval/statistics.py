@@ -8,7 +8,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtrit  # scipy.stats takes a second to import
 
 DRAWS = 10_000  # resamples of a bootstrap
 
@@ -90,7 +90,7 @@ def over_seeds(values: Sequence[float]) -> Interval:
     A bootstrap of five values would be far too narrow. Both ends are NaN for fewer than two values.
     """
     centre, error = float(np.mean(values)), standard_error(values)
-    half = error * float(stats.t.ppf(0.975, max(1, len(values) - 1)))
+    half = error * float(stdtrit(max(1, len(values) - 1), 0.975))
     return Interval(centre, centre - half, centre + half)
 
 
