@@ -15,7 +15,7 @@ import sys
 import threading
 import types as python_types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from typing import NamedTuple, Self
@@ -101,8 +101,8 @@ def _singles(jobs: Sequence[Job]) -> list[Job]:
 class Verifier:
     """Checks rows of constraints. A context manager; `close` ends the workers.
 
-    workers: processes, started and warm when the constructor returns; 0 checks in this process (main thread only, and without
-      protection against a check that ends its process or that no signal interrupts).
+    workers: processes, which load what they need until the first rows are to be verified; 0 checks in this process (main thread
+      only, and without protection against a check that ends its process or that no signal interrupts).
     timeout_seconds: wall-clock limit of each check.
     deciders: by name, for the constraints that are declared for them. Also an attribute.
     unknown_counts: the number of unknown verdicts so far, by reason (bad_arguments, raised, timed_out, died, and the
@@ -126,6 +126,7 @@ class Verifier:
         self._workers = workers
         self._seconds = timeout_seconds
         self.deciders = dict(deciders or {})
+        self._started: Future | None = None  # of the pool that is starting
         self._pool: ProcessPool | None = self._started_pool() if workers else None
 
     def __enter__(self) -> Self:
@@ -137,6 +138,7 @@ class Verifier:
     def close(self) -> None:
         """Ends the workers. A second call does nothing."""
         if self._pool is not None:
+            wait([self._started])
             self._pool.stop()
             self._pool.join()
             self._pool = None
@@ -222,8 +224,14 @@ class Verifier:
         pool = ProcessPool(
             self._workers, initializer=worker.initialise, initargs=(registry.modules(), self._ids), context=context
         )
-        for future in [pool.schedule(worker.ready) for _ in range(self._workers)]:
-            future.result()
+
+        def start() -> None:
+            for future in [pool.schedule(worker.ready) for _ in range(self._workers)]:
+                future.result()
+
+        starter = ThreadPoolExecutor(1)
+        self._started = starter.submit(start)
+        starter.shutdown(wait=False)
         return pool
 
     def _scheduled(self, jobs: Sequence[Job], loose: bool):
@@ -231,6 +239,7 @@ class Verifier:
             self._pool.stop()
             self._pool.join()
             self._pool = self._started_pool()
+        self._started.result()
         limit = 2 * self._seconds + _GRACE_SECONDS  # see `worker.run`
         return self._pool.schedule(worker.run, args=(list(jobs), loose, self._seconds), timeout=limit)
 

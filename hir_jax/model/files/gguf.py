@@ -61,6 +61,18 @@ def smollm2_wheel_path() -> Path:
     )
 
 
+class _Reader(GGUFReader):
+    """With the file as a plain array: `numpy.memmap` makes each of the hundred thousand slices of a tokenizer slow."""
+
+    @property
+    def data(self) -> np.ndarray:
+        return self._data
+
+    @data.setter
+    def data(self, mapped: np.memmap) -> None:
+        self._data = np.asarray(mapped)
+
+
 class GgufSource:
     """A GGUF file: metadata by key, tensors by name. Opening memory-maps the file; reading dequantises one tensor."""
 
@@ -68,7 +80,7 @@ class GgufSource:
         self.path = str(path)
         try:
             refuse_lfs_pointer(Path(path))
-            self._reader = GGUFReader(self.path)
+            self._reader = _Reader(self.path)
         except FileNotFoundError:
             raise CheckpointError(f"{path}: no such file") from None
         except (ValueError, IndexError, KeyError, OSError) as error:
