@@ -22,15 +22,8 @@ import jax.numpy as jnp
 from hir_jax.run import files
 from hir_jax.types import InputError
 
-_COMPARED = (
-    "jax",
-    "jaxlib",
-    "flax",
-    "torch",
-    "transformers",
-    "trl",
-    "accelerate",
-)  # packages whose versions a report names
+# packages whose versions a report names
+_COMPARED = ("jax", "jaxlib", "flax", "torch", "transformers", "trl", "accelerate")
 
 # (edge of the matrices, bytes of the array that is read): far larger than the caches, and slow against a dispatch
 _SIZES = {"cpu": (2048, 1 << 29), "gpu": (8192, 1 << 32), "tpu": (8192, 1 << 32)}

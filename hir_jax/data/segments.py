@@ -9,9 +9,12 @@ the reason.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -45,6 +48,19 @@ class ChatFrame:
     def thinks(self) -> bool:
         """Whether the template opens a reasoning block, which the response continues."""
         return begins_thinking(self.after)
+
+    @cached_property
+    def digest(self) -> str:
+        """A hash of the tokenizer, the chat template and what the template is given."""
+        talk, tokenizer = self.chat, self.tokenizer
+        parts = [
+            type(tokenizer).__name__,
+            tokenizer.backend_tokenizer.to_str(),
+            talk.template,
+            talk.variables,
+            talk.system,
+        ]
+        return hashlib.sha256(json.dumps([*parts, self.before, self.after]).encode()).hexdigest()
 
     def encode(self, texts: Sequence[str]):
         """Token ids and character offsets of full chat texts. The tokenizer adds no special tokens: the template has them."""
@@ -230,7 +246,7 @@ def encode_all(
         for draft in drafts:
             if isinstance(draft, _Draft):
                 own = [list(next(ids)) for _ in draft.cut], [next(offsets) for _ in draft.cut]
-                draft = _attempt(_joined_from, frame, draft, *own, [next(others) for _ in draft.others])
+                draft = _attempt(_encoded, frame, draft, *own, [next(others) for _ in draft.others])
             found.append(draft)
     return found
 
@@ -252,9 +268,8 @@ class _Draft:
     contexts: list[_Context]
     cut: list[str]
     checked: list[tuple[int, ...]]  # kept sets of the texts that the joined segments are compared with
-    others: list[
-        str
-    ]  # of `checked` after the first len(cut); then, if the normal form differs, of all `checked` as given
+    # of `checked` after the first len(cut); then, if the normal form differs, of all `checked` as given
+    others: list[str]
 
     @staticmethod
     def of(frame: ChatFrame, given: Instruction, roles: bool) -> _Draft:
@@ -271,7 +286,7 @@ class _Draft:
         return _Draft(given, instruction, contexts, [context.text for context in contexts], checked, others)
 
 
-def _joined_from(frame: ChatFrame, draft: _Draft, ids: list[list[int]], offsets, others: list[list[int]]) -> Encoded:
+def _encoded(frame: ChatFrame, draft: _Draft, ids: list[list[int]], offsets, others: list[list[int]]) -> Encoded:
     """The segments of a draft from the tokens of its texts. Raises EncodeError."""
     instruction, count = draft.instruction, len(draft.instruction.constraints)
     if not draft.contexts:

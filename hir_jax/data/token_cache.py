@@ -13,7 +13,6 @@ import io
 import itertools
 import json
 import logging
-import os
 import time
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -22,8 +21,10 @@ from pathlib import Path
 import numpy as np
 
 from hir_jax import paths
+from hir_jax.bucket import ChangedError
 from hir_jax.data import chat, segments, templates
 from hir_jax.data.segments import ChatFrame, Encoded, EncodeError
+from hir_jax.run.files import write_atomically
 from hir_jax.types import Instruction
 
 log = logging.getLogger(__name__)
@@ -57,10 +58,7 @@ def _programs() -> str:
 
 
 def _key(frame: ChatFrame, instructions: Sequence[Instruction], roles: bool) -> str:
-    talk = frame.chat
-    tokenizer = [type(talk.tokenizer).__name__, talk.tokenizer.backend_tokenizer.to_str()]
-    turns = [talk.template, talk.variables, talk.system, frame.before, frame.after]
-    digest = hashlib.sha256(json.dumps([_programs(), *tokenizer, *turns, roles]).encode())
+    digest = hashlib.sha256(json.dumps([_programs(), frame.digest, roles]).encode())
     for q in instructions:
         texts = [constraint.text for constraint in q.constraints]
         digest.update(json.dumps([q.task, q.template, q.source, texts]).encode())
@@ -68,7 +66,7 @@ def _key(frame: ChatFrame, instructions: Sequence[Instruction], roles: bool) -> 
 
 
 def _write(path: Path, found: Found) -> None:
-    """Writes the file whole or not at all; a directory that cannot be written to is not worth more than a line of the log."""
+    """Writes the file; a directory that cannot be written to is not worth more than a line of the log."""
     lengths: list[int] = []
     tokens: list[list[int]] = []
     rows: list[list] = []  # [constraints, roles of each, ordinal classes] or [reason, message]
@@ -87,12 +85,9 @@ def _write(path: Path, found: Found) -> None:
         lengths=np.array(lengths, np.int32),
         tokens=np.fromiter(itertools.chain(*tokens), np.int32),
     )
-    draft = path.with_name(f".{path.stem}-{os.getpid()}.npz")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_bytes(content.getvalue())
-        draft.replace(path)
-    except (OSError, *paths.failures()) as error:
+        write_atomically(path, content.getvalue())
+    except (OSError, ChangedError) as error:
         log.info("tokenised rows are not kept for the next start: %s: %s", path, paths.reason(error))
 
 
@@ -101,10 +96,11 @@ def _read(path: Path, frame: ChatFrame, instructions: Sequence[Instruction]) -> 
     try:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
             rows, lengths, tokens = json.loads(bytes(file["rows"])), file["lengths"], file["tokens"]
-        ends = np.cumsum(np.maximum(lengths, 0))
+        sizes = np.maximum(lengths, 0)
+        ends = np.cumsum(sizes)
         if len(rows) != len(instructions) or ends[-1:].sum() != len(tokens):
             raise ValueError("it does not fit the instructions")
-        tokens, numbers = tokens.tolist(), zip((ends - np.maximum(lengths, 0)).tolist(), lengths.tolist(), strict=True)
+        tokens, numbers = tokens.tolist(), zip((ends - sizes).tolist(), lengths.tolist(), strict=True)
         parts = (None if length == _ABSENT else tokens[start : start + length] for start, length in numbers)
         return [_row(frame, q, row, parts) for q, row in zip(instructions, rows, strict=True)]
     except FileNotFoundError:

@@ -165,9 +165,9 @@ def triton(q, k, v, segments, window: int) -> Array:
     k, v = (_pad(rearrange(x, "b k t d -> b t k d"), 1, TRITON_BLOCK) for x in (k, v))
     starts = _starts(_pad(segments.astype(jnp.int32), 1, TRITON_BLOCK, value=-1))
     # Without a config tokamax looks up one by the device that jax would run on, which is another one ahead of time.
-    few = {"num_warps": 4, "num_stages": 2}
-    forward = pallas_triton.Config(block_q=TRITON_BLOCK, block_k=TRITON_BLOCK, **few)
-    backward = pallas_triton_vjp.Config(block_m1=32, block_n1=64, block_m2=64, block_n2=32, **few)
+    launch = {"num_warps": 4, "num_stages": 2}
+    forward = pallas_triton.Config(block_q=TRITON_BLOCK, block_k=TRITON_BLOCK, **launch)
+    backward = pallas_triton_vjp.Config(block_m1=32, block_n1=64, block_m2=64, block_n2=32, **launch)
     gradient = pallas_triton_vjp.PallasTritonFlashAttentionVjp(config=backward)
     kernel = pallas_triton.PallasTritonFlashAttention(config=forward, vjp=gradient)
     found = kernel(q, k, v, mask=base.Mask(is_causal=True, k_start=starts[:, None]))

@@ -208,9 +208,8 @@ class _Group:
         with suppress(Exception):
             self._client.wait_at_barrier("hir_jax/failed", _FAREWELL_SECONDS * 1000)
             if first():
-                time.sleep(
-                    2.0
-                )  # it serves the group, and jax aborts a process that is still there when the server ends
+                # it serves the group, and jax aborts a process that is still there when the server ends
+                time.sleep(2.0)
         self._witness.close()
         sys.stdout.flush()
         sys.stderr.flush()

@@ -58,16 +58,17 @@ def is_stream(path: Path | str) -> bool:
     return found is not None and not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode)
 
 
-def write_atomically(path: Path | str, text: str | Iterable[str]) -> None:
-    """Writes a file so that either the old one or the whole new one is there. `text`: the content, or its parts in order.
+def write_atomically(path: Path | str, content: str | bytes | Iterable[str]) -> None:
+    """Writes a file so that either the old one or the whole new one is there. `content`: all of it, or its parts in order.
 
     A symbolic link is kept and its target replaced; permissions are kept. A device or a pipe cannot be replaced and is written
     to directly; if `path` is this program's own standard output or error (/dev/stdout), the text follows what is there
     already. Missing directories are made. An object in a bucket is replaced whole. Raises OSError that names `path`.
     """
-    path, parts = paths.at(path), [text] if isinstance(text, str) else text
+    path, texts = paths.at(path), [content] if isinstance(content, str | bytes) else content
+    parts = (part if isinstance(part, bytes) else part.encode("utf-8") for part in texts)
     if paths.in_bucket(path):
-        return bucket.replace(path, "".join(parts).encode("utf-8"))
+        return bucket.replace(path, b"".join(parts))
     with named_in_errors(path):
         old = _status(path)
         own = next((f for f in (1, 2) if old and _is_open(f, old)), None)
@@ -76,7 +77,7 @@ def write_atomically(path: Path | str, text: str | Iterable[str]) -> None:
             return
         if own is not None:
             sys.stdout.flush()
-        with open(path if own is None else own, "w", encoding="utf-8", newline="", closefd=own is None) as file:
+        with open(path if own is None else own, "wb", closefd=own is None) as file:
             file.writelines(parts)
 
 
@@ -87,14 +88,14 @@ def _is_open(descriptor: int, found: os.stat_result) -> bool:
         return False
 
 
-def _replace(target: Path, parts: Iterable[str], old: os.stat_result | None) -> None:
+def _replace(target: Path, parts: Iterable[bytes], old: os.stat_result | None) -> None:
     if old and stat.S_ISDIR(old.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     target.parent.mkdir(parents=True, exist_ok=True)
     # The draft's name does not grow with the target's, which may be as long as the file system allows.
     draft = target.with_name(f".{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
-        with open(draft, "x", encoding="utf-8", newline="") as file:
+        with open(draft, "xb") as file:
             if old:
                 os.chmod(draft, stat.S_IMODE(old.st_mode))
             file.writelines(parts)
