@@ -1,14 +1,12 @@
 """The tiny config made smaller still, and the training program in a process of its own; for the tests of the programs."""
 
-import contextlib
 import json
+import os
 import re
 import runpy
 import subprocess
 import sys
 from pathlib import Path
-
-import jax
 
 ROOT = Path(__file__).parents[1]
 CONFIG = "configs/tiny_hir.py"
@@ -69,6 +67,13 @@ def start(workdir, **changes) -> subprocess.Popen:
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+def environment(devices: int) -> dict[str, str]:
+    """Environment variables of a process that has as many virtual devices of the CPU."""
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
+    path = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
+    return os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": path}
+
+
 def rows(path):
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
@@ -77,15 +82,3 @@ def trajectory(workdir):
     """metrics.jsonl without what a clock says."""
     clocks = re.compile("seconds|per_s")
     return [{k: v for k, v in row.items() if not clocks.search(k)} for row in rows(workdir / "metrics.jsonl")]
-
-
-@contextlib.contextmanager
-def compilation_cache(directory: str):
-    """jax keeps in `directory` what takes half a second to compile."""
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = {name: getattr(jax.config, name) for name in names}
-    for name, value in zip(names, (directory, 0.5), strict=True):
-        jax.config.update(name, value)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)

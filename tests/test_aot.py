@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +10,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from small_runs import small_config
+from small_runs import environment, small_config
 
 from hir_jax import config as configs
 from hir_jax.aot import __main__ as aot
@@ -136,10 +135,7 @@ g = jax.jit(jax.shard_map(f, mesh=mesh, in_specs=P("d"), out_specs=P("d"), check
 text = g.lower(jax.ShapeDtypeStruct((64, 16), jnp.float32)).compile().as_text()
 print(json.dumps([list(c) for c in hlo.collectives(text, 8)]))
 """
-    environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT),
-    }  # fmt: skip
-    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    run = subprocess.run([sys.executable, "-c", code], env=environment(8), capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert json.loads(run.stdout.splitlines()[-1]) == [["all-reduce", ["f32", [8, 16]], 8, 2 * 512 * 7 / 8, [7]]]
 

@@ -1,7 +1,6 @@
 """Runs that were trained on eight devices, exported on this one."""
 
 import json
-import os
 import subprocess
 import sys
 
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 import trained_on_eight
 from safetensors.numpy import load_file
-from small_runs import ROOT
+from small_runs import ROOT, environment
 
 from hir_jax.engine import Engine
 from hir_jax.eval.answering import restored_params
@@ -28,13 +27,8 @@ TOKENS = np.random.default_rng(2).integers(5, 150, (2, 40)).astype(np.int32)
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
-    environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
-    }
     command = [sys.executable, trained_on_eight.__file__, str(folder)]
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(command, env=environment(8), cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return folder
 

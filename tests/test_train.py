@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from small_runs import CONFIG, ROOT, arguments, compilation_cache, rows, small_config, start, trajectory
+from small_runs import CONFIG, ROOT, arguments, rows, small_config, start, trajectory
 
 from hir_jax import config as configs
 from hir_jax.data import dataset, native
@@ -34,14 +34,6 @@ def state(workdir):
 
 
 # ---- methods, in this process ------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    """What one test of this module compiled serves the next ones, in this process and in others."""
-    directory = str(tmp_path_factory.mktemp("compiled"))
-    with compilation_cache(directory):
-        yield directory
 
 
 EASY = ("tiny:no_postscript", "keywords:forbidden_words")

@@ -6,7 +6,7 @@ from functools import partial
 import jax
 import numpy as np
 import pytest
-from small_runs import compilation_cache, small_config, trajectory
+from small_runs import small_config, trajectory
 
 from hir_jax import config as configs
 from hir_jax.aot.programs import programs
@@ -22,13 +22,6 @@ EASY = {
     "method": "ilr", "buffer__rows": 6, "data__min_constraints": 1, "data__max_constraints": 1,
     "data__constraint_ids": ("tiny:no_postscript", "keywords:forbidden_words"), "learner__learning_rate": 0.02,
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    """What one test of this module compiled serves the next ones."""
-    with compilation_cache(str(tmp_path_factory.mktemp("compiled"))):
-        yield
 
 
 def state(config, workdir):

@@ -10,7 +10,7 @@ import pytest
 import real_tokenizers
 import wrong_results
 from model_cases import CASES, write_model
-from small_runs import compilation_cache, rows, small_config, trajectory
+from small_runs import rows, small_config, trajectory
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 from transformers.utils import chat_template_utils
@@ -122,11 +122,10 @@ def runs(tmp_path_factory):
     chat_cases.tokenizer("llama3", DAILY).save_pretrained(folder / "tokenizer")
     how = {"model__tokenizer": str(folder / "tokenizer"), "data__max_prompt": 640, "learner__micro_batch_tokens": 4000}
     config = small_config(total_steps=2, learner__learning_rate=1e-2, save_model=False, **how)
-    with compilation_cache(str(folder / "compiled")):
-        run_at(1, config, folder / "whole")
-        run_at(1, config, folder / "resumed", Stopping)
-        assert [row["step"] for row in rows(folder / "resumed" / "metrics.jsonl")] == [0, 1]
-        run_at(2, config, folder / "resumed")
+    run_at(1, config, folder / "whole")
+    run_at(1, config, folder / "resumed", Stopping)
+    assert [row["step"] for row in rows(folder / "resumed" / "metrics.jsonl")] == [0, 1]
+    run_at(2, config, folder / "resumed")
     return folder / "whole", folder / "resumed"
 
 
@@ -180,11 +179,6 @@ def answers(rollout, begun):
         yield whole, left
 
 
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory):
-    return str(tmp_path_factory.mktemp("compiled"))
-
-
 def expected(rollout, begun, stripped=True):
     """bool[B, 2]: which constraints each response's answer, or the whole of it, meets; a blank one meets none."""
     texts = [answer if stripped else whole for whole, answer in answers(rollout, begun)]
@@ -192,7 +186,7 @@ def expected(rollout, begun, stripped=True):
 
 
 @pytest.mark.parametrize("template", [chat_cases.QWEN3, chat_cases.THINKING], ids=["opened by itself", "by the prompt"])
-def test_verdicts_of_a_step_are_those_of_the_answer(template, tmp_path, compiled):
+def test_verdicts_of_a_step_are_those_of_the_answer(template, tmp_path):
     """On the host, on the device before it and in one function there; the tokens that are learnt from stay whole."""
     begun = template == chat_cases.THINKING
     small_tokenizer(template).save_pretrained(tmp_path / "tokenizer")
@@ -206,7 +200,7 @@ def test_verdicts_of_a_step_are_those_of_the_answer(template, tmp_path, compiled
     prompts, params = engine.prompts(data.rows, data.shapes), engine.load_params()
     conditions = encode([constraints] * 4, data.shapes.constraints)
     found = {}
-    with Verifier(0, 5.0) as verifier, compilation_cache(compiled):
+    with Verifier(0, 5.0) as verifier:
         for name, given in (("host", None), ("device", conditions)):
             found[name] = roll_out(engine, verifier, params, data.rows, prompts, 0, Clock(), given)[:2]
         whole = Engine(small_config(model__strip_thinking=False, **how))

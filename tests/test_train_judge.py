@@ -3,7 +3,6 @@
 import json
 import threading
 
-import jax
 import pytest
 from judge_server import KEY, KEY_NAME, JudgeServer, completion, set_environment
 from small_runs import small_config
@@ -14,18 +13,6 @@ from hir_jax.train import train
 from hir_jax.types import Constraint, Instruction
 
 TEXTS = ("Sound calm.", "Be kind to the reader.")
-
-
-@pytest.fixture(autouse=True)
-def compiled(tmp_path):
-    """What the first run compiles serves the second."""
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = [getattr(jax.config, name) for name in names]
-    for name, value in zip(names, (str(tmp_path / "compiled"), 0.2), strict=True):
-        jax.config.update(name, value)
-    yield
-    for name, value in zip(names, before, strict=True):
-        jax.config.update(name, value)
 
 
 @pytest.fixture

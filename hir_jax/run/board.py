@@ -12,12 +12,15 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-from tensorboardX import summary
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
 
+from hir_jax.imports import without
 from hir_jax.run.files import named_in_errors
+
+with without("torch"):  # two seconds, to know the type of tensors, which are never given here
+    from tensorboardX import summary
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+    from tensorboardX.proto.summary_pb2 import Summary
 
 _POSITIVE = 1e-12 * 1.1 ** np.arange(775)  # TensorFlow's histogram bins, up to 1e20
 _BINS = np.concatenate([-_POSITIVE[::-1], [0.0], _POSITIVE])

@@ -2,11 +2,9 @@
 
 import itertools
 import json
-import os
 import random
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -14,6 +12,7 @@ import on_mesh
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_runs import ROOT, environment
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -23,7 +22,6 @@ from hir_jax.checks.device.conditions import IDS, decides, encode
 from hir_jax.data.generate.tiny import lexicon
 from hir_jax.types import Constraint, InputError
 
-ROOT = Path(__file__).parents[2]
 IFEVAL = ROOT / "../shared/benchmarks/ifeval"
 recorded = pytest.mark.skipif(not IFEVAL.is_dir(), reason="the benchmark fixtures (../shared/benchmarks) are absent")
 
@@ -384,13 +382,10 @@ def test_batches_of_any_prompts_share_one_program(tokenizer):
 
 def test_eight_devices(tmp_path):
     """A mesh of (2, 2, 2) gives the verdicts of one device, and no device waits for another."""
-    environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT),
-    }  # fmt: skip
     out = tmp_path / "out.npz"
     done = subprocess.run(
         [sys.executable, on_mesh.__file__, str(out)],
-        env=environment,
+        env=environment(8),
         cwd=ROOT,
         capture_output=True,
         text=True,

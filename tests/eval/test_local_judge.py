@@ -1,7 +1,6 @@
 """The judge on this machine: its scores against transformers' own softmax, padding, buckets, limits and the cache."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from model_cases import write_model
+from small_runs import environment
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -135,9 +135,8 @@ print(json.dumps([found[case] for case in cases]))
 
 
 def test_rows_and_parameters_may_be_split_over_devices(model, directory):
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
     command = [sys.executable, "-c", ON_FOUR_DEVICES, str(directory), json.dumps(CASES[:3])]
-    split = subprocess.check_output(command, env=environment, cwd=Path(__file__).parents[2], text=True)
+    split = subprocess.check_output(command, env=environment(4), cwd=Path(__file__).parents[2], text=True)
     found, _ = scores(model)
     assert json.loads(split) == pytest.approx([found[case] for case in CASES[:3]], abs=1e-5)
 

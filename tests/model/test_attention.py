@@ -1,7 +1,6 @@
 """The kernels, interpreted on a CPU, against attention written with NumPy; so the plain ones too. Values and gradients."""
 
 import json
-import os
 import subprocess
 import sys
 from functools import partial
@@ -12,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_runs import ROOT, environment
 
 from hir_jax.model import attention, decode_attention
 from hir_jax.model.decoder import no_shard
@@ -23,7 +23,6 @@ CASES = {
 }  # fmt: skip
 TOLERANCE = {"float32": 2e-5, "bfloat16": 3e-2}
 GRADIENT_TOLERANCE = {"float32": 2e-4, "bfloat16": 2e-2}  # of the largest number
-ROOT = Path(__file__).parents[2]
 
 
 def make_case(name, dtype="float32"):
@@ -141,11 +140,8 @@ def test_decoding_attends_to_what_is_filled(implementation, end, counts):
 
 def test_eight_devices():
     """Rows and key heads split under (2, 2, 2): values and gradients of whole sequences, and one column over caches."""
-    environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT),
-    }  # fmt: skip
     command = [sys.executable, str(Path(__file__).with_name("sharded_attention.py"))]
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(command, env=environment(8), cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     differences = json.loads(done.stdout.splitlines()[-1])
     assert set(differences) == {"splash", "triton", "decoding"} and max(differences.values()) < 1e-5, differences

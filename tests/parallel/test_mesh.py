@@ -1,23 +1,21 @@
 """The mesh's rules and messages, and eight virtual devices as (2, 2, 2) against one device."""
 
 import json
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import eight_devices
 import jax
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
+from small_runs import ROOT, environment
 
 from hir_jax.engine import Engine
 from hir_jax.model import decoder
 from hir_jax.model.config import ModelConfig
 from hir_jax.parallel import mesh as meshes
 
-ROOT = Path(__file__).parents[2]
 MESH = {"data": 2, "fsdp": 2, "tensor": 2}
 
 
@@ -96,13 +94,8 @@ def pair(checkpoint):
     protect that the mesh changes no result.
     """
     out = checkpoint.parent / "eight.npz"
-    environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": str(ROOT),
-    }
     process = subprocess.Popen(
-        [sys.executable, eight_devices.__file__, str(checkpoint), str(out)], env=environment, cwd=ROOT,
+        [sys.executable, eight_devices.__file__, str(checkpoint), str(out)], env=environment(8), cwd=ROOT,
         stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     one = eight_devices.run(str(checkpoint), (1, 1, 1), jax.devices()[:1])

@@ -5,7 +5,6 @@ with a layout of its own for sampling, whose cache has room for some of the rows
 """
 
 import json
-import os
 import re
 import shutil
 import signal
@@ -20,7 +19,7 @@ import jax
 import numpy as np
 import pytest
 from jax._src.clusters import cloud_tpu_cluster
-from small_runs import ROOT, arguments, small_config
+from small_runs import ROOT, arguments, environment, small_config
 
 from hir_jax import paths
 from hir_jax.engine import Engine
@@ -37,9 +36,6 @@ SETTINGS = {
 # Four pairs of devices share the rows; each holds two prompts of 96 columns and has room for one slot of 96 + 11, not for all
 # ten rows of 12. A column takes 2 x 16 float32 numbers, of the one key head of two that a device has.
 SPLIT = {"mesh__data": 1, "mesh__fsdp": -1, "rollout__tensor": 2, "rollout__cache_bytes": (2 * 96 + 107) * 128}
-XLA_FLAGS = (
-    "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count={}"  # 0: half the seconds of a start
-)
 RECORDED = str(Path(__file__).with_name("recorded.py"))
 LIMIT = 900  # seconds for a start, far more than it takes: the machine may be busy
 
@@ -58,12 +54,11 @@ class Group:
             program = [RECORDED, f"{record}-{i}.npz", str(COMPARED)] if record else ["-m", "hir_jax.train"]
             variables = {"HIR_COORDINATOR": f"127.0.0.1:{port}", "HIR_PROCESSES": str(count), "HIR_PROCESS": str(i)}
             variables = variables if count > 1 else {}
-            variables |= {"XLA_FLAGS": XLA_FLAGS.format(devices), "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
-            more, environment = each(i)
+            more, own = each(i)
             with output.open("w") as file:
                 process = subprocess.Popen(
                     [sys.executable, *program, *given, *more],
-                    cwd=ROOT, env=os.environ | variables | environment, stdout=file, stderr=subprocess.STDOUT,
+                    cwd=ROOT, env=environment(devices) | variables | own, stdout=file, stderr=subprocess.STDOUT,
                 )  # fmt: skip
             self.members.append(process)
 

@@ -1,12 +1,10 @@
 """Continuous batching against the plain loop, and its use of the slots against a simulated queue."""
 
 import heapq
-import os
 import subprocess
 import sys
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -15,6 +13,7 @@ import sharded_rollout
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
+from small_runs import ROOT, environment
 
 from hir_jax.model import decoder
 from hir_jax.model.config import ModelConfig
@@ -22,7 +21,6 @@ from hir_jax.sampler.continuous import Share, decode_steps, sample_continuous, s
 from hir_jax.sampler.sample import Sampling, sample
 from hir_jax.types import InputError, Rollout
 
-ROOT = Path(__file__).parents[2]
 MODEL = ModelConfig("qwen2", 61, 32, 64, 2, 4, 2, 8, attention_bias=True)
 LONGEST = 9
 SETTINGS = Sampling(max_response=LONGEST, stop_ids=tuple(range(9)), pad_id=0)  # so many that some rows end at once
@@ -221,11 +219,8 @@ def test_slots_that_a_memory_holds():
 
 def test_eight_devices(tmp_path):
     """Under (2, 2, 2) each of four pairs of devices has its queue: the same rows, and no keys or values travel."""
-    environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT),
-    }  # fmt: skip
     command = [sys.executable, sharded_rollout.__file__, str(tmp_path / "eight.npz")]
-    process = subprocess.Popen(command, env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, env=environment(8), cwd=ROOT, stderr=subprocess.PIPE, text=True)
     one = jax.jit(partial(sample, model=sharded_rollout.MODEL, settings=sharded_rollout.SETTINGS))
     expected = jax.device_get(one(*sharded_rollout.case()))
     _, errors = process.communicate()

@@ -8,6 +8,7 @@ of a pattern.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -52,6 +53,7 @@ class _HostOnlyError(Exception):
     """This constraint cannot be encoded; the host decides it."""
 
 
+@functools.lru_cache(4096)  # the words of many rows are the same
 def _symbols(pattern: str, *, exact: bool = False, body: bool = False) -> list[list[Symbol]]:
     r"""The alternatives (of `\s?`) of a regular expression of literals, `.`, `\s`, `\d` and, at its ends, `\b`.
 
@@ -264,9 +266,9 @@ def encode(rows: Sequence[Sequence[Constraint]], width: int) -> Conditions:
     slots = max([1, *map(len, patterns)])
     longest = max((len(p) for row in patterns for *_, p in row), default=1)
     owner, doubt = np.full((len(rows), slots), -1, np.int32), np.zeros((len(rows), slots), bool)
-    symbols = np.zeros((2, len(rows), slots, longest), np.uint16)
+    symbols = np.zeros((len(rows), slots, longest, 2), np.uint16)
     for n, row in enumerate(patterns):
         for m, (c, doubtful, pattern) in enumerate(row):
             owner[n, m], doubt[n, m] = c, doubtful
-            symbols[:, n, m, : len(pattern)] = np.transpose(pattern)
-    return Conditions(value, relation, number, present, decidable, owner, doubt, *symbols)
+            symbols[n, m, : len(pattern)] = pattern
+    return Conditions(value, relation, number, present, decidable, owner, doubt, *np.moveaxis(symbols, -1, 0))
