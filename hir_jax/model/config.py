@@ -76,7 +76,3 @@ class ModelConfig:
             raise ValueError(f"num_heads ({self.num_heads}) must be a multiple of num_kv_heads ({self.num_kv_heads})")
         if self.head_dim % 2:
             raise ValueError(f"head_dim ({self.head_dim}) must be even: rotary positions turn pairs of channels")
-
-    @property
-    def queries_per_kv(self) -> int:
-        return self.num_heads // self.num_kv_heads
