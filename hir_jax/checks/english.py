@@ -15,7 +15,6 @@ families' modules is one of the scorers' own and uses `re`.
 from __future__ import annotations
 
 import functools
-import importlib
 import importlib.util
 import itertools
 import re

@@ -7,6 +7,7 @@ Only the first process writes what is not sharded and makes decisions that depen
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import subprocess
@@ -157,6 +158,9 @@ def joined(*, preemption: bool) -> Iterator[None]:
         heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
         shutdown_timeout_seconds=HEARTBEAT_SECONDS,
     )
+    # absl lets an abort print the stacks of all threads. jax aborts while they run: reading their stacks then may crash.
+    if faulthandler.is_enabled():
+        faulthandler.enable(all_threads=False)
     group = _Group(witness)
     witness.last_words(f"error: {_name()} has ended, for another one is gone or it was killed itself. {_AGAIN}\n")
     try:

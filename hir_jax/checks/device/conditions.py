@@ -54,7 +54,7 @@ class _HostOnlyError(Exception):
 
 
 @functools.lru_cache(4096)  # the words of many rows are the same
-def _symbols(pattern: str, *, exact: bool = False, body: bool = False) -> list[list[Symbol]]:
+def _symbols(pattern: str, *, exact: bool = False, body: bool = False) -> tuple[tuple[Symbol, ...], ...]:
     r"""The alternatives (of `\s?`) of a regular expression of literals, `.`, `\s`, `\d` and, at its ends, `\b`.
 
     Letter case counts if `exact`. With `body` the symbols match only inside the text stripped of its ends (BODY).
@@ -62,7 +62,7 @@ def _symbols(pattern: str, *, exact: bool = False, body: bool = False) -> list[l
     parts = _PART.findall(pattern)
     if "".join(parts) != pattern or not pattern.isascii():
         raise _HostOnlyError
-    found: list[list[Symbol]] = [[]]
+    found: list[tuple[Symbol, ...]] = [()]
     for i, part in enumerate(parts):
         if part == r"\b":
             first, last = i == 0, i == len(parts) - 1
@@ -74,11 +74,11 @@ def _symbols(pattern: str, *, exact: bool = False, body: bool = False) -> list[l
         else:
             bits = _LOWER | _TEXT | _UPPER * exact | BODY * body
             value = (int(CHARACTER[ord(part[-1])]) | BODY) & bits
-        choices = [[(bits, value)], []] if part == r"\s?" else [[(bits, value)]]
+        choices = [((bits, value),), ()] if part == r"\s?" else [((bits, value),)]
         found = [s + t for s in found for t in choices]
         if len(found) > _MAX_ALTERNATIVES:
             raise _HostOnlyError
-    return found
+    return tuple(found)
 
 
 def _overlaps(patterns: Sequence[Sequence[Symbol]]) -> list[list[Symbol]]:
