@@ -25,8 +25,8 @@ from absl import flags
 from rich.console import Console
 from rich.logging import RichHandler
 
+from hir_jax import ahead, pathflags, paths
 from hir_jax import config as configs
-from hir_jax import pathflags, paths
 from hir_jax.checks import user
 from hir_jax.checks.device.conditions import encode
 from hir_jax.data import dataset
@@ -73,6 +73,9 @@ class Run:
         rows = itertools.chain(self.data.rows, self.data.heldout)
         self.verifier = open_configured(stack, config.constraints, (row.instruction for row in rows))
         self.conditions, self.on_device = self._conditions()
+        if METHODS[config.method].samples:
+            _, prompts, conditions = given_prompts(self, self.data.indices(0))
+            ahead.start(stack, self.engine, prompts, conditions, self.on_device)
         if fresh:
             processes.agree(self._write_config)
         written = files.read_config(workdir)

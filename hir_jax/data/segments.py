@@ -13,6 +13,7 @@ import hashlib
 import json
 import random
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -63,13 +64,21 @@ class ChatFrame:
         return hashlib.sha256(json.dumps([*parts, self.before, self.after]).encode()).hexdigest()
 
     def encode(self, texts: Sequence[str]):
-        """Token ids and character offsets of full chat texts. The tokenizer adds no special tokens: the template has them."""
-        return self.tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True)
+        """(ids, character offsets) of each full chat text. The tokenizer adds no special tokens: the template has them."""
+        found = self._backend.encode_batch(list(texts), add_special_tokens=False)
+        return [(one.ids, one.offsets) for one in found]
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of full chat texts, in half the time of `encode`."""
-        found = self.tokenizer.backend_tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        found = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return [one.ids for one in found]
+
+    @property
+    def _backend(self):
+        """The tokenizer that does the work, without the truncation and padding that its file may ask for: a call of transformers'
+        tokenizer takes them off."""
+        self.tokenizer("", add_special_tokens=False)
+        return self.tokenizer.backend_tokenizer
 
     def normal_form(self, instruction: Instruction) -> Instruction:
         """The instruction with its texts as the tokenizer normalises them (Unicode NFC or lower case, for example)."""
@@ -143,11 +152,11 @@ class _Context:
     bounds: list[int]
 
     @staticmethod
-    def of(frame: ChatFrame, instruction: Instruction, kept: tuple[int, ...]) -> _Context:
-        """Raises EncodeError as `_chat_text`."""
+    def of(frame: ChatFrame, instruction: Instruction, kept: tuple[int, ...], asks: bool) -> _Context:
+        """asks: whether the chat template is asked in any case. Raises EncodeError as `_chat_text`."""
         before, pieces, after = _pieces(instruction, kept)
         content = before + "".join(pieces) + after
-        text = _chat_text(frame, instruction.source, content)
+        text = (_chat_text if asks else _usual_text)(frame, instruction.source, content)
         shown = text[len(frame.before) : len(text) - len(frame.after)]
         trimmed = (len(content) - len(content.lstrip())) - (len(shown) - len(shown.lstrip()))
         ends = [len(before)]
@@ -183,12 +192,10 @@ def _chat_text(frame: ChatFrame, source: str, content: str) -> str:
     return text
 
 
-def _usual_text(frame: ChatFrame, instruction: Instruction, kept: Sequence[int]) -> str:
+def _usual_text(frame: ChatFrame, source: str, content: str) -> str:
     """The chat text without asking the template, which is slow, unless the request has outer white space."""
-    before, pieces, after = _pieces(instruction, kept)
-    content = before + "".join(pieces) + after
     if content != content.strip():
-        return _chat_text(frame, instruction.source, content)
+        return _chat_text(frame, source, content)
     return frame.before + content + frame.after
 
 
@@ -235,19 +242,33 @@ def encode_all(
     frame: ChatFrame, instructions: Sequence[Instruction], *, roles: bool = True
 ) -> list[Encoded | EncodeError]:
     """For each instruction what `encode` returns or raises. Instructions share calls of the tokenizer, which have a fixed cost
-    and use all cores."""
+    and use all cores; while one is made, the texts of the next are rendered."""
     found: list[Encoded | EncodeError] = []
-    for start in range(0, len(instructions), _TOGETHER):
-        drafts = [_attempt(_Draft.of, frame, q, roles) for q in instructions[start : start + _TOGETHER]]
-        ready = [draft for draft in drafts if isinstance(draft, _Draft)]
-        cut = frame.encode([text for draft in ready for text in draft.cut]) if ready else {}
-        ids, offsets = iter(cut.get("input_ids", ())), iter(cut.get("offset_mapping", ()))
-        others = iter(frame.ids([text for draft in ready for text in draft.others]))
-        for draft in drafts:
-            if isinstance(draft, _Draft):
-                own = [list(next(ids)) for _ in draft.cut], [next(offsets) for _ in draft.cut]
-                draft = _attempt(_encoded, frame, draft, *own, [next(others) for _ in draft.others])
-            found.append(draft)
+    waiting = None
+    with ThreadPoolExecutor(1) as thread:
+        for start in range(0, len(instructions), _TOGETHER):
+            drafts = [_attempt(_Draft.of, frame, q, roles) for q in instructions[start : start + _TOGETHER]]
+            tokens = thread.submit(_tokens, frame, [draft for draft in drafts if isinstance(draft, _Draft)])
+            found += _finished(frame, *waiting) if waiting else []
+            waiting = drafts, tokens
+        return found + (_finished(frame, *waiting) if waiting else [])
+
+
+def _tokens(frame: ChatFrame, drafts: Sequence[_Draft]):
+    """Iterators over (ids, offsets) of the drafts' texts that are cut, and over the ids of the others."""
+    cut = frame.encode([text for draft in drafts for text in draft.cut])
+    return iter(cut), iter(frame.ids([text for draft in drafts for text in draft.others]))
+
+
+def _finished(frame: ChatFrame, drafts: list[_Draft | EncodeError], tokens: Future) -> list[Encoded | EncodeError]:
+    """The drafts with the tokens of their texts, once these are there."""
+    cut, others = tokens.result()
+    found: list[Encoded | EncodeError] = []
+    for draft in drafts:
+        if isinstance(draft, _Draft):
+            own = [next(cut) for _ in draft.cut], [next(others) for _ in draft.others]
+            draft = _attempt(_encoded, frame, draft, *own)
+        found.append(draft)
     return found
 
 
@@ -279,32 +300,37 @@ class _Draft:
             return _Draft(given, instruction, [], [frame.chat.text(render(given))], [], [])
         needed = _contexts(count, numbered)
         checked = list(dict.fromkeys([*needed, *_checked(count)]))
-        contexts = [_Context.of(frame, instruction, kept) for kept in needed]
-        others = [_usual_text(frame, instruction, kept) for kept in checked[len(needed) :]]
+        # The template is asked for the whole request and the shortest, and otherwise taken to treat all of them alike.
+        contexts = [_Context.of(frame, instruction, kept, asks=kept in (needed[0], needed[-1])) for kept in needed]
+        others = [
+            _usual_text(frame, instruction.source, render(instruction, _marks(kept, count)))
+            for kept in checked[len(needed) :]
+        ]
         if given != instruction:
             others += [frame.chat.text(render(given, _marks(kept, count))) for kept in checked]
         return _Draft(given, instruction, contexts, [context.text for context in contexts], checked, others)
 
 
-def _encoded(frame: ChatFrame, draft: _Draft, ids: list[list[int]], offsets, others: list[list[int]]) -> Encoded:
-    """The segments of a draft from the tokens of its texts. Raises EncodeError."""
+def _encoded(frame: ChatFrame, draft: _Draft, cut: list[tuple[list[int], Any]], others: list[list[int]]) -> Encoded:
+    """The segments of a draft. cut: (ids, offsets) of its texts that are cut; others: ids of the others. Raises EncodeError."""
     instruction, count = draft.instruction, len(draft.instruction.constraints)
+    ids = [own for own, _ in cut]
     if not draft.contexts:
         return Encoded(instruction, ids[0], ids[0], [[None, None]] * count, [], 2)
     numbered = is_numbered(instruction.template)
     ordinals = max(2, count) if numbered else 2
-    cuts = [context.cut(*one) for context, *one in zip(draft.contexts, ids, offsets, strict=True)]
+    cuts = [context.cut(*one) for context, one in zip(draft.contexts, cut, strict=True)]
     head, tail = _common([cut[0] for cut in cuts]), _common([cut[-1][::-1] for cut in cuts])[::-1]
     numbers: dict[int, list[int]] = {}
     bodies: dict[tuple[int, int, bool], list[int]] = {}
-    for context, (start, *cut, end) in zip(draft.contexts, cuts, strict=True):
+    for context, (start, *inner, end) in zip(draft.contexts, cuts, strict=True):
         # Tokens of head and tail that depend on the neighbouring constraint (" The") become part of its segment.
-        cut[0 if numbered else 1] = start[len(head) :] + cut[0 if numbered else 1]
-        cut[-1] = cut[-1] + end[: len(end) - len(tail)]
+        inner[0 if numbered else 1] = start[len(head) :] + inner[0 if numbered else 1]
+        inner[-1] = inner[-1] + end[: len(end) - len(tail)]
         for ordinal, c in enumerate(context.kept):
-            numbers.setdefault(min(ordinal, ordinals - 1), cut[2 * ordinal])
+            numbers.setdefault(min(ordinal, ordinals - 1), inner[2 * ordinal])
             body = c, 0 if numbered else min(ordinal, 1), ordinal == len(context.kept) - 1
-            bodies.setdefault(body, cut[2 * ordinal + 1])
+            bodies.setdefault(body, inner[2 * ordinal + 1])
 
     def segment(c: int, ordinal: int, last: bool) -> list[int] | None:
         body = bodies.get((c, 0 if numbered else ordinal, last))
@@ -380,4 +406,4 @@ def gather(encoded: Encoded, keep: Sequence[bool]) -> list[int]:
 def tokenise_rendering(frame: ChatFrame, instruction: Instruction, keep: Sequence[bool] | None = None) -> list[int]:
     """Tokens of the prompt that keeps the marked constraints, by rendering and tokenising it: the reference for `gather`."""
     text = frame.chat.text(render(instruction, keep))
-    return list(frame.encode([text])["input_ids"][0])
+    return frame.ids([text])[0]

@@ -130,7 +130,7 @@ class LocalModel:
     def _encode(self, case: Case) -> list[int]:
         """The tokens of the chat prompt. Text that looks like a special token stays text, so no response can end its turn."""
         shown = {name: text.encode("utf-8", "replace").decode("utf-8") for name, text in case._asdict().items()}
-        before, after = self._frame.encode([self._frame.before, self._frame.after])["input_ids"]
+        before, after = self._frame.ids([self._frame.before, self._frame.after])
         body = self._tokenizer(WORDING.format(**shown), add_special_tokens=False, split_special_tokens=True)
         return [*before, *body["input_ids"], *after]
 
