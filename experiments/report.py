@@ -7,9 +7,9 @@ run: with them a report can be made again without the runs. Written for each sui
 steps and over samples, and tables in Markdown and CSV:
 - the mean over seeds +- its standard error of the FIGURES below. Held-out `following` (the primary measure: ILA minus the ILA of
   the same responses under other prompts' constraints), that control, ILA (pass@1), pass@8, the share of distinct responses and
-  the entropy are from 8 samples a prompt at temperature 1 after the last step. Then held-out following before the first step, its
-  mean over steps and over equally many generated samples, and the generated samples until it first reaches --level (mean of the
-  seeds that reach it, and their number);
+  the entropy are from 8 samples a prompt at the rollouts' temperature after the last step. Then held-out following before the
+  first step, its mean over steps and over equally many generated samples, and the generated samples until it first reaches
+  --level (mean of the seeds that reach it, and their number);
 - the differences from the suite's first variant, or from the one that the suite names, paired by seed, with 95% intervals by
   Student's t over seeds.
 report.md and the single page report.html hold all of this, with the commands that made the runs.
@@ -35,7 +35,7 @@ import numpy as np
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from experiments.run import COMMANDS, curves, read_metrics, slug
+from experiments.run import COMMANDS, curves, read_metrics, slug, summary
 from experiments.suites import SUITES
 from hir_jax.bench.table import markdown_table
 from hir_jax.eval.statistics import area_under_curve, first_reaching, over_seeds, standard_error
@@ -66,8 +66,8 @@ def _evaluation(directory: Path) -> Path | None:
     """The summary of the evaluation after the last step; None if the run is not finished."""
     if not (directory / "config.json").exists():
         return None
-    steps = files.read_config(directory)["total_steps"]
-    path = directory / "evaluations" / f"heldout-step-{steps}-t1-n8" / "summary.json"
+    config = files.read_config(directory)
+    path = summary(directory, config["total_steps"], config["rollout.temperature"])
     return path if path.exists() else None
 
 

@@ -6,11 +6,11 @@
 If the config names no checkpoint, base models are fitted first, one for each seed, by the file's variant `:sft`, or by
 `:VARIANT_sft` if the config is FILE:VARIANT and has one (D/base, shared by suites). All variants start from it, except those
 that ask for another one by overrides `base.KEY`. Each run is a process of `python -m hir_jax.train` in D/SUITE/LABEL/seed-S
-(its output: log.txt there), followed by an evaluation on the held-out instructions, 8 samples each at temperature 1. If another
-suite of D has made a run with exactly the same config already, the run's directory becomes a link to that one.
-D/SUITE/commands.txt lists the commands that have worked on the suite, with their commits. --jobs=N makes N runs at a time, each
-with its share of the cores and a GPU of its own. Default: one a GPU; on a CPU one a core if the base model is fitted here (it is
-small then), else one.
+(its output: log.txt there), followed by an evaluation on the held-out instructions, 8 samples each at the temperature of its
+rollouts. If another suite of D has made a run with exactly the same config already, the run's directory becomes a link to that
+one. D/SUITE/commands.txt lists the commands that have worked on the suite, with their commits. --jobs=N makes N runs at a time,
+each with its share of the cores and a GPU of its own. Default: one a GPU; on a CPU one a core if the base model is fitted here
+(it is small then), else one.
 
 Protocol (PROTOCOL.md beside this file). Each variant has the same grid: with each weight of the KL in KLS, the learning rates
 FACTORS times the config's, and one rate more if the best is at the edge (a weight given by override is the only one, a rate
@@ -56,7 +56,7 @@ RATE, KL, UNSEEN = "learner.learning_rate", "learner.kl", "data.unseen_ids"
 TUNING_SEEDS = (1001, 1002)  # reported ones are 0, 1, 2, ...
 TUNED = Path(__file__).parent / "tuned.json"
 COMMANDS = "commands.txt"
-EVALUATION = ("--benchmark=heldout", "--samples=8", "--temperature=1")
+SAMPLES = 8  # responses to each held-out instruction after the last step
 
 
 @dataclass
@@ -69,6 +69,7 @@ class Job:
     total_steps: int
     after: Job | None = None
     evaluates: bool = True
+    temperature: float = 1.0
 
     def trained(self) -> bool:
         """Whether the metrics hold the last step and its checkpoint or model is written: a kill can come between the two."""
@@ -77,7 +78,7 @@ class Job:
 
     def summary(self) -> Path:
         """The file with the evaluation's figures."""
-        return self.directory / "evaluations" / f"heldout-step-{self.total_steps}-t1-n8" / "summary.json"
+        return summary(self.directory, self.total_steps, self.temperature)
 
     def commands(self) -> list[list[str]]:
         """The commands that are still to be run; [] for a finished run."""
@@ -86,7 +87,8 @@ class Job:
             train = [f"--config={self.config}", f"--workdir={self.directory}"]
             left.append(["hir_jax.train", *train, *(f"--config.{k}={v}" for k, v in self.overrides.items())])
         if self.evaluates and not self.summary().exists():
-            left.append(["hir_jax.evaluate", f"--workdir={self.directory}", *EVALUATION])
+            how = "--benchmark=heldout", f"--samples={SAMPLES}", f"--temperature={self.temperature:g}"
+            left.append(["hir_jax.evaluate", f"--workdir={self.directory}", *how])
         return left
 
     def run(self, environment: dict[str, str]) -> str:
@@ -102,6 +104,11 @@ class Job:
             if status:
                 return f"{self.directory}: {command[0]} ended with status {status}; see {self.directory / 'log.txt'}"
         return ""
+
+
+def summary(directory: Path, step: int, temperature: float) -> Path:
+    """Where the evaluation of a run on its held-out instructions writes its figures."""
+    return directory / "evaluations" / f"heldout-step-{step}-t{temperature:g}-n{SAMPLES}" / "summary.json"
 
 
 def read_metrics(directory: Path) -> list[dict[str, Any]]:
@@ -178,7 +185,8 @@ def jobs(
                 base = _base(file, root, seed, (SUITES[suite].base or {}) | own, extra)
                 overrides["model.checkpoint"] = str(base.directory / "model")
             directory = root / below / suite / slug(label) / f"seed-{seed}"
-            found.append(Job(directory, overrides, file, steps, base, evaluates))
+            temperature = float(overrides.get("rollout.temperature", config.rollout.temperature))
+            found.append(Job(directory, overrides, file, steps, base, evaluates, temperature))
     return found
 
 

@@ -28,7 +28,7 @@ def write_run(directory, curve, passes, samples=8):
         rows.append(row)
     text = "".join(json.dumps(row) + "\n" for row in rows)
     (directory / "metrics.jsonl").write_text(text + '{"step": 21, "sam')  # as a kill leaves it
-    (directory / "config.json").write_text('{"total_steps": 20}')
+    (directory / "config.json").write_text('{"total_steps": 20, "rollout.temperature": 1.0}')
     intervals = {"following": [curve[-1], 0, 1], "ila_shuffled": [0.02, 0, 1], "distinct": [0.9, 0, 1]}
     sampled = {"intervals": intervals, "entropy": 1.5}
     for step, found in ((9, {"1": 0.9, "8": 0.9}), (20, passes)):  # an earlier one, which comes later in the alphabet
@@ -43,7 +43,9 @@ def runs(tmp_path):
         for seed, curve in enumerate(curves):
             write_run(tmp_path / "scope" / label / f"seed-{seed}", curve, {"1": curve[-1] / 2, "8": 0.5 + seed / 10})
     write_run(tmp_path / "scope" / "even" / "seed-0", [0.0, 0.9, 0.9], {})
-    (tmp_path / "scope" / "even" / "seed-0" / "config.json").write_text('{"total_steps": 30}')  # not finished
+    (tmp_path / "scope" / "even" / "seed-0" / "config.json").write_text(
+        '{"total_steps": 30, "rollout.temperature": 1.0}'
+    )  # not finished
     return tmp_path
 
 
