@@ -25,7 +25,6 @@ and 13 of 80 GB. It was not run on a GPU yet.
 from hir_jax.config import defaults
 from hir_jax.types import InputError
 
-
 # Constraint types that need more than 96 tokens, or hold in them by chance alone.
 LONG = (
     "combination:repeat_prompt", "combination:two_responses", "detectable_format:json_format",
