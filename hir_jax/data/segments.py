@@ -300,7 +300,7 @@ class _Draft:
             return _Draft(given, instruction, [], [frame.chat.text(render(given))], [], [])
         needed = _contexts(count, numbered)
         checked = list(dict.fromkeys([*needed, *_checked(count)]))
-        # The template is asked for the whole request and the shortest, and otherwise taken to treat all of them alike.
+        # The chat template is asked about the first constraint alone and about all, and taken to treat the sets between alike.
         contexts = [_Context.of(frame, instruction, kept, asks=kept in (needed[0], needed[-1])) for kept in needed]
         others = [
             _usual_text(frame, instruction.source, render(instruction, _marks(kept, count)))
