@@ -16,7 +16,7 @@ from hir_jax.learner import losses, packing
 from hir_jax.learner.advantages import advantages
 from hir_jax.learner.logprobs import head_params, over_chunks, token_logprobs
 from hir_jax.learner.settings import LearnerSettings, optimizer
-from hir_jax.model import decoder, lora
+from hir_jax.model import backward, decoder, lora
 from hir_jax.model.config import ModelConfig
 from hir_jax.types import Array, TrainBatch, TrainState
 
@@ -46,23 +46,23 @@ def _packed(
     return packed, places, size, now, following
 
 
-def _hidden(
-    params, tokens, packed: packing.Packed, longest: int, start, count: int, model: ModelConfig, shard
-) -> Array:
-    """Hidden states dtype[G, count * W, D] of `count` bins a device from `start` on. tokens: i32[G, K, W], of rows with up to
-    `longest` columns."""
+def _bins(tokens, packed: packing.Packed, longest: int, start, count: int, shard) -> tuple[list[Array], dict]:
+    """The arguments of `hidden_states` after the parameters, for `count` bins a device from `start` on. tokens: i32[G, K, W], of
+    rows with up to `longest` columns."""
 
     def cut(x):
         x = jax.lax.dynamic_slice_in_dim(x, start, count, axis=1)
         return shard(rearrange(x, "g k w -> (g k) w"), ("batch", "length"))
 
-    given = map(cut, (tokens, packed.position, packed.segment))
-    prompts = None
-    if packed.prompt is not None:  # it may be at the other end of a bin
-        prompts, longest = cut(packed.prompt), None
-    hidden = decoder.hidden_states(model, params, *given, shard, longest=longest, prompts=prompts)
-    hidden = rearrange(hidden, "(g k) w d -> g (k w) d", g=tokens.shape[0])
-    return shard(hidden, ("batch", "length", "embed"))
+    given = [*map(cut, (tokens, packed.position, packed.segment)), shard]
+    if packed.prompt is None:
+        return given, {"longest": longest, "prompts": None}
+    return given, {"longest": None, "prompts": cut(packed.prompt)}  # a prompt may be at the other end of a bin
+
+
+def _by_device(hidden: Array, devices: int, shard) -> Array:
+    """dtype[G, count * W, D] of [G * count, W, D]."""
+    return shard(rearrange(hidden, "(g k) w d -> g (k w) d", g=devices), ("batch", "length", "embed"))
 
 
 def _flat(x: Array, start, count: int) -> Array:
@@ -98,7 +98,8 @@ def response_logprobs(
         return carry, jnp.where(real, shard(logp, ("batch", "length")), 0.0)
 
     def micro_batch(logp, start):
-        hidden = _hidden(params, now, packed, tokens.shape[1] - 1, start, size.micro, model, shard)
+        given, options = _bins(now, packed, tokens.shape[1] - 1, start, size.micro, shard)
+        hidden = _by_device(decoder.hidden_states(model, params, *given, **options), multiple, shard)
         predicts, target = (_flat(x, start, size.micro) for x in (packed.predicts, following))
         empty = jnp.zeros(predicts.shape, jnp.float32)
         _, found = over_chunks(predicts, model.vocab_size, hidden, target, chunk, empty, None)
@@ -222,16 +223,13 @@ def gradients(
 
     def micro_batch(carry, start):
         grads, d_heads, sums = carry
-
-        def run(trained):
-            return _hidden(lora.join(frozen, trained), now, packed, columns - 1, start, size.micro, model, shard)
-
-        hidden, pull = jax.vjp(run, params)
+        given, options = _bins(now, packed, columns - 1, start, size.micro, shard)
+        hidden, pull = backward.hidden_states(model, params, frozen, *given, **options)
+        hidden, back = jax.vjp(lambda x: _by_device(x, multiple, shard), hidden)
         predicts, part = jax.tree.map(lambda x: _flat(x, start, size.micro), (packed.predicts, fields))
         empty = shard(jnp.zeros_like(hidden), ("batch", "length", "embed"))
         (d_heads, sums), d_hidden = over_chunks(predicts, model.vocab_size, hidden, part, chunk, empty, (d_heads, sums))
-        more = shard.parameters(pull(d_hidden)[0], axes)
-        return jax.tree.map(jnp.add, grads, more), d_heads, sums
+        return shard.parameters(pull(*back(d_hidden), grads), axes), d_heads, sums
 
     one = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, 1), x.dtype), fields)
     hidden = jax.ShapeDtypeStruct((1, 1, model.hidden_size), model.compute_dtype)

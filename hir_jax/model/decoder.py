@@ -320,22 +320,36 @@ def _products_saved(layers: Params):
     return policy
 
 
-def run_layers(
-    config: ModelConfig, params: Params, tokens, positions, segments, shard: Shard, keep_cache: bool, window=None,
+def layer_function(
+    config: ModelConfig, layers: Params, positions, segments, shard: Shard, keep_cache: bool = False, window=None,
     prompts=None,
 ):  # fmt: skip
-    """Embedding and all layers: (dtype[B, T, D] before the final norm, stacked (k, v) [L, B, Hkv, T, Dh] or None)."""
+    """body(x, layer) -> (x after the layer, its (k, v) or None), which computes again in its gradient what `config.remat` says.
+    layers: the stacked parameters that `layer` is one of."""
     rope = rope_tables(config, positions)
-    attend = attention.causal(config.attention, segments, window or tokens.shape[1], shard, prompts)
+    attend = attention.causal(config.attention, segments, window or positions.shape[1], shard, prompts)
 
     def body(x, layer):
         x, cache = _layer_pass(config, shard, _gathered(config, layer, shard), x, rope, attend)
         return x, (cache if keep_cache else None)
 
-    if config.remat != "none":
-        saved = _products_saved(params["layers"]) if config.remat == "dots" else None
-        body = jax.checkpoint(body, policy=saved, prevent_cse=False)  # a scan already keeps XLA from merging the two
+    if config.remat == "none":
+        return body
+    saved = _products_saved(layers) if config.remat == "dots" else None
+    return jax.checkpoint(body, policy=saved, prevent_cse=False)  # a scan already keeps XLA from merging the two
+
+
+def run_layers(config: ModelConfig, params: Params, tokens, positions, segments, shard: Shard, **options):
+    """Embedding and all layers: (dtype[B, T, D] before the final norm, stacked (k, v) [L, B, Hkv, T, Dh] or None)."""
+    body = layer_function(config, params["layers"], positions, segments, shard, **options)
     return jax.lax.scan(body, embed(config, params, tokens, shard), params["layers"])
+
+
+def final_norm(config: ModelConfig, params: Params, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    """The final norm; NaN where a hidden state's square overflows float32."""
+    # The norm of a vector whose square overflows is 0, and the policy uniform: with NaN a broken model does not look like one.
+    squares = jnp.square(x.astype(jnp.float32)).mean(-1, keepdims=True)
+    return jnp.where(jnp.isfinite(squares), rms_norm(x, params["final_norm"], config.rms_norm_eps), jnp.nan)
 
 
 def hidden_states(
@@ -358,12 +372,8 @@ def hidden_states(
     `shard(x, axes)` puts a sharding constraint on an activation by the logical names of its axes ("batch", "length", "embed",
     "heads", "kv_heads", "mlp", "vocab", or None).
     """
-    x, _ = run_layers(
-        config, params, tokens, positions, segments, shard, keep_cache=False, window=longest, prompts=prompts
-    )
-    # The norm of a vector whose square overflows is 0, and the policy uniform: with NaN a broken model does not look like one.
-    squares = jnp.square(x.astype(jnp.float32)).mean(-1, keepdims=True)
-    return jnp.where(jnp.isfinite(squares), rms_norm(x, params["final_norm"], config.rms_norm_eps), jnp.nan)
+    x, _ = run_layers(config, params, tokens, positions, segments, shard, window=longest, prompts=prompts)
+    return final_norm(config, params, x)
 
 
 def unembed_matrix(config: ModelConfig, params: Params) -> Float[Array, "D V"]:
