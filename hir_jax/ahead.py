@@ -1,6 +1,8 @@
-"""Compiles the functions of the first step in the background, while weights are read and while the step runs.
+"""Compiles the functions of the first step in the background, while the step runs up to them.
 
-A function that was lowered and compiled for the shapes and shardings of its arguments is in jax's caches when it is called.
+It begins when the weights are there: tracing holds Python's lock, for which a thread that reads weights would wait thousands
+of times. A function that was lowered and compiled for the shapes and shardings of its arguments is in jax's caches when it is
+called.
 """
 
 from __future__ import annotations

@@ -73,9 +73,6 @@ class Run:
         rows = itertools.chain(self.data.rows, self.data.heldout)
         self.verifier = open_configured(stack, config.constraints, (row.instruction for row in rows))
         self.conditions, self.on_device = self._conditions()
-        if METHODS[config.method].samples:
-            _, prompts, conditions = given_prompts(self, self.data.indices(0))
-            ahead.start(stack, self.engine, prompts, conditions, self.on_device)
         if fresh:
             processes.agree(self._write_config)
         written = files.read_config(workdir)
@@ -337,6 +334,9 @@ def train(config, workdir: Path, make_run: type[Run] = Run) -> None:
         run = make_run(config, workdir, stack)
         state, ref_params = run.restore_or_init()
         first = int(state.step)
+        if METHODS[config.method].samples and first < config.total_steps:
+            _, prompts, conditions = given_prompts(run, run.data.indices(first))
+            ahead.start(stack, run.engine, prompts, conditions, run.on_device)
         if first == 0:
             clock = Clock()
             found = run.evaluate(state.params, 0)
