@@ -25,7 +25,7 @@ and 13 of 80 GB. It was not run on a GPU yet.
 from hir_jax.config import defaults
 from hir_jax.types import InputError
 
-# Constraint types that need more than 96 tokens, or hold in them by chance alone.
+# Constraint types whose texts mostly need more than 96 tokens.
 LONG = (
     "combination:repeat_prompt", "combination:two_responses", "detectable_format:json_format",
     "detectable_format:multiple_sections", "length_constraints:nth_paragraph_first_word",
