@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, wait
 from functools import cached_property, partial
 from typing import Any
 
@@ -21,7 +20,7 @@ from hir_jax import step as steps
 from hir_jax.backbone import Backbone, open_backbone
 from hir_jax.checks.device.conditions import Conditions
 from hir_jax.checks.device.verify import TokenBytes, token_bytes
-from hir_jax.data.batches import PartShapes, bucket, check_lengths, prompt_batch
+from hir_jax.data.batches import PartShapes, prompt_batch
 from hir_jax.data.segments import Encoded
 from hir_jax.hir import buffer as buffers
 from hir_jax.learner.update import init_state, response_logprobs, update
@@ -35,6 +34,11 @@ ATTENTION = {"tpu": "splash", "gpu": "triton"}  # by platform; see model/attenti
 INIT, SAMPLE, SELECT, EVALUATE, ADAPT = range(5)  # purposes of random keys
 _BYTES_PER_TOKEN = 8  # room for text on the device; English has 3 to 5
 _PROBE_TOKENS = 32  # of a prompt's end, to see whether a policy gives finite log-probs
+
+
+def bucket(length: int, buckets: Sequence[int], longest: int) -> int:
+    """The smallest of `buckets` (and `longest`) that holds `length` columns."""
+    return min(b for b in (*buckets, longest) if b >= length)
 
 
 def _laid_out(shapes, shardings):
@@ -70,12 +74,6 @@ class Engine:
             )
         if set(self.mesh.devices.flat) <= set(jax.devices()):
             meshes.connect(self.mesh)
-        self.compiling: dict[str, Future] = {}  # functions of the first step, see `ahead`
-
-    def _compiled(self, name: str) -> None:
-        """Waits for a function that is being compiled in the background."""
-        if name in self.compiling:
-            wait([self.compiling.pop(name)])
 
     def key(self, purpose: int, step: int = 0) -> jax.Array:
         """The random key of a purpose at a step; nothing else is random."""
@@ -224,7 +222,7 @@ class Engine:
         return jax.jit(bound, donate_argnums=0, out_shardings=outputs)
 
     @cached_property
-    def jitted_whole_step(self):
+    def _whole_step(self):
         rows = meshes.rows(self.mesh)
         outputs = self._state_shardings, self._whole, self._whole, rows, rows
         return jax.jit(partial(steps.whole_step, settings=self._on_device), donate_argnums=0, out_shardings=outputs)
@@ -241,8 +239,8 @@ class Engine:
     def jitted(self) -> dict[str, Any]:
         """The compiled functions of a step by name, and the parts of `learn` that have work to do."""
         return {
-            "reshard": self._reshard, "sample": self._sample, "begin": self._begin, "advance": self._advance,
-            "learn": self._learn, "logprobs": self._logprobs, "update": self._update,
+            "reshard": self._reshard, "sample": self._sample, "learn": self._learn, "logprobs": self._logprobs,
+            "update": self._update,
         }  # fmt: skip
 
     @cached_property
@@ -264,43 +262,43 @@ class Engine:
         """NumPy of arrays on the mesh, the whole of them in every process."""
         return meshes.fetch(self.mesh, tree)
 
+    def _check_lengths(self, rows: Sequence[Encoded]) -> None:
+        limit = self.config.data.max_prompt
+        for row in rows:
+            if row.longest > limit:
+                raise InputError(
+                    f"{row.instruction.source}: the prompt takes {row.longest} tokens and config.data.max_prompt is {limit}: "
+                    f"give --config.data.max_prompt={row.longest} or more, or leave the row out"
+                )
+
     def prompts(self, rows: Sequence[Encoded], shapes: PartShapes) -> PromptBatch:
         """NumPy PromptBatch in the smallest prompt bucket that holds every rewriting of the rows."""
         data = self.config.data
-        check_lengths(rows, data.max_prompt)
+        self._check_lengths(rows)
         columns = bucket(max(r.longest for r in rows), data.prompt_buckets, data.max_prompt)
         return prompt_batch(rows, shapes, columns, self.settings.pad_id)
 
     def sample(self, params, prompts: PromptBatch, rows: np.ndarray, key, sampling: Sampling) -> Rollout:
         """NumPy Rollout of rows.size responses; params: `for_sampling`; rows: i32[N, S], ids that choose each row's noise."""
-        self._compiled("sample")
         given = prompts.tokens, prompts.length, rows.astype(np.int32)
         tokens, length, rows = meshes.put_rows(self.sampler_mesh, given)
         with jax.set_mesh(self.sampler_mesh):
             return meshes.fetch(self.sampler_mesh, self._sample(params, tokens, length, rows, key, sampling=sampling))
-
-    @property
-    def in_parts(self) -> bool:
-        """Whether `sample_in_parts` gives more than one part."""
-        rollout = self.config.rollout
-        return not (rollout.slots or rollout.cache_bytes or rollout.tensor)
 
     def sample_in_parts(
         self, params, prompts: PromptBatch, rows: np.ndarray, key, sampling: Sampling
     ) -> Iterator[tuple[Rollout, np.ndarray]]:
         """The same Rollout after each of `rollout.response_buckets`, as soon as it is there, with the rows that are complete
         since the one before, bool[B]. The devices go on decoding meanwhile: all parts are asked for at once."""
-        if not self.in_parts:
+        if self.config.rollout.slots or self.config.rollout.cache_bytes or self.config.rollout.tensor:
             whole = self.sample(params, prompts, rows, key, sampling)
             yield whole, np.ones(rows.size, bool)
             return
         arrays = self._rows((prompts.tokens, prompts.length, rows.astype(np.int32)))
         with jax.set_mesh(self.mesh):
-            self._compiled("begin")
             context, progress, cache = self._begin(params, *arrays, key, settings=sampling)
             parts = []
             for width in sampling.all_widths:
-                self._compiled(f"advance {width}")
                 progress, cache = self._advance(context, progress, cache=cache, width=width, settings=sampling)
                 parts.append(meshes.gather(self.mesh, finished(progress)))
         del context, progress, cache
@@ -347,7 +345,6 @@ class Engine:
         step: int,
     ) -> tuple[TrainState, dict[str, float], Replays]:
         """`step.learn` in the step after `step`; `state` is donated."""
-        self._compiled("learn")
         given = *self._rows((prompts, rollout, verdicts)), np.int32(rounds), self.key(SELECT, step)
         with jax.set_mesh(self.mesh):
             state, *rest = self._learn(state, self.frozen, ref_params, *given)
@@ -358,13 +355,10 @@ class Engine:
         self, state: TrainState, ref_params, prompts: PromptBatch, conditions: Conditions, step: int
     ) -> tuple[TrainState, dict[str, float], Replays, Rollout, Verdicts]:
         """`step.whole_step`; `state` is donated."""
-        self._compiled("whole_step")
         prompts, conditions = self._rows((prompts, conditions))
         keys = self.key(SAMPLE, step), self.key(SELECT, step)
         with jax.set_mesh(self.mesh):
-            state, *rest = self.jitted_whole_step(
-                state, self.frozen, ref_params, prompts, self._table, conditions, *keys
-            )
+            state, *rest = self._whole_step(state, self.frozen, ref_params, prompts, self._table, conditions, *keys)
         metrics, *seen = self.fetch(rest)
         return state, {name: float(value) for name, value in metrics.items()}, *seen
 
@@ -380,7 +374,7 @@ class Engine:
     ) -> Rollout:
         """`samples` responses to each row, in order, greedy at temperature 0; at most `config.data.eval_batch` at a time.
         `progress` is called with the number of rows done. params: a `policy`."""
-        check_lengths(rows, self.config.data.max_prompt)  # all of them before the first is answered
+        self._check_lengths(rows)  # all of them before the first is answered
         params = self.for_sampling(params)
         together = min(samples, self.config.data.eval_batch)  # of one prompt
         size = max(1, self.config.data.eval_batch // together)

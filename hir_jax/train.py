@@ -25,8 +25,8 @@ from absl import flags
 from rich.console import Console
 from rich.logging import RichHandler
 
-from hir_jax import ahead, pathflags, paths
 from hir_jax import config as configs
+from hir_jax import pathflags, paths
 from hir_jax.checks import user
 from hir_jax.checks.device.conditions import encode
 from hir_jax.data import dataset
@@ -334,9 +334,6 @@ def train(config, workdir: Path, make_run: type[Run] = Run) -> None:
         run = make_run(config, workdir, stack)
         state, ref_params = run.restore_or_init()
         first = int(state.step)
-        if METHODS[config.method].samples and first < config.total_steps:
-            _, prompts, conditions = given_prompts(run, run.data.indices(first))
-            ahead.start(stack, run.engine, prompts, conditions, run.on_device)
         if first == 0:
             clock = Clock()
             found = run.evaluate(state.params, 0)

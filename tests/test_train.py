@@ -18,8 +18,7 @@ from small_runs import CONFIG, ROOT, arguments, rows, small_config, start, traje
 
 from hir_jax import config as configs
 from hir_jax.data import dataset, native
-from hir_jax.data.batches import bucket
-from hir_jax.engine import Engine
+from hir_jax.engine import Engine, bucket
 from hir_jax.run.checkpoints import Checkpoints
 from hir_jax.train import train
 

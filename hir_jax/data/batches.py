@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hir_jax.data.segments import Encoded
-from hir_jax.types import InputError, PromptBatch, PromptParts
+from hir_jax.types import PromptBatch, PromptParts
 
 
 @dataclass(frozen=True)
@@ -36,21 +36,6 @@ class PartShapes:
             up(segments),
             max((r.ordinals for r in rows), default=2),
         )
-
-
-def bucket(length: int, buckets: Sequence[int], longest: int) -> int:
-    """The smallest of `buckets` (and `longest`) that holds `length` columns."""
-    return min(b for b in (*buckets, longest) if b >= length)
-
-
-def check_lengths(rows: Sequence[Encoded], limit: int) -> None:
-    """InputError for a row whose prompt, or a rewriting of it, may take more than `limit` tokens, `config.data.max_prompt`."""
-    for row in rows:
-        if row.longest > limit:
-            raise InputError(
-                f"{row.instruction.source}: the prompt takes {row.longest} tokens and config.data.max_prompt is {limit}: "
-                f"give --config.data.max_prompt={row.longest} or more, or leave the row out"
-            )
 
 
 def prompt_batch(rows: Sequence[Encoded], shapes: PartShapes, length: int, pad_id: int) -> PromptBatch:
