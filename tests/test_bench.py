@@ -66,7 +66,7 @@ def test_rollout_and_learner(report):
     assert learner["even"]["tokens"] == 6 * (80 + 8) and learner["even"]["padding_given"] == 0
     assert 0 < learner["packed"]["padding_given"] < 1 and learner["packed"]["tokens"] < 6 * (96 + 8)
     peak = report["matmul_flops_per_s"]["float32"]
-    for part in (rollout, learner["even"], learner["packed"]):
+    for part in (rollout, learner["even"], learner["packed"], learner["products"]):
         assert part["tokens_per_s"] == pytest.approx(part["tokens"] / part["seconds"]["median"])
         assert part["flops_per_s"] == pytest.approx(part["flops"] / part["seconds"]["median"])
         assert part["fraction_of_matmul"] == pytest.approx(part["flops_per_s"] / peak)

@@ -1,13 +1,16 @@
 """The learner phase: one optimiser update (gradients, clipping, AdamW) of prompts x samples sequences, on two batches.
 
 "even": all prompts have one length and all responses another, so neither side has padding. "packed": log-normal lengths cut at
-new_tokens, as real samples end early; we drop the padding, the peer computes it.
+new_tokens, as real samples end early; we drop the padding, the peer computes it. "products": the layers' matrix products of a
+micro-batch alone, forward, which tells what the matrix library of each side makes of the model's shapes.
 """
 
 from __future__ import annotations
 
 from functools import partial
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from hir_jax.bench import peer_hf
@@ -17,6 +20,7 @@ from hir_jax.bench.session import Session, Work
 from hir_jax.bench.sizes import PROMPT_LONGEST, PROMPT_TOKENS, learner_lengths, random_prompts, train_batch
 from hir_jax.engine import Engine
 from hir_jax.model import counting
+from hir_jax.model.config import MATRICES
 
 
 class Learner(Work):
@@ -40,6 +44,26 @@ class Learner(Work):
         self.state, self.metrics = self.engine.update(self.state, self.batch)
 
 
+class Products(Work):
+    """The products of `rows` tokens with every matrix of every layer, in the dtype that the model computes in."""
+
+    def __init__(self, engine: Engine, params, rows: int):
+        dtype = engine.model.compute_dtype
+        self.matrices = {name: jnp.asarray(params["layers"][name], dtype) for name in MATRICES}
+        self.inputs = {name: jnp.ones((rows, matrix.shape[1]), dtype) for name, matrix in self.matrices.items()}
+        self.tokens, self.flops = rows, 2 * rows * sum(matrix.size for matrix in self.matrices.values())
+        self._run = jax.jit(self._products)
+
+    @staticmethod
+    def _products(inputs, matrices):
+        """Those of the last layer: the outputs of a layer take the place of those before."""
+        first = {name: jnp.zeros((x.shape[0], matrices[name].shape[2]), x.dtype) for name, x in inputs.items()}
+        return jax.lax.scan(lambda _, layer: ({n: inputs[n] @ layer[n] for n in layer}, None), first, matrices)[0]
+
+    def run(self) -> None:
+        jax.block_until_ready(self._run(self.inputs, self.matrices))
+
+
 def _one(session: Session, name: str, ours: Learner, params) -> dict:
     peer = peer_hf.Learner(ours.engine, params, ours) if session.peer == "hf" else None
     found = session.measure(f"learner, {name}", ours, peer)
@@ -61,12 +85,15 @@ def bench(session: Session) -> dict:
     packed = learner_lengths(sizes.rows, sizes.new_tokens)
     for name, lengths, columns in (("even", even, PROMPT_TOKENS), ("packed", packed, PROMPT_LONGEST)):
         found[name] = _one(session, name, Learner(engine, params, *lengths, columns), params)
+    products = Products(engine, params, settings.micro_batch_tokens)
+    peer = peer_hf.Products(products, engine.model.compute_dtype) if session.peer == "hf" else None
+    found["products"] = session.measure("learner, products of the layers", products, peer) | {"rows": products.tokens}
     session.fractions["learner"] = partial(fractions, found, engine.model.compute_dtype)
     return found
 
 
 def fractions(found: dict, dtype: str, ceilings: Ceilings) -> dict:
-    """Both parts with their FLOPs as a fraction of the peak of the matrix products in the compute dtype."""
-    parts = {name: found[name] for name in ("even", "packed")}
+    """All parts with their FLOPs as a fraction of the peak of the matrix products in the compute dtype."""
+    parts = {name: found[name] for name in ("even", "packed", "products")}
     peak = ceilings.flops_per_s[dtype]
     return {name: part | {"fraction_of_matmul": part["flops_per_s"] / peak} for name, part in parts.items()}

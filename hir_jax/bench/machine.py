@@ -14,6 +14,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -100,11 +101,21 @@ def peak_memory_gb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
+def instruction_sets() -> list[str]:
+    """Which of the sets that decide the rate of matrix products the CPU has; empty where Linux does not tell."""
+    try:
+        told = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
+    except OSError:
+        return []
+    return [name for name in ("avx2", "avx512f", "amx_tile") if name in told]
+
+
 def description() -> dict[str, object]:
     """Date (UTC), device, versions, commit and command, for the head of a report."""
     return {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "device": jax.devices()[0].device_kind, "devices": jax.device_count(), "cpus": os.cpu_count(),
+        "instruction_sets": instruction_sets(),
         "versions": files.versions(*_COMPARED), "commit": files.commit(), "command": shlex.join(["python", *sys.orig_argv[1:]]),
     }  # fmt: skip
 

@@ -93,3 +93,22 @@ class Learner(Work):
         self.torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.max_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+
+
+class Products(Work):
+    """The same products in torch."""
+
+    def __init__(self, ours: learner.Products, dtype: str):
+        import torch
+
+        def of(tree):
+            return {name: torch.tensor(np.asarray(x, np.float32)).to(getattr(torch, dtype)) for name, x in tree.items()}
+
+        self.inputs, self.matrices, self.inference_mode = of(ours.inputs), of(ours.matrices), torch.inference_mode
+        self.tokens, self.flops = ours.tokens, ours.flops
+
+    def run(self) -> None:
+        with self.inference_mode():
+            for layer in zip(*self.matrices.values(), strict=True):
+                for x, matrix in zip(self.inputs.values(), layer, strict=True):
+                    x @ matrix

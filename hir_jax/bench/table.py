@@ -72,6 +72,10 @@ def _learner(part: Mapping, found: Mapping) -> Iterator[Line]:
             words = f"padding {one['padding_given']:.0%} as given{computed}"
         ceiling = f"{one['fraction_of_matmul']:.0%} of {found['dtype']} matmul"
         yield _line(f"learner, {one['rows']} x {one['columns']}, {words}", one, ceiling, "torch")
+    if "products" in part:
+        one = part["products"]
+        ceiling = f"{one['fraction_of_matmul']:.0%} of {found['dtype']} matmul"
+        yield _line(f"products of {one['rows']} tokens with the layers' matrices", one, ceiling, "torch")
 
 
 def _long_tail(part: Mapping, found: Mapping) -> Iterator[Line]:
@@ -155,8 +159,9 @@ def caption(found: Mapping) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items() if name != "jaxlib")
     peaks = ", ".join(f"{number(rate / 1e9)} GFLOP/s {dtype}" for dtype, rate in found["matmul_flops_per_s"].items())
     before, after = found["load_average"]
+    cores = ", ".join([f"{found['cpus']} cores", *found.get("instruction_sets", [])])
     return (
-        f"{found['config_file']} on {found['device']} ({found['cpus']} cores, {found['devices']} devices), {found['date'][:10]}, "
+        f"{found['config_file']} on {found['device']} ({cores}, {found['devices']} devices), {found['date'][:10]}, "
         f"{found['dtype']}, {versions}; measured in the same run: matmul {peaks}, memory "
         f"{number(found['read_bytes_per_s'] / 1e9)} GB/s; memory of the process up to {found['peak_memory_gb']:.1f} GB; "
         f"load average {before:.1f}, then {after:.1f}; {found['sizes']['rounds']} rounds"
