@@ -125,13 +125,17 @@ def test_steps_that_compile_are_left_out_and_counted():
 
 
 def test_both_starts_are_told_from_what_the_program_prints():
-    first = steps.start_figures(80.0, "metrics\n240 compilations, 52.0 s; 0 of them read from the cache\nreport: x\n")
-    second = steps.start_figures(20.0, "240 compilations, 6.5 s; 31 of them read from the cache\n")
-    assert second == {"seconds": 20.0, "compilations": 240, "compile_seconds": 6.5, "from_cache": 31}
+    first = steps.start_figures(
+        80.0, 50.0, "metrics\n240 compilations, 52.0 s; 0 of them read from the cache\nreport: x\n"
+    )
+    second = steps.start_figures(20.0, 15.0, "240 compilations, 6.5 s; 31 of them read from the cache\n")
+    assert second == {
+        "seconds": 20.0, "seconds_to_step": 5.0, "compilations": 240, "compile_seconds": 6.5, "from_cache": 31,
+    }  # fmt: skip
     found = steps.compared(first, second)
     assert found["seconds_ratio"] == 0.25 and found["compile_seconds_ratio"] == 0.125
     with pytest.raises(RuntimeError, match="did not say what it compiled"):
-        steps.start_figures(1.0, "Killed\n")
+        steps.start_figures(1.0, 1.0, "Killed\n")
 
 
 @pytest.mark.slow
@@ -140,7 +144,8 @@ def test_a_config_is_started_twice():
     assert found.returncode == 0, found.stderr
     part = json.loads(found.stdout.splitlines()[-1])["start"]
     for one in (part["first"], part["second"]):
-        assert 0 < one["compile_seconds"] < one["seconds"] and one["from_cache"] <= one["compilations"]
+        assert 0 < one["seconds_to_step"] < one["seconds"] and 0 < one["compile_seconds"] < one["seconds"]
+        assert one["from_cache"] <= one["compilations"]
     assert part["second"]["from_cache"] > part["first"]["from_cache"]
 
 

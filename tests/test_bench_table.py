@@ -57,12 +57,14 @@ def test_a_step_says_what_was_left_out():
 
 
 def test_both_starts_have_a_row():
-    first = {"seconds": 80.0, "compilations": 240, "compile_seconds": 52.0, "from_cache": 0}
+    first = {"seconds": 80.0, "seconds_to_step": 24.0, "compilations": 240, "compile_seconds": 52.0, "from_cache": 0}
     second = first | {"seconds": 20.0, "compile_seconds": 6.5, "from_cache": 31}
     rows = table.markdown(HEAD | {"start": {"first": first, "second": second, "seconds_ratio": 0.25}}).splitlines()
     assert rows[4:] == [
-        "| first start, to the end of a step: 240 compilations of 52.0 s, 0 read from the cache | 80.0 |  |  |  |",
-        "| second start: 240 compilations of 6.50 s, 31 read from the cache | 20.0 | the first | 80.0 | 4.00 |",
+        "| first start, to the end of a step: the step begins after 24.0 s; 240 compilations of 52.0 s, 0 read from the cache "
+        "| 80.0 |  |  |  |",
+        "| second start: the step begins after 24.0 s; 240 compilations of 6.50 s, 31 read from the cache "
+        "| 20.0 | the first | 80.0 | 4.00 |",
     ]
 
 

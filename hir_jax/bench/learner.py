@@ -2,7 +2,7 @@
 
 "even": all prompts have one length and all responses another, so neither side has padding. "packed": log-normal lengths cut at
 new_tokens, as real samples end early; we drop the padding, the peer computes it. "products": the layers' matrix products of a
-micro-batch alone, forward, which tells what the matrix library of each side makes of the model's shapes.
+micro-batch and of its gradients, and nothing else, which tells what the matrix library of each side makes of the model's shapes.
 """
 
 from __future__ import annotations
@@ -45,20 +45,32 @@ class Learner(Work):
 
 
 class Products(Work):
-    """The products of `rows` tokens with every matrix of every layer, in the dtype that the model computes in."""
+    """The products of `rows` tokens with every matrix of every layer, and the two of their gradients, in the dtype that the model
+    computes in."""
 
     def __init__(self, engine: Engine, params, rows: int):
         dtype = engine.model.compute_dtype
         self.matrices = {name: jnp.asarray(params["layers"][name], dtype) for name in MATRICES}
         self.inputs = {name: jnp.ones((rows, matrix.shape[1]), dtype) for name, matrix in self.matrices.items()}
-        self.tokens, self.flops = rows, 2 * rows * sum(matrix.size for matrix in self.matrices.values())
+        self.tokens, self.flops = rows, 6 * rows * sum(matrix.size for matrix in self.matrices.values())
         self._run = jax.jit(self._products)
 
     @staticmethod
     def _products(inputs, matrices):
-        """Those of the last layer: the outputs of a layer take the place of those before."""
-        first = {name: jnp.zeros((x.shape[0], matrices[name].shape[2]), x.dtype) for name, x in inputs.items()}
-        return jax.lax.scan(lambda _, layer: ({n: inputs[n] @ layer[n] for n in layer}, None), first, matrices)[0]
+        """Those of the last layer: they take the place of those before."""
+
+        def of(name, matrix):
+            x = inputs[name]
+            y = x @ matrix
+            return y, y @ matrix.T, x.T @ y
+
+        def layer(_, given):
+            return {name: of(name, matrix) for name, matrix in given.items()}, None
+
+        first = jax.tree.map(
+            jnp.zeros_like, jax.eval_shape(lambda m: layer(None, m)[0], {n: m[0] for n, m in matrices.items()})
+        )
+        return jax.lax.scan(layer, first, matrices)[0]
 
     def run(self) -> None:
         jax.block_until_ready(self._run(self.inputs, self.matrices))

@@ -111,4 +111,5 @@ class Products(Work):
         with self.inference_mode():
             for layer in zip(*self.matrices.values(), strict=True):
                 for x, matrix in zip(self.inputs.values(), layer, strict=True):
-                    x @ matrix
+                    y = x @ matrix
+                    y @ matrix.T, x.T @ y

@@ -94,18 +94,20 @@ def _start(given: list[str], workdir: Path) -> dict:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise InputError(f"hir_jax.train ended with status {done.returncode}:\n{done.stderr[-2000:].strip()}")
-    written = (workdir / "metrics.jsonl").stat().st_mtime  # nothing follows the line of the only step
-    return start_figures(written - begin, done.stdout)
+    metrics = workdir / "metrics.jsonl"
+    *_, (_, only) = read_jsonl(metrics)  # nothing follows the line of the only step
+    return start_figures(metrics.stat().st_mtime - begin, only["seconds/step"], done.stdout)
 
 
-def start_figures(seconds: float, output: str) -> dict:
-    """seconds: from the start to the end of the first step; output: what the program printed. Compilations are counted to the
-    end of the program; one that was read from the cache counts with the seconds of reading it."""
+def start_figures(seconds: float, step: float, output: str) -> dict:
+    """seconds: from the start to the end of the first step; step: those of the step; output: what the program printed.
+    Compilations are counted to the end of the program; one that was read from the cache counts with the seconds of reading it."""
     said = _SAID.search(output)
     if not said:
         raise RuntimeError(f"hir_jax.train did not say what it compiled: {output[-500:]}")
     return {
-        "seconds": seconds, "compilations": int(said[1]), "compile_seconds": float(said[2]), "from_cache": int(said[3]),
+        "seconds": seconds, "seconds_to_step": seconds - step, "compilations": int(said[1]),
+        "compile_seconds": float(said[2]), "from_cache": int(said[3]),
     }  # fmt: skip
 
 

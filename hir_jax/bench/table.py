@@ -75,7 +75,9 @@ def _learner(part: Mapping, found: Mapping) -> Iterator[Line]:
     if "products" in part:
         one = part["products"]
         ceiling = f"{one['fraction_of_matmul']:.0%} of {found['dtype']} matmul"
-        yield _line(f"products of {one['rows']} tokens with the layers' matrices", one, ceiling, "torch")
+        yield _line(
+            f"products of {one['rows']} tokens with the layers' matrices, with gradients", one, ceiling, "torch"
+        )
 
 
 def _long_tail(part: Mapping, found: Mapping) -> Iterator[Line]:
@@ -96,7 +98,8 @@ def _step(part: Mapping, found: Mapping) -> Iterator[Line]:
 
 def _start(part: Mapping, found: Mapping) -> Iterator[Line]:
     first, second = (
-        f"{one['compilations']} compilations of {number(one['compile_seconds'])} s, {one['from_cache']} read from the cache"
+        (f"the step begins after {number(one['seconds_to_step'])} s; " if "seconds_to_step" in one else "")
+        + f"{one['compilations']} compilations of {number(one['compile_seconds'])} s, {one['from_cache']} read from the cache"
         for one in (part["first"], part["second"])
     )
     before, now, times = map(number, (part["first"]["seconds"], part["second"]["seconds"], 1 / part["seconds_ratio"]))
