@@ -11,11 +11,11 @@ import numpy as np
 
 from hir_jax import paths
 from hir_jax.checks import responses
+from hir_jax.data.chat_frame import ChatFrame, chat_frame
 from hir_jax.data.generate.tiny import lexicon
-from hir_jax.data.segments import ChatFrame, chat_frame
 from hir_jax.model import decoder
 from hir_jax.model.config import ModelConfig
-from hir_jax.model.files import hf
+from hir_jax.model.files import hf_config
 from hir_jax.model.files.checkpoint import Checkpoint, open_checkpoint
 from hir_jax.model.files.tokenizer import ids_of, read_tokenizer, warn_of_unused_ends
 from hir_jax.pathflags import expanded
@@ -42,9 +42,9 @@ class Backbone:
         return self.stop_ids[0] if found is None else found
 
     @property
-    def kept(self) -> hf.Kept:
+    def kept(self) -> hf_config.Kept:
         """The begin token and sampling defaults of the checkpoint, to be written with the trained model."""
-        return self.checkpoint.kept if self.checkpoint else hf.Kept(self.tokenizer.bos_token_id)
+        return self.checkpoint.kept if self.checkpoint else hf_config.Kept(self.tokenizer.bos_token_id)
 
     @property
     def thinking(self) -> bool | None:

@@ -14,7 +14,7 @@ from hir_jax.checks.judge.soft import JudgeError
 from hir_jax.data import hir16k, native, readers
 from hir_jax.data.rows import read_rows
 from hir_jax.eval.judged import complexbench
-from hir_jax.model.files import hf
+from hir_jax.model.files import hf_config
 from hir_jax.model.files.checkpoint import CheckpointError
 from hir_jax.run import files
 from hir_jax.textfiles import RowError, parse_json, read_json, read_jsonl, read_text
@@ -51,7 +51,7 @@ READERS = {
     "calibration": (
         calibration.read_pairs, [{"kind": "k", "prompt": "p", "constraint": "c", "response": "r", "met": True}],
     ),
-    "model": (hf.read_json, [{"model_type": "llama"}]),
+    "model": (hf_config.read_json, [{"model_type": "llama"}]),
 }  # fmt: skip
 
 

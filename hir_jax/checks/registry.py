@@ -12,15 +12,13 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import functools
 import inspect
-import re
 import reprlib
-import warnings
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from hir_jax.checks.arguments import COUNT, TEXT, Argument, DrawnValueError
 from hir_jax.checks.generation import Generated
 from hir_jax.checks.responses import loose_variants
 from hir_jax.types import Constraint, InputError
@@ -38,20 +36,8 @@ class DrawnArgumentError(ConstraintError):
     """An argument in whose place the published scorer draws a random value. Published prompts have such arguments."""
 
 
-class DrawnValueError(ValueError):
-    """Raised by `Argument.parse` for a value that makes a DrawnArgumentError."""
-
-
 class ScorerStopsError(Exception):
     """Raised by a check for a text on which the published scorer stops with an exception. `check` then returns False."""
-
-
-@dataclass(frozen=True)
-class Argument:
-    """A kind of argument: `parse` returns the usable value or raises ValueError; `what` describes usable values."""
-
-    what: str
-    parse: Callable[[Any], Any]
 
 
 @dataclass(frozen=True)
@@ -67,6 +53,8 @@ class Entry:
     generated: tuple[Generated, ...] = ()  # a type with several kinds has several
     needs: tuple[Callable[[], object], ...] = ()  # loaders of its data
 
+
+_KINDS = {int: COUNT, "int": COUNT, str: TEXT, "str": TEXT}  # by annotation
 
 _ENTRIES: dict[str, Entry] = {}
 _registering: list[str] | None = None  # ids, inside `registering`
@@ -287,122 +275,3 @@ def check(constraint: Constraint, response: str, prompt: str = "", *, loose: boo
         return bool(response.strip()) and bool(entry.check(response, **arguments))
     except ScorerStopsError:
         return False
-
-
-# Words and kinds of arguments that families share.
-
-
-def plural(count: int, noun: str) -> str:
-    """ "1 word", "2 words"."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
-def ordinal(number: int) -> str:
-    """ "1st", "2nd", "11th"."""
-    suffix = "th" if number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
-    return f"{number}{suffix}"
-
-
-def _count(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value) or value < 0:
-        raise ValueError
-    return int(value)  # some published files write integers as 5.0
-
-
-def _position(value: Any) -> int:
-    number = _count(value)
-    if number == 0:
-        raise ValueError
-    return number
-
-
-def _drawn(value: Any) -> int:
-    if value == 0:
-        raise DrawnValueError
-    return _position(value)
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError
-    return value
-
-
-def _texts(value: Any) -> tuple[str, ...]:
-    if not isinstance(value, list | tuple) or not value:
-        raise ValueError
-    return tuple(_text(item) for item in value)
-
-
-def _word(value: Any) -> str:
-    if not re.fullmatch(r"\w+", _text(value)):
-        raise ValueError
-    return value
-
-
-def _letter(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError
-    letter = value.strip().lower()
-    if len(letter) != 1 or not "a" <= letter <= "z":
-        raise DrawnValueError  # two published prompts ask for # and for !
-    return letter
-
-
-@functools.lru_cache(maxsize=4096)
-def _pattern_error(pattern: str) -> str | None:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a pattern from data may be odd without being wrong
-            re.compile(pattern, re.IGNORECASE)
-    except (re.error, OverflowError, RecursionError) as error:
-        return f"invalid regular expression: {error}"
-    return None
-
-
-def require_pattern(pattern: str) -> None:
-    """Raises ValueError with the reason unless `pattern` is a regular expression."""
-    error = _pattern_error(pattern)
-    if error:
-        raise ValueError(error)
-
-
-COUNT = Argument("an integer >= 0", _count)
-POSITION = Argument("an integer >= 1", _position)
-DRAWN_IF_0 = Argument(POSITION.what, _drawn)  # the published scorers take 0 for missing, and draw a number
-TEXT = Argument("a non-blank string", _text)
-WORD = Argument("one word of letters and digits", _word)
-LETTER = Argument("one letter from a to z", _letter)
-_KINDS = {int: COUNT, "int": COUNT, str: TEXT, "str": TEXT}  # by annotation
-
-
-def pattern(used_as: Callable[[str], str] = str) -> Argument:
-    """A string that the check searches as the regular expression `used_as(string)`."""
-
-    def parse(value: Any) -> str:
-        require_pattern(used_as(_text(value)))
-        return value
-
-    return Argument("a non-blank regular expression", parse)
-
-
-def patterns(used_as: Callable[[str], str] = str) -> Argument:
-    """A list of such strings."""
-
-    def parse(value: Any) -> tuple[str, ...]:
-        for item in _texts(value):
-            require_pattern(used_as(item))
-        return tuple(value)
-
-    return Argument("a non-empty list of non-blank regular expressions", parse)
-
-
-def one_of(*options: str) -> Argument:
-    """One of a few strings, written exactly so."""
-
-    def parse(value: Any) -> str:
-        if value not in options:
-            raise ValueError
-        return value
-
-    return Argument("one of " + ", ".join(map(repr, options)), parse)

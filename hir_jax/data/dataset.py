@@ -16,12 +16,14 @@ from hir_jax import paths
 from hir_jax.checks import registry
 from hir_jax.data import hir16k, if_rlvr, native, prepared, token_cache
 from hir_jax.data.batches import PartShapes
+from hir_jax.data.chat import EncodeError
+from hir_jax.data.chat_frame import ChatFrame
 from hir_jax.data.generate import synthesis
 from hir_jax.data.generate.tiny import witness
 from hir_jax.data.mixture import FILES, Part, parts_of, shares
 from hir_jax.data.native import Pair, unanswered
 from hir_jax.data.rows import BrokenRowError
-from hir_jax.data.segments import ChatFrame, Encoded, EncodeError
+from hir_jax.data.segments import Encoded
 from hir_jax.hir.methods import METHODS
 from hir_jax.pathflags import expanded
 from hir_jax.types import MIXTURE, InputError, Instruction

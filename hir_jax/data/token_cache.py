@@ -22,8 +22,10 @@ import numpy as np
 
 from hir_jax import paths
 from hir_jax.bucket import ChangedError
-from hir_jax.data import chat, segments, templates
-from hir_jax.data.segments import ChatFrame, Encoded, EncodeError
+from hir_jax.data import chat, chat_frame, segments, templates
+from hir_jax.data.chat import EncodeError
+from hir_jax.data.chat_frame import ChatFrame
+from hir_jax.data.segments import Encoded
 from hir_jax.run.files import write_atomically
 from hir_jax.types import Instruction
 
@@ -53,7 +55,7 @@ def encode_all(frame: ChatFrame, instructions: Sequence[Instruction], *, roles: 
 def _programs() -> str:
     """What else the tokens depend on: versions, and the source of the modules that make them."""
     versions = [f"{name} {version(name)}" for name in ("tokenizers", "transformers", "jinja2")]
-    sources = [Path(module.__file__).read_text(encoding="utf-8") for module in (chat, segments, templates)]
+    sources = [Path(module.__file__).read_text(encoding="utf-8") for module in (chat, chat_frame, segments, templates)]
     return "\n".join([*versions, *sources, Path(__file__).read_text(encoding="utf-8")])
 
 

@@ -22,7 +22,7 @@ import numpy as np
 from hir_jax.checks.judge import soft
 from hir_jax.checks.judge.replies import leaves_reasoning_open
 from hir_jax.checks.judge.soft import Case, JudgeError, JudgeSettings, Keep, Unanswered, Usage
-from hir_jax.data.segments import chat_frame
+from hir_jax.data.chat_frame import chat_frame
 from hir_jax.model import decoder
 from hir_jax.model.config import ModelConfig
 from hir_jax.model.files.checkpoint import open_checkpoint

@@ -7,7 +7,8 @@ import os
 import sys
 import time
 
-from hir_jax.checks.registry import COUNT, register
+from hir_jax.checks.arguments import COUNT
+from hir_jax.checks.registry import register
 
 
 @register("hostile:raises", lambda: "Raise.")

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hir_jax.checks import registry, responses
+from hir_jax.checks.arguments import COUNT
 from hir_jax.checks.registry import ConstraintError, UnknownConstraintError
 from hir_jax.types import Constraint
 
@@ -150,7 +151,7 @@ def test_integers_written_as_floats_are_integers():
 def test_a_check_whose_parameters_are_not_its_arguments_cannot_be_registered():
     with pytest.raises(ValueError, match="test:odd"):
 
-        @registry.register("test:odd", lambda count: "Odd.", count=registry.COUNT)
+        @registry.register("test:odd", lambda count: "Odd.", count=COUNT)
         def odd(response):
             return False
 

@@ -8,7 +8,8 @@ from tokenizers import normalizers
 from transformers.utils import chat_template_utils
 
 from hir_jax.data.chat import DATE, Chat, EncodeError
-from hir_jax.data.segments import chat_frame, encode, gather, tokenise_rendering
+from hir_jax.data.chat_frame import chat_frame
+from hir_jax.data.segments import encode, gather, tokenise_rendering
 from hir_jax.data.templates import render
 from hir_jax.types import Constraint, Instruction
 

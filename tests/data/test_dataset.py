@@ -8,8 +8,8 @@ from tokenizers import normalizers
 
 from hir_jax import config as configs
 from hir_jax.data import dataset, native
+from hir_jax.data.chat_frame import chat_frame
 from hir_jax.data.generate.tiny import lexicon
-from hir_jax.data.segments import chat_frame
 from hir_jax.model.files.checkpoint import open_checkpoint
 from hir_jax.types import Constraint, Instruction
 

@@ -17,9 +17,11 @@ from tokenizers import normalizers
 from transformers import PreTrainedTokenizerFast
 
 from hir_jax.data import native
+from hir_jax.data.chat import EncodeError
+from hir_jax.data.chat_frame import chat_frame
 from hir_jax.data.generate import synthesis
 from hir_jax.data.generate.tiny import lexicon
-from hir_jax.data.segments import EncodeError, chat_frame, encode, gather, tokenise_rendering
+from hir_jax.data.segments import encode, gather, tokenise_rendering
 from hir_jax.data.templates import REWRITABLE, render
 from hir_jax.eval import benchmarks
 from hir_jax.model.files.checkpoint import open_checkpoint

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from hir_jax.data import chat, segments, token_cache
+from hir_jax.data.chat import EncodeError
+from hir_jax.data.chat_frame import chat_frame
 from hir_jax.data.generate.tiny import lexicon
-from hir_jax.data.segments import EncodeError, chat_frame
 from hir_jax.types import Constraint, Instruction
 
 

@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hir_jax.data.batches import PartShapes, prompt_batch
+from hir_jax.data.chat_frame import chat_frame
 from hir_jax.data.generate.tiny import lexicon, witness
-from hir_jax.data.segments import chat_frame, encode, tokenise_rendering
+from hir_jax.data.segments import encode, tokenise_rendering
 from hir_jax.hir.pairs import PAIRS, choose_pairs, pair_batch
 from hir_jax.types import Replays, Rollout, Verdicts
 

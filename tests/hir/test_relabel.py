@@ -9,9 +9,10 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from hir_jax.data.batches import PartShapes, prompt_batch
+from hir_jax.data.chat_frame import chat_frame
 from hir_jax.data.generate import synthesis
 from hir_jax.data.generate.tiny import lexicon, witness
-from hir_jax.data.segments import chat_frame, encode, tokenise_rendering
+from hir_jax.data.segments import encode, tokenise_rendering
 from hir_jax.data.templates import REWRITABLE
 from hir_jax.hir.relabel import assemble, dealt, relabel
 from hir_jax.model.files.checkpoint import open_checkpoint

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from hir_jax.model import decoder, decoding
 from hir_jax.model.config import ModelConfig, RopeScaling
-from hir_jax.model.files import hf, weights
+from hir_jax.model.files import hf_config, weights
 
 DATA = Path(__file__).with_name("references")
 GREEDY = 64
@@ -46,7 +46,7 @@ def write_model(directory: Path, config: ModelConfig) -> Path:
     """A Hugging Face directory of the random model, not written by `hf.save`."""
     directory.mkdir(parents=True, exist_ok=True)
     save_file(random_tensors(config), directory / "model.safetensors", metadata={"format": "pt"})
-    (directory / "config.json").write_text(json.dumps(hf.config_json(config, [1], None, "float32")))
+    (directory / "config.json").write_text(json.dumps(hf_config.config_json(config, [1], None, "float32")))
     return directory
 
 

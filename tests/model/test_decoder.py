@@ -21,7 +21,7 @@ from model_cases import (
 )
 
 from hir_jax.model import decoder, decoding
-from hir_jax.model.files import hf
+from hir_jax.model.files import hf, hf_config
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def test_an_output_matrix_beside_a_tied_flag_gives_transformers_logits(reference
     """Where the file's differs from the embedding; with the embedding in its place the logits are others."""
     directory = write_model(tmp_path / "model", TIED)
     add_output_matrix(directory, same=False)
-    config = hf.parse_config(hf.read_json(directory / "config.json"), "config.json")
+    config = hf_config.parse_config(hf_config.read_json(directory / "config.json"), "config.json")
     config = hf.really_tied(config, hf.SafetensorsSource(directory))
     tokens = case_tokens(TIED, length=8)
     found = logits_of(config, hf.load_params(directory, config), tokens, np.ones(tokens.shape, bool))[:, -1:]

@@ -17,7 +17,7 @@ from transformers import LlamaConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen
 from hir_jax.data.generate.tiny import lexicon
 from hir_jax.model import decoder
 from hir_jax.model.config import RopeScaling
-from hir_jax.model.files import hf
+from hir_jax.model.files import hf, hf_config
 from hir_jax.model.files.checkpoint import CheckpointError, open_checkpoint
 
 CONFIG = CASES["llama_tied"]
@@ -36,7 +36,9 @@ def rewrite(directory: Path, change) -> None:
 
 
 def load(directory):
-    return hf.load_params(directory, hf.parse_config(hf.read_json(directory / "config.json"), "config.json"))
+    return hf.load_params(
+        directory, hf_config.parse_config(hf_config.read_json(directory / "config.json"), "config.json")
+    )
 
 
 # ---- config
@@ -49,24 +51,24 @@ CLASSES = {"llama": LlamaConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config}
 def test_config_written_by_transformers_and_by_us_is_the_same(name, tmp_path):
     """Ours -> transformers -> the layout of the installed transformers (rope_parameters in 5) -> ours."""
     config = CASES[name]
-    written = hf.config_json(config, [1, 2], 0, "float32")
-    assert hf.parse_config(written, "here") == config
+    written = hf_config.config_json(config, [1, 2], 0, "float32")
+    assert hf_config.parse_config(written, "here") == config
     CLASSES[config.family](**written).save_pretrained(tmp_path)
-    assert hf.parse_config(hf.read_json(tmp_path / "config.json"), "here") == config
-    assert hf.read_stop_ids(tmp_path) == (1, 2)
+    assert hf_config.parse_config(hf_config.read_json(tmp_path / "config.json"), "here") == config
+    assert hf_config.read_stop_ids(tmp_path) == (1, 2)
 
 
 def test_both_layouts_of_rotary_settings():
-    raw = hf.config_json(CONFIG, [1], None, "float32")
+    raw = hf_config.config_json(CONFIG, [1], None, "float32")
     llama3 = {"factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
     old = raw | {"rope_theta": 5e5, "rope_scaling": {"type": "llama3", **llama3}}
     new = {k: v for k, v in raw.items() if not k.startswith("rope")}
     new["rope_parameters"] = {"rope_type": "llama3", "rope_theta": 5e5, **llama3}
     for layout in (old, new):
-        parsed = hf.parse_config(layout, "here")
+        parsed = hf_config.parse_config(layout, "here")
         assert (parsed.rope_theta, parsed.rope_scaling) == (5e5, RopeScaling(32.0, 1.0, 4.0, 8192))
     new["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e6}
-    assert hf.parse_config(new, "here").rope_scaling is None
+    assert hf_config.parse_config(new, "here").rope_scaling is None
 
 
 @pytest.mark.parametrize(
@@ -87,7 +89,7 @@ def test_both_layouts_of_rotary_settings():
 )
 def test_unsupported_features_are_refused_by_name(change, named):
     with pytest.raises(CheckpointError, match=named) as error:
-        hf.parse_config(hf.config_json(CONFIG, [1], None, "float32") | change, "dir/config.json")
+        hf_config.parse_config(hf_config.config_json(CONFIG, [1], None, "float32") | change, "dir/config.json")
     assert "dir/config.json" in str(error.value)
 
 
@@ -96,15 +98,15 @@ def test_unsupported_features_are_refused_by_name(change, named):
 )
 @pytest.mark.parametrize("value", [None, "8", 0, -1, True, float("nan")])
 def test_numbers_that_are_none_are_refused_by_key(key, value):
-    raw = hf.config_json(CONFIG, [1], None, "float32") | {key: value}
+    raw = hf_config.config_json(CONFIG, [1], None, "float32") | {key: value}
     with pytest.raises(CheckpointError, match=key) as error:
-        hf.parse_config(raw, "config.json")
+        hf_config.parse_config(raw, "config.json")
     assert "\n" not in str(error.value)
 
 
 def test_rope_scaling_beside_rope_parameters_is_read_as_transformers_does(tmp_path):
     llama3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
-    raw = hf.config_json(CONFIG, [1], None, "float32")
+    raw = hf_config.config_json(CONFIG, [1], None, "float32")
     raw |= {
         "rope_parameters": {"rope_type": "default", "rope_theta": 7e5},
         "rope_scaling": {"rope_type": "llama3"} | llama3,
@@ -112,12 +114,12 @@ def test_rope_scaling_beside_rope_parameters_is_read_as_transformers_does(tmp_pa
     raw["rope_theta"] = 3e4
     (tmp_path / "config.json").write_text(json.dumps(raw), encoding="utf-8")
     theirs = LlamaConfig.from_pretrained(tmp_path).rope_parameters
-    found = hf.parse_config(raw, "config.json")
+    found = hf_config.parse_config(raw, "config.json")
     assert (theirs["rope_type"], theirs["rope_theta"]) == ("llama3", found.rope_theta)
     assert found.rope_scaling == RopeScaling(*(theirs[key] for key in llama3))
     nested = raw | {"rope_scaling": None, "rope_parameters": {"full_attention": {"rope_type": "default"}}}
     with pytest.raises(CheckpointError, match=r"layer types \(full_attention\)"):
-        hf.parse_config(nested, "config.json")
+        hf_config.parse_config(nested, "config.json")
 
 
 @pytest.mark.parametrize("same", [True, False])
@@ -131,27 +133,27 @@ def test_an_output_matrix_unlike_the_embedding_is_not_tied(same, directory):
 def test_the_begin_token_and_the_sampling_defaults_are_written_as_they_came(directory, tmp_path):
     defaults = {"bos_token_id": 5, "do_sample": True, "temperature": 0.6, "top_p": 0.9, "eos_token_id": [1, 2]}
     (directory / "generation_config.json").write_text(json.dumps(defaults), encoding="utf-8")
-    raw = hf.read_json(directory / "config.json") | {"bos_token_id": 5}
+    raw = hf_config.read_json(directory / "config.json") | {"bos_token_id": 5}
     (directory / "config.json").write_text(json.dumps(raw), encoding="utf-8")
-    hf.save(tmp_path / "out", CONFIG, load(directory), None, [1, 2], kept=hf.read_kept(directory))
-    assert hf.read_json(tmp_path / "out" / "config.json")["bos_token_id"] == 5
-    assert hf.read_json(tmp_path / "out" / "generation_config.json") == defaults
+    hf.save(tmp_path / "out", CONFIG, load(directory), None, [1, 2], kept=hf_config.read_kept(directory))
+    assert hf_config.read_json(tmp_path / "out" / "config.json")["bos_token_id"] == 5
+    assert hf_config.read_json(tmp_path / "out" / "generation_config.json") == defaults
 
 
 def test_broken_json_names_the_file_and_line(directory):
     (directory / "config.json").write_text('{\n"model_type": "llama",\n')
     with pytest.raises(CheckpointError, match=r"config\.json: not JSON .*line 3"):
-        hf.read_json(directory / "config.json")
+        hf_config.read_json(directory / "config.json")
 
 
 def test_stop_ids_come_from_the_generation_config_first(directory):
-    assert hf.read_stop_ids(directory) == (1,)
+    assert hf_config.read_stop_ids(directory) == (1,)
     (directory / "generation_config.json").write_text('{"eos_token_id": [5, 6]}')
-    assert hf.read_stop_ids(directory) == (5, 6)
+    assert hf_config.read_stop_ids(directory) == (5, 6)
     for file in ("config.json", "generation_config.json"):
         (directory / file).write_text("{}")
     with pytest.raises(CheckpointError, match="eos_token_id"):
-        hf.read_stop_ids(directory)
+        hf_config.read_stop_ids(directory)
 
 
 # ---- weights
@@ -199,7 +201,7 @@ def test_index_must_agree_with_the_shards(directory):
     params = load(directory)
     sharded = directory.parent / "sharded"
     hf.save(sharded, CONFIG, params, None, [1], shard_bytes=20_000)
-    index = hf.read_json(sharded / hf.INDEX)
+    index = hf_config.read_json(sharded / hf.INDEX)
     index["weight_map"]["model.norm.weight"] = max(index["weight_map"].values())
     (sharded / hf.INDEX).write_text(json.dumps(index))
     with pytest.raises(CheckpointError, match=r"index\.json: .*model\.norm\.weight"):
@@ -274,9 +276,9 @@ MESH_PROGRAM = """
 import sys
 import jax, numpy as np
 from hir_jax.model import decoder
-from hir_jax.model.files import hf
+from hir_jax.model.files import hf, hf_config
 jax.config.update("jax_num_cpu_devices", 8)
-config = hf.parse_config(hf.read_json(hf.Path(sys.argv[1]) / "config.json"), "config.json")
+config = hf_config.parse_config(hf_config.read_json(hf.Path(sys.argv[1]) / "config.json"), "config.json")
 mesh = jax.make_mesh((4, 2), ("fsdp", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
 rules = {"embed": "fsdp", "heads": "tensor", "mlp": "tensor", "vocab": "tensor"}
 is_axes = lambda axes: isinstance(axes, tuple)

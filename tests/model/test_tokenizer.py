@@ -11,7 +11,7 @@ from model_cases import CASES, write_model
 from small_runs import small_config
 
 from hir_jax.engine import Engine
-from hir_jax.model.files import hf
+from hir_jax.model.files import hf, hf_config
 from hir_jax.model.files.checkpoint import CheckpointError, open_checkpoint
 from hir_jax.model.files.tokenizer import ids_of, read_tokenizer, refuse_misfit, warn_of_unused_ends
 
@@ -86,7 +86,7 @@ def test_stop_ids_without_a_row_are_refused_when_a_checkpoint_is_opened(place, t
     ids = ids_of(chat_cases.tokenizer("llama3"))
     config = replace(CASES["llama_tied"], vocab_size=ids + 3)
     directory = tokenizer_directory(write_model(tmp_path / "model", config))
-    written = hf.read_json(directory / "config.json")
+    written = hf_config.read_json(directory / "config.json")
     for last, outside in ((ids + 2, False), (ids + 3, True)):
         settings = (written if place == "config.json" else {}) | {"eos_token_id": [5, last]}
         (directory / place).write_text(json.dumps(settings), encoding="utf-8")
@@ -126,4 +126,4 @@ def test_an_end_token_that_is_no_stop_id_is_warned_of_once(caplog):
 def test_stop_ids_that_are_none_are_refused(ids, tmp_path):
     directory = write_model(tmp_path / "model", CASES["llama_tied"])
     (directory / "generation_config.json").write_text(json.dumps({"eos_token_id": ids}), encoding="utf-8")
-    assert "eos_token_id is" in refused(hf.read_stop_ids, directory)
+    assert "eos_token_id is" in refused(hf_config.read_stop_ids, directory)

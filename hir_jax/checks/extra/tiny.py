@@ -10,9 +10,10 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from hir_jax.checks.arguments import WORD, Argument
 from hir_jax.checks.extra.training import occurrences
 from hir_jax.checks.ifeval.format import postscript
-from hir_jax.checks.registry import WORD, Argument, register
+from hir_jax.checks.registry import register
 
 
 def _words(value: Any) -> tuple[str, ...]:

@@ -15,15 +15,16 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from hir_jax.checks import english, registry
+from hir_jax.checks import arguments, english
+from hir_jax.checks.arguments import POSITION, WORD, Argument, one_of, ordinal, plural
 from hir_jax.checks.compatibility import Demands
 from hir_jax.checks.english import bare
 from hir_jax.checks.generation import Arguments, Generated, Task
-from hir_jax.checks.registry import POSITION, WORD, Argument, one_of, ordinal, plural, register
+from hir_jax.checks.registry import register
 
 _SPACES = re.compile(r"[ \t]+")
 _BLANK_LINES = re.compile(r"\n[ \t]*\n")
-LETTER = Argument("a letter from a to z", registry.LETTER.parse)
+LETTER = Argument("a letter from a to z", arguments.LETTER.parse)
 
 
 def _words(text: str) -> list[str]:

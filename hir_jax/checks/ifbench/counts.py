@@ -10,10 +10,11 @@ from functools import partial
 from typing import Any
 
 from hir_jax.checks import english
+from hir_jax.checks.arguments import POSITION, Argument, ordinal, plural
 from hir_jax.checks.compatibility import Demands, between
 from hir_jax.checks.english import bare
 from hir_jax.checks.generation import Arguments, Generated, Task
-from hir_jax.checks.registry import POSITION, Argument, ScorerStopsError, ordinal, plural, register
+from hir_jax.checks.registry import ScorerStopsError, register
 
 generated = partial(Generated, family="ifbench")
 

@@ -11,8 +11,9 @@ import unicodedata
 from collections.abc import Sequence
 
 from hir_jax.checks import english
+from hir_jax.checks.arguments import DRAWN_IF_0, POSITION
 from hir_jax.checks.english import bare
-from hir_jax.checks.registry import DRAWN_IF_0, POSITION, ScorerStopsError, register
+from hir_jax.checks.registry import ScorerStopsError, register
 
 
 @register("custom:multiples", lambda: "Count from 10 to 50, but write only the multiples of 7.")

@@ -7,10 +7,11 @@ import re
 import string
 
 from hir_jax.checks import english
+from hir_jax.checks.arguments import TEXT
 from hir_jax.checks.compatibility import Demands
 from hir_jax.checks.english import bare
 from hir_jax.checks.ifbench.counts import generated
-from hir_jax.checks.registry import TEXT, ScorerStopsError, register
+from hir_jax.checks.registry import ScorerStopsError, register
 
 
 def _is_emoji(character: str) -> bool:

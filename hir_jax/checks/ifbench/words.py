@@ -8,10 +8,11 @@ import re
 import string
 
 from hir_jax.checks import english
+from hir_jax.checks.arguments import POSITION, ordinal, plural
 from hir_jax.checks.compatibility import Demands
 from hir_jax.checks.english import bare
 from hir_jax.checks.ifbench.counts import generated
-from hir_jax.checks.registry import POSITION, ScorerStopsError, ordinal, plural, register
+from hir_jax.checks.registry import ScorerStopsError, register
 
 
 def _words(text: str) -> list[str]:

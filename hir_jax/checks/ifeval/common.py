@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from hir_jax.checks import english
+from hir_jax.checks.arguments import one_of, plural
 from hir_jax.checks.compatibility import Bound, Demands
 from hir_jax.checks.generation import Arguments, Generated
-from hir_jax.checks.registry import before_checks, one_of, plural
+from hir_jax.checks.registry import before_checks
 
 before_checks(english.warm_up)
 

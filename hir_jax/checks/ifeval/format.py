@@ -6,9 +6,10 @@ import json
 import re
 
 from hir_jax.checks import registry
+from hir_jax.checks.arguments import pattern, plural
 from hir_jax.checks.compatibility import NO_DOCUMENT, WHOLE, Demands, between, literal
 from hir_jax.checks.ifeval.common import generated
-from hir_jax.checks.registry import pattern, plural, register
+from hir_jax.checks.registry import register
 
 
 @register(

@@ -6,10 +6,11 @@ import random
 import re
 from collections.abc import Sequence
 
+from hir_jax.checks.arguments import LETTER, one_of, pattern, patterns
 from hir_jax.checks.compatibility import Demands, literal
 from hir_jax.checks.generation import Arguments, Task
 from hir_jax.checks.ifeval.common import RELATION, amount, bound, draw_relation, generated, holds, is_language, quoted
-from hir_jax.checks.registry import LETTER, one_of, pattern, patterns, register
+from hir_jax.checks.registry import register
 
 
 def demand_keywords(keywords: Sequence[str]) -> Demands:

@@ -6,10 +6,11 @@ import random
 import re
 
 from hir_jax.checks import english
+from hir_jax.checks.arguments import plural
 from hir_jax.checks.compatibility import Demands, between, literal
 from hir_jax.checks.generation import Arguments, Task
 from hir_jax.checks.ifeval.common import RELATION, amount, bound, divided, draw_relation, generated, holds
-from hir_jax.checks.registry import plural, register
+from hir_jax.checks.registry import register
 
 
 def _nth_fits(num_paragraphs: int, nth_paragraph: int, first_word: str) -> str | None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 
 from hir_jax.checks import english
+from hir_jax.checks.arguments import DRAWN_IF_0, pattern, plural
 from hir_jax.checks.ifeval.common import divided
-from hir_jax.checks.registry import DRAWN_IF_0, pattern, plural, register
+from hir_jax.checks.registry import register
 
 _DIVIDER = r"\s?\*\*\*\s?"
 

@@ -7,17 +7,10 @@ import re
 from typing import Any
 
 from hir_jax.checks import english
+from hir_jax.checks.arguments import DRAWN_IF_0, LETTER, Argument, ordinal, plural, require_pattern
 from hir_jax.checks.ifeval import keywords as ifeval
 from hir_jax.checks.ifeval.common import RELATION, amount, holds
-from hir_jax.checks.registry import (
-    DRAWN_IF_0,
-    LETTER,
-    Argument,
-    ordinal,
-    plural,
-    register,
-    require_pattern,
-)
+from hir_jax.checks.registry import register
 
 
 def _one(value: Any) -> str:

@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from hir_jax.checks import registry
+from hir_jax.checks.arguments import TEXT
 from hir_jax.checks.worker import DIED, RAISED, TIMED_OUT, Outcome, unknown
 from hir_jax.types import InputError
 
@@ -45,8 +46,8 @@ registry.declare(
     ID,
     lambda source, function: f"The response must pass the check {function}.",
     decider="code",
-    source=registry.TEXT,
-    function=registry.TEXT,
+    source=TEXT,
+    function=TEXT,
 )
 
 _RUNNER = Path(__file__).with_name("caged.py")

@@ -11,7 +11,7 @@ from typing import Any
 from hir_jax import paths
 from hir_jax.model import decoder
 from hir_jax.model.config import ModelConfig
-from hir_jax.model.files import gguf, hf, tokenizer, weights
+from hir_jax.model.files import gguf, hf, hf_config, tokenizer, weights
 from hir_jax.model.files.weights import CheckpointError
 from hir_jax.pathflags import expanded
 
@@ -31,7 +31,7 @@ class Checkpoint:
     source: weights.TensorSource
     names: Mapping[str, Any]
     ignored: Callable[[str], bool]
-    kept: hf.Kept  # written with the trained model
+    kept: hf_config.Kept  # written with the trained model
 
     def load_params(self, param_dtype="float32", shardings=None) -> decoder.Params:
         """The parameters, loaded to their shards (`weights.load_tree`). Raises CheckpointError."""
@@ -74,7 +74,7 @@ def open_checkpoint(name_or_path: str | Path) -> Checkpoint:
         try:
             checkpoint = Checkpoint(
                 gguf.parse_config(source), gguf.read_tokenizer(source), gguf.read_stop_ids(source), origin, source,
-                weights.GGUF_NAMES, gguf.ignorable, hf.Kept(source.value("tokenizer.ggml.bos_token_id", required=False)),
+                weights.GGUF_NAMES, gguf.ignorable, hf_config.Kept(source.value("tokenizer.ggml.bos_token_id", required=False)),
             )  # fmt: skip
         except CheckpointError:
             raise
@@ -86,12 +86,12 @@ def open_checkpoint(name_or_path: str | Path) -> Checkpoint:
                 known = ", ".join(ALIASES)
                 raise CheckpointError(f"{name}: no such directory, .gguf file, hub id (owner/name) or alias ({known})")
             path = _download(name)
-        config = hf.parse_config(hf.read_json(path / "config.json"), str(path / "config.json"))
-        stop_ids, read = hf.read_stop_ids(path), tokenizer.read_tokenizer(path)
+        config = hf_config.parse_config(hf_config.read_json(path / "config.json"), str(path / "config.json"))
+        stop_ids, read = hf_config.read_stop_ids(path), tokenizer.read_tokenizer(path)
         source = hf.SafetensorsSource(path)
         config = hf.really_tied(config, source)
         checkpoint = Checkpoint(
-            config, read, stop_ids, name, source, weights.HF_NAMES, hf.ignorable(config), hf.read_kept(path)
+            config, read, stop_ids, name, source, weights.HF_NAMES, hf.ignorable(config), hf_config.read_kept(path)
         )
     weights.check_tensors(checkpoint.config, checkpoint.source, checkpoint.names, checkpoint.ignored)
     tokenizer.refuse_misfit(checkpoint.tokenizer, checkpoint.stop_ids, checkpoint.config.vocab_size, name)

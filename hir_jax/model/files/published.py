@@ -1,7 +1,7 @@
 """Shapes of published checkpoints, with which functions are compiled without downloading one (`hir_jax.aot`).
 
 Each entry holds the keys of the checkpoint's own config.json and generation_config.json on which a compiled function depends,
-as published on the Hugging Face hub. `hf.parse_config` reads them like a downloaded file.
+as published on the Hugging Face hub. `hf_config.parse_config` reads them like a downloaded file.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import difflib
 from typing import Any, NamedTuple
 
 from hir_jax.model.config import ModelConfig
-from hir_jax.model.files import hf
+from hir_jax.model.files import hf_config
 from hir_jax.model.files.weights import CheckpointError
 
 _QWEN_ENDS = {"eos_token_id": [151645, 151643], "pad_token_id": 151643}
@@ -66,4 +66,4 @@ def outline(hub_id: str) -> Outline:
     raw = PUBLISHED[hub_id]
     stops = tuple(raw["eos_token_id"])
     pad = raw["pad_token_id"]
-    return Outline(hf.parse_config(raw, hub_id), stops, stops[0] if pad is None else pad)
+    return Outline(hf_config.parse_config(raw, hub_id), stops, stops[0] if pad is None else pad)

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from hir_jax.model.files.hf import read_json
+from hir_jax.model.files.hf_config import read_json
 from hir_jax.model.files.weights import CheckpointError, refuse_lfs_pointer
 from hir_jax.textfiles import first_line
 
