@@ -54,6 +54,7 @@ def report(tmp_path_factory):
 
 def test_head_of_the_report(report):
     assert report["versions"]["jax"] and report["date"].endswith("Z") and len(report["load_average"]) == 2
+    assert set(report["instruction_sets"]) <= {"avx2", "avx512f", "amx_tile"}
     assert report["peak_memory_gb"] > 0.05 and report["matmul_flops_per_s"]["float32"] > 1e8
     assert report["read_bytes_per_s"] > 1e7 and report["config"]["model.num_layers"] == 1
     assert report["command"].startswith("python -m hir_jax.bench --config=") and report["commit"]
@@ -211,7 +212,7 @@ def test_torch_runs_beside_ours():
     found = run("--peer=hf")
     assert found.returncode == 0, found.stderr
     figures = json.loads(found.stdout.splitlines()[-1])
-    for part in (figures["rollout"], figures["learner"]["even"], figures["learner"]["packed"]):
+    for part in (figures["rollout"], *(figures["learner"][name] for name in ("even", "packed", "products"))):
         assert 0 < part["times_peer"]["min"] <= part["times_peer"]["max"]
 
 

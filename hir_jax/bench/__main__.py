@@ -5,11 +5,11 @@
 
 Phases, each through the functions that train.py calls (the docstring of its module says more):
     rollout    prompts x samples responses of new_tokens tokens each after prompts of 80 tokens in the mean
-    learner    one optimiser update on as many sequences, without padding and with
+    learner    one optimiser update on as many sequences, without padding and with; its layers' matrix products alone
     long_tail  continuous batching in --slots slots against the plain loop, responses of up to --tail_tokens tokens
     step       --steps steps of the config by hir_jax.train, those that compile left out: seconds, their phases, the share of
                overhead, padding, memory
-    start      the config started twice on an empty compilation cache: seconds to the end of the first step, compilations
+    start      the config started twice on an empty compilation cache: seconds to the first step and to its end, compilations
     grpo       a whole `ilr` and `hir` step on prompts of up to --grpo_prompt_tokens tokens
     encode     a row of 30 numbered constraints, tokenised by roles with the config's tokenizer
     verify     checks of --verify_rows responses, by one core, by the pool of workers, on the device; needs no model

@@ -49,31 +49,23 @@ class Products(Work):
     computes in."""
 
     def __init__(self, engine: Engine, params, rows: int):
-        dtype = engine.model.compute_dtype
-        self.matrices = {name: jnp.asarray(params["layers"][name], dtype) for name in MATRICES}
-        self.inputs = {name: jnp.ones((rows, matrix.shape[1]), dtype) for name, matrix in self.matrices.items()}
-        self.tokens, self.flops = rows, 6 * rows * sum(matrix.size for matrix in self.matrices.values())
-        self._run = jax.jit(self._products)
-
-    @staticmethod
-    def _products(inputs, matrices):
-        """Those of the last layer: they take the place of those before."""
-
-        def of(name, matrix):
-            x = inputs[name]
-            y = x @ matrix
-            return y, y @ matrix.T, x.T @ y
-
-        def layer(_, given):
-            return {name: of(name, matrix) for name, matrix in given.items()}, None
-
-        first = jax.tree.map(
-            jnp.zeros_like, jax.eval_shape(lambda m: layer(None, m)[0], {n: m[0] for n, m in matrices.items()})
-        )
-        return jax.lax.scan(layer, first, matrices)[0]
+        dtype, layers = engine.model.compute_dtype, range(engine.model.num_layers)
+        self.layers = [{name: jnp.asarray(params["layers"][name][i], dtype) for name in MATRICES} for i in layers]
+        self.inputs = {name: jnp.ones((rows, len(matrix)), dtype) for name, matrix in self.layers[0].items()}
+        self.tokens = rows
+        self.flops = 6 * rows * sum(matrix.size for layer in self.layers for matrix in layer.values())
 
     def run(self) -> None:
-        jax.block_until_ready(self._run(self.inputs, self.matrices))
+        for layer in self.layers:
+            jax.block_until_ready(products(self.inputs, layer))
+
+
+@jax.jit
+def products(inputs: dict[str, jax.Array], matrices: dict[str, jax.Array]) -> dict[str, tuple[jax.Array, ...]]:
+    """Of each x [rows, in] and matrix [in, out]: y = x @ matrix, and with y in the place of its gradient those of x and of the
+    matrix."""
+    outputs = {name: inputs[name] @ matrix for name, matrix in matrices.items()}
+    return {name: (y, y @ matrices[name].T, inputs[name].T @ y) for name, y in outputs.items()}
 
 
 def _one(session: Session, name: str, ours: Learner, params) -> dict:
@@ -97,9 +89,9 @@ def bench(session: Session) -> dict:
     packed = learner_lengths(sizes.rows, sizes.new_tokens)
     for name, lengths, columns in (("even", even, PROMPT_TOKENS), ("packed", packed, PROMPT_LONGEST)):
         found[name] = _one(session, name, Learner(engine, params, *lengths, columns), params)
-    products = Products(engine, params, settings.micro_batch_tokens)
-    peer = peer_hf.Products(products, engine.model.compute_dtype) if session.peer == "hf" else None
-    found["products"] = session.measure("learner, products of the layers", products, peer) | {"rows": products.tokens}
+    ours = Products(engine, params, settings.micro_batch_tokens)
+    peer = peer_hf.Products(ours, engine.model.compute_dtype) if session.peer == "hf" else None
+    found["products"] = session.measure("learner, products of the layers", ours, peer) | {"rows": ours.tokens}
     session.fractions["learner"] = partial(fractions, found, engine.model.compute_dtype)
     return found
 

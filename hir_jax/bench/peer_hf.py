@@ -104,12 +104,13 @@ class Products(Work):
         def of(tree):
             return {name: torch.tensor(np.asarray(x, np.float32)).to(getattr(torch, dtype)) for name, x in tree.items()}
 
-        self.inputs, self.matrices, self.inference_mode = of(ours.inputs), of(ours.matrices), torch.inference_mode
-        self.tokens, self.flops = ours.tokens, ours.flops
+        self.inputs, self.layers = of(ours.inputs), [of(layer) for layer in ours.layers]
+        self.inference_mode, self.tokens, self.flops = torch.inference_mode, ours.tokens, ours.flops
 
     def run(self) -> None:
         with self.inference_mode():
-            for layer in zip(*self.matrices.values(), strict=True):
-                for x, matrix in zip(self.inputs.values(), layer, strict=True):
+            for layer in self.layers:
+                for name, matrix in layer.items():
+                    x = self.inputs[name]
                     y = x @ matrix
                     y @ matrix.T, x.T @ y

@@ -65,19 +65,18 @@ def _rollout(part: Mapping, found: Mapping) -> Iterator[Line]:
 
 
 def _learner(part: Mapping, found: Mapping) -> Iterator[Line]:
+    def line(what: str, one: Mapping) -> Line:
+        return _line(what, one, f"{one['fraction_of_matmul']:.0%} of {found['dtype']} matmul", "torch")
+
     for name in ("even", "packed"):
         one, words = part[name], "no padding"
         if name == "packed":
             computed = f", {one['padding_computed']:.0%} computed" if "padding_computed" in one else ""
             words = f"padding {one['padding_given']:.0%} as given{computed}"
-        ceiling = f"{one['fraction_of_matmul']:.0%} of {found['dtype']} matmul"
-        yield _line(f"learner, {one['rows']} x {one['columns']}, {words}", one, ceiling, "torch")
+        yield line(f"learner, {one['rows']} x {one['columns']}, {words}", one)
     if "products" in part:
         one = part["products"]
-        ceiling = f"{one['fraction_of_matmul']:.0%} of {found['dtype']} matmul"
-        yield _line(
-            f"products of {one['rows']} tokens with the layers' matrices, with gradients", one, ceiling, "torch"
-        )
+        yield line(f"products of {one['rows']} tokens with the layers' matrices, with gradients", one)
 
 
 def _long_tail(part: Mapping, found: Mapping) -> Iterator[Line]:
